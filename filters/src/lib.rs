@@ -1,0 +1,1 @@
+//! HTTP filters, one file each: live work on a request

@@ -1,0 +1,1 @@
+//! Pure decisions about a request: matchers, routes, retries, header edits
