@@ -7,6 +7,8 @@ use prost_types::FileDescriptorSet;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=descriptors.binpb");
+    // Cargo names the folder for build scripts this way only.
+    #[allow(clippy::disallowed_methods)]
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let mut set = FileDescriptorSet::decode(fs::read("descriptors.binpb")?.as_slice())?;
     // Comments of other projects are not documentation of ours, and rustdoc would try to run them as tests.

@@ -3,6 +3,15 @@
 //! Nothing here opens a socket, waits, or knows where configuration comes from.
 
 pub mod clock;
+mod flags;
+pub mod format;
+mod record;
 mod spiffe;
+mod workload;
 
+pub use flags::ResponseFlags;
+pub use record::{
+    ClusterFacts, Connection, Counts, Exchange, Moments, Protocol, RequestHead, Scheme, Service, Upstream, is_grpc_content_type,
+};
 pub use spiffe::{InvalidSpiffeId, SpiffeId};
+pub use workload::Workload;

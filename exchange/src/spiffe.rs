@@ -58,7 +58,12 @@ impl FromStr for SpiffeId {
     type Err = InvalidSpiffeId;
 
     fn from_str(text: &str) -> Result<Self, InvalidSpiffeId> {
-        let refuse = |reason| Err(InvalidSpiffeId { text: text.chars().take(256).collect(), reason });
+        let refuse = |reason| {
+            Err(InvalidSpiffeId {
+                text: text.chars().take(256).collect(),
+                reason,
+            })
+        };
         let Some(rest) = text.strip_prefix(SCHEME) else {
             return refuse("it does not start with spiffe://");
         };
@@ -73,7 +78,11 @@ impl FromStr for SpiffeId {
             return refuse("it contains a space, comma or control character");
         }
         let trust_domain_end = SCHEME.len() + trust_domain_len;
-        Ok(Self { text: text.into(), trust_domain_end, workload: workload_ranges(text, trust_domain_end) })
+        Ok(Self {
+            text: text.into(),
+            trust_domain_end,
+            workload: workload_ranges(text, trust_domain_end),
+        })
     }
 }
 
@@ -125,13 +134,22 @@ mod tests {
     #[test]
     fn parts_of_a_workload_identity() {
         let id: SpiffeId = "spiffe://cluster.local/ns/app/sa/client".parse().unwrap();
-        assert_eq!((id.trust_domain(), id.namespace(), id.service_account()), ("cluster.local", Some("app"), Some("client")));
+        assert_eq!(
+            (id.trust_domain(), id.namespace(), id.service_account()),
+            ("cluster.local", Some("app"), Some("client"))
+        );
         assert_eq!(id, SpiffeId::workload("cluster.local", "app", "client").unwrap());
     }
 
     #[test]
     fn other_paths_have_no_namespace() {
-        for text in ["spiffe://td", "spiffe://td/x", "spiffe://td/ns/a/sa/", "spiffe://td/ns//sa/b", "spiffe://td/ns/a/sa/b/c"] {
+        for text in [
+            "spiffe://td",
+            "spiffe://td/x",
+            "spiffe://td/ns/a/sa/",
+            "spiffe://td/ns//sa/b",
+            "spiffe://td/ns/a/sa/b/c",
+        ] {
             let id: SpiffeId = text.parse().unwrap();
             assert_eq!((id.trust_domain(), id.namespace()), ("td", None), "{text}");
         }
@@ -139,7 +157,13 @@ mod tests {
 
     #[test]
     fn what_is_no_identity_is_refused() {
-        for text in ["", "http://td/ns/a/sa/b", "spiffe:///ns/a", "spiffe://t d/x", "spiffe://a,spiffe://b"] {
+        for text in [
+            "",
+            "http://td/ns/a/sa/b",
+            "spiffe:///ns/a",
+            "spiffe://t d/x",
+            "spiffe://a,spiffe://b",
+        ] {
             assert!(text.parse::<SpiffeId>().is_err(), "{text}");
         }
     }

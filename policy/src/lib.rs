@@ -1,1 +1,20 @@
-//! Pure decisions about a request: matchers, routes, retries, header edits
+//! Pure decisions about a request: its own types in, a verdict out.
+//!
+//! Nothing here opens a socket, waits, reads a clock or knows protobuf. Configuration compiles into these types once; a request asks
+//! them many times. What random numbers and the time of day decide comes in as parameters, so that every decision can be repeated.
+//!
+//! * [`matcher`]: does one fact have the asked shape?
+//! * [`path`]: the one form that a path takes before anything looks at it.
+//! * [`route`]: which route a request takes, and what that route makes of it.
+//! * [`headers`]: which headers are added, removed and believed.
+//! * [`timeout`]: how long a request may take.
+//! * [`retry`]: whether, when and how often it is tried again.
+//! * [`balance`]: who gets the next request.
+
+pub mod balance;
+pub mod headers;
+pub mod matcher;
+pub mod path;
+pub mod retry;
+pub mod route;
+pub mod timeout;

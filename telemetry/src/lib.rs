@@ -1,1 +1,18 @@
-//! Metrics and access logs: reads finished records, writes the formats that Istio's tools expect
+//! Metrics and access logs: reads the finished records of exchanges and writes the formats that Istio's tools expect.
+//!
+//! * [`istio`]: the `istio_*` metrics of an `istio.stats` filter.
+//! * [`registry`]: our own counters and gauges, and the place that a scrape renders.
+//! * [`prometheus`]: the text formats of a scrape.
+//! * [`access_log`]: lines of text or JSON to files, never in a request's way.
+
+pub mod access_log;
+pub mod istio;
+mod process;
+pub mod prometheus;
+pub mod registry;
+#[cfg(test)]
+mod testing;
+
+pub use access_log::{AccessLog, LogFiles};
+pub use istio::IstioStats;
+pub use registry::{Counter, Gauge, Registry};

@@ -1,0 +1,25 @@
+//! Matchers: does one fact of a request have the shape that configuration asks for?
+//!
+//! Each matcher is compiled once from configuration and then asked many times; it borrows what it looks at and allocates only
+//! where several header fields of one name have to be joined. Semantics are Envoy's (istio-waypoint-xds.md §4.4), down to what a
+//! missing header means to an inverted match, because routes and policies written for Envoy must decide the same here.
+//!
+//! Regular expressions are RE2's dialect, run by the `regex` crate: linear time, size-limited ([`Regex`]).
+
+mod header;
+mod ip;
+mod metadata;
+mod path;
+mod query;
+mod re2;
+mod regex;
+mod string;
+
+pub(crate) use header::joined;
+pub use header::{HeaderMatch, HeaderMatcher, HeaderName, request_header};
+pub use ip::CidrSet;
+pub use metadata::{MetadataMatcher, MetadataValue, ValueMatcher};
+pub use path::{PathMatch, PathMatcher};
+pub use query::{QueryMatch, QueryMatcher, first_query_value};
+pub use regex::{REGEX_SIZE_LIMIT, Regex, RegexError, RegexRewrite};
+pub use string::{StringMatch, StringMatcher};

@@ -1,0 +1,363 @@
+//! What a route does with a request: forward it, redirect it, or answer it.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use bytes::Bytes;
+use http::{HeaderValue, StatusCode};
+
+use super::{HashPolicy, Overrides, Redirect};
+use crate::{
+    balance::{WeightSumError, Weights},
+    headers::HeaderEdits,
+    matcher::RegexRewrite,
+    retry::RetryPolicy,
+    timeout::RouteTimeouts,
+};
+
+/// What a route does.
+#[derive(Debug)]
+pub enum RouteAction {
+    /// Send the request to a cluster.
+    Forward(Box<Forward>),
+    /// Tell the client to go elsewhere.
+    Redirect(Redirect),
+    /// Answer.
+    DirectResponse(DirectResponse),
+}
+
+/// Send the request to a cluster.
+#[derive(Debug)]
+pub struct Forward {
+    /// Where to.
+    pub target: Target,
+    /// Status of the answer when the cluster does not exist (503, or 500 for Gateway API).
+    pub cluster_not_found: StatusCode,
+    /// How long it may take.
+    pub timeouts: RouteTimeouts,
+    /// When it is tried again; `None` leaves it to the request's own headers.
+    pub retry: Option<RetryPolicy>,
+    /// The path that is sent instead.
+    pub path_rewrite: Option<PathRewrite>,
+    /// The authority that is sent instead.
+    pub host_rewrite: Option<HostRewrite>,
+    /// The replaced authority is appended to `x-forwarded-host`.
+    pub append_x_forwarded_host: bool,
+    /// What consistent hashing looks at, in order.
+    pub hash_policies: Vec<HashPolicy>,
+    /// Clusters that get a copy.
+    pub mirrors: Vec<Mirror>,
+    /// Upgrades that differ from those of the chain.
+    pub upgrades: Vec<Upgrade>,
+}
+
+/// Where requests are sent.
+#[derive(Debug)]
+pub enum Target {
+    /// Always the same cluster.
+    Cluster(Arc<str>),
+    /// One of several, by weight.
+    Weighted(WeightedClusters),
+}
+
+/// Clusters with weights; at least one weight is positive.
+#[derive(Debug)]
+pub struct WeightedClusters {
+    clusters: Vec<WeightedCluster>,
+    weights: Weights,
+}
+
+/// One of several clusters.
+#[derive(Debug)]
+pub struct WeightedCluster {
+    /// Name of the cluster.
+    pub name: Arc<str>,
+    /// Its share, relative to the others.
+    pub weight: u32,
+    /// Header edits of the request, before those of the route.
+    pub request_edits: HeaderEdits,
+    /// Header edits of the answer, before those of the route.
+    pub response_edits: HeaderEdits,
+    /// The authority that is sent to this cluster; the route's own rewrite comes later and wins.
+    pub host_rewrite: Option<HeaderValue>,
+    /// Configuration of filters, by the filter's name.
+    pub overrides: Overrides,
+}
+
+/// What replaces the path, or a part of it.
+#[derive(Clone, Debug)]
+pub enum PathRewrite {
+    /// The part that the route's match stands for.
+    Prefix(Box<str>),
+    /// All matches of an expression; the query stays.
+    Regex(RegexRewrite),
+    /// The whole path; the query stays.
+    Full(Box<str>),
+}
+
+/// What replaces the authority.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HostRewrite {
+    /// This.
+    Literal(HeaderValue),
+    /// The value of a request header, when it is there.
+    Header(http::HeaderName),
+    /// The host name of the chosen endpoint, when it has one.
+    Endpoint,
+}
+
+/// A share of requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fraction {
+    /// How many …
+    pub numerator: u32,
+    /// … of how many: 100, 10 000 or 1 000 000.
+    pub denominator: u32,
+}
+
+/// A cluster that gets a copy of requests; its answers are thrown away.
+#[derive(Clone, Debug)]
+pub struct Mirror {
+    /// Name of the cluster.
+    pub cluster: Arc<str>,
+    /// The share of requests that is copied.
+    pub fraction: Fraction,
+    /// Copies carry an authority with `-shadow` appended to the host.
+    pub shadow_host_suffix: bool,
+    /// Copies are traced: always, never, or as the request (`None`).
+    pub trace_sampled: Option<bool>,
+}
+
+/// Whether a route takes a kind of upgrade.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upgrade {
+    /// `websocket`, `CONNECT`, …; compared without regard to case.
+    pub kind: Box<str>,
+    /// Whether it is taken.
+    pub enabled: bool,
+    /// A CONNECT is ended here, its bytes go to the cluster as TCP.
+    pub terminates_connect: bool,
+}
+
+/// An answer that configuration gives.
+#[derive(Clone, Debug)]
+pub struct DirectResponse {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its body.
+    pub body: Bytes,
+}
+
+/// The name of a route's operation, for traces and `x-envoy-decorator-operation`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decorator {
+    /// `web.app.svc.cluster.local:80/*`
+    pub operation: HeaderValue,
+    /// Whether others are told in a header.
+    pub propagate: bool,
+}
+
+// === impl RouteAction ===
+
+impl RouteAction {
+    /// The forwarding, if it is one.
+    pub fn forward(&self) -> Option<&Forward> {
+        match self {
+            Self::Forward(forward) => Some(forward),
+            Self::Redirect(_) | Self::DirectResponse(_) => None,
+        }
+    }
+}
+
+// === impl Forward ===
+
+impl Forward {
+    /// Forwarding to a cluster with nothing else asked for: no timeout, no retries, no rewrites.
+    pub fn to(target: Target) -> Self {
+        Self {
+            target,
+            cluster_not_found: StatusCode::SERVICE_UNAVAILABLE,
+            timeouts: RouteTimeouts::default(),
+            retry: None,
+            path_rewrite: None,
+            host_rewrite: None,
+            append_x_forwarded_host: false,
+            hash_policies: Vec::new(),
+            mirrors: Vec::new(),
+            upgrades: Vec::new(),
+        }
+    }
+
+    /// The clusters that it may send to, mirrors included.
+    pub fn clusters(&self) -> impl Iterator<Item = &Arc<str>> {
+        let (one, several) = match &self.target {
+            Target::Cluster(name) => (Some(name), None),
+            Target::Weighted(weighted) => (None, Some(weighted.clusters.iter().map(|cluster| &cluster.name))),
+        };
+        one.into_iter()
+            .chain(several.into_iter().flatten())
+            .chain(self.mirrors.iter().map(|mirror| &mirror.cluster))
+    }
+
+    /// What the route says about a kind of upgrade; `None` leaves it to the chain.
+    pub fn upgrade(&self, kind: &str) -> Option<&Upgrade> {
+        self.upgrades.iter().find(|upgrade| upgrade.kind.eq_ignore_ascii_case(kind))
+    }
+}
+
+// === impl Target ===
+
+impl Target {
+    /// The cluster of a request; the same random number chooses the same one, so retries stay with it.
+    pub fn choose(&self, random: u64) -> (&Arc<str>, Option<&WeightedCluster>) {
+        match self {
+            Self::Cluster(name) => (name, None),
+            Self::Weighted(weighted) => {
+                let chosen = weighted.choose(random);
+                (&chosen.name, Some(chosen))
+            }
+        }
+    }
+}
+
+// === impl WeightedClusters ===
+
+impl WeightedClusters {
+    /// Clusters with weights; refused when all weights are zero or their sum passes `u32`.
+    pub fn new(clusters: Vec<WeightedCluster>) -> Result<Self, WeightSumError> {
+        let weights = Weights::new(clusters.iter().map(|cluster| cluster.weight))?;
+        Ok(Self { clusters, weights })
+    }
+
+    /// In configuration's order.
+    pub fn clusters(&self) -> &[WeightedCluster] {
+        &self.clusters
+    }
+
+    /// The one that a random number stands for.
+    pub fn choose(&self, random: u64) -> &WeightedCluster {
+        &self.clusters[self.weights.choose(random)]
+    }
+}
+
+// === impl WeightedCluster ===
+
+impl WeightedCluster {
+    /// A cluster with a share and nothing else asked for.
+    pub fn new(name: impl Into<Arc<str>>, weight: u32) -> Self {
+        Self {
+            name: name.into(),
+            weight,
+            request_edits: HeaderEdits::default(),
+            response_edits: HeaderEdits::default(),
+            host_rewrite: None,
+            overrides: BTreeMap::new(),
+        }
+    }
+}
+
+// === impl Fraction ===
+
+impl Fraction {
+    /// All requests.
+    pub const ALL: Self = Self {
+        numerator: 100,
+        denominator: 100,
+    };
+
+    /// Whether the request of a random number is in the share.
+    pub fn contains(self, random: u64) -> bool {
+        random % u64::from(self.denominator.max(1)) < u64::from(self.numerator)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Forward, Fraction, Mirror, Target, Upgrade, WeightedCluster, WeightedClusters};
+
+    #[test]
+    fn the_same_random_number_chooses_the_same_cluster() {
+        let clusters = vec![
+            WeightedCluster::new("a", 90),
+            WeightedCluster::new("none", 0),
+            WeightedCluster::new("b", 10),
+        ];
+        let target = Target::Weighted(WeightedClusters::new(clusters).unwrap());
+        let mut chosen = [0; 2];
+        for random in 0..1000 {
+            let (name, cluster) = target.choose(random);
+            assert_eq!(name, target.choose(random).0);
+            assert_eq!(cluster.map(|cluster| &cluster.name), Some(name));
+            chosen[usize::from(&**name == "b")] += 1;
+            assert_ne!(&**name, "none");
+        }
+        assert_eq!(chosen, [900, 100]);
+    }
+
+    #[test]
+    fn weights_that_add_up_to_nothing_are_refused() {
+        assert!(WeightedClusters::new(vec![]).is_err());
+        assert!(WeightedClusters::new(vec![WeightedCluster::new("a", 0)]).is_err());
+        assert!(WeightedClusters::new(vec![WeightedCluster::new("a", u32::MAX), WeightedCluster::new("b", 1)]).is_err());
+    }
+
+    #[test]
+    fn a_fraction_takes_its_share() {
+        for (fraction, share) in [
+            (Fraction::ALL, 1_000_000),
+            (
+                Fraction {
+                    numerator: 0,
+                    denominator: 100,
+                },
+                0,
+            ),
+            (
+                Fraction {
+                    numerator: 333_000,
+                    denominator: 1_000_000,
+                },
+                333_000,
+            ),
+            (
+                Fraction {
+                    numerator: 200,
+                    denominator: 100,
+                },
+                1_000_000,
+            ),
+        ] {
+            assert_eq!(
+                (0..1_000_000).filter(|random| fraction.contains(*random)).count(),
+                share,
+                "{fraction:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_forward_names_all_clusters_it_may_send_to() {
+        let clusters = vec![WeightedCluster::new("a", 1), WeightedCluster::new("b", 1)];
+        let mut forward = Forward::to(Target::Weighted(WeightedClusters::new(clusters).unwrap()));
+        forward.mirrors.push(Mirror {
+            cluster: "m".into(),
+            fraction: Fraction::ALL,
+            shadow_host_suffix: false,
+            trace_sampled: None,
+        });
+        assert_eq!(forward.clusters().map(|name| &**name).collect::<Vec<_>>(), ["a", "b", "m"]);
+        let single = Forward::to(Target::Cluster("a".into()));
+        assert_eq!(single.clusters().count(), 1);
+    }
+
+    #[test]
+    fn kinds_of_upgrades_ignore_case() {
+        let mut forward = Forward::to(Target::Cluster("a".into()));
+        forward.upgrades.push(Upgrade {
+            kind: "websocket".into(),
+            enabled: false,
+            terminates_connect: false,
+        });
+        assert!(forward.upgrade("WebSocket").is_some_and(|upgrade| !upgrade.enabled));
+        assert_eq!(forward.upgrade("CONNECT"), None);
+    }
+}

@@ -1,0 +1,170 @@
+//! Access logs: one line for each exchange, as text or JSON, to files and standard output.
+//!
+//! A chain has an [`AccessLog`], compiled from its configuration: sinks with a format, a filter and a file. [`AccessLog::log`]
+//! renders into a buffer that the thread keeps and hands the line to the file's queue; it never waits. The files themselves belong
+//! to the process ([`LogFiles`]), because several chains write to the same one. Formats are Envoy's (runtime contract §7.5), and so
+//! are the rules of JSON: keys in order of the alphabet, a value of one operator alone keeps its type, what is absent is `null` or left out.
+
+mod files;
+mod filter;
+mod json;
+#[cfg(test)]
+mod tests;
+
+use std::cell::RefCell;
+
+use cairn_exchange::format::{Absent, Template, View};
+use http::HeaderName;
+
+pub use self::{
+    files::{FLUSH_BYTES, FLUSH_INTERVAL, LogFile, LogFileError, LogFiles, MAX_FILES, QUEUE_BYTES},
+    filter::{Comparison, Filter},
+    json::{JsonFormat, JsonFormatError, JsonValue},
+};
+
+/// Istio's text format where none is configured.
+pub const DEFAULT_TEXT_FORMAT: &str = concat!(
+    "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" ",
+    "%RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %CONNECTION_TERMINATION_DETAILS% ",
+    "\"%UPSTREAM_TRANSPORT_FAILURE_REASON%\" %BYTES_RECEIVED% %BYTES_SENT% %DURATION% ",
+    "%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% \"%REQ(X-FORWARDED-FOR)%\" \"%REQ(USER-AGENT)%\" ",
+    "\"%REQ(X-REQUEST-ID)%\" \"%REQ(:AUTHORITY)%\" \"%UPSTREAM_HOST%\" %UPSTREAM_CLUSTER_RAW% ",
+    "%UPSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_REMOTE_ADDRESS% ",
+    "%REQUESTED_SERVER_NAME% %ROUTE_NAME%\n",
+);
+
+/// Istio's JSON format where none is configured.
+pub const DEFAULT_JSON_FORMAT: [(&str, &str); 24] = [
+    ("start_time", "%START_TIME%"),
+    ("route_name", "%ROUTE_NAME%"),
+    ("method", "%REQ(:METHOD)%"),
+    ("path", "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%"),
+    ("protocol", "%PROTOCOL%"),
+    ("response_code", "%RESPONSE_CODE%"),
+    ("response_flags", "%RESPONSE_FLAGS%"),
+    ("response_code_details", "%RESPONSE_CODE_DETAILS%"),
+    ("connection_termination_details", "%CONNECTION_TERMINATION_DETAILS%"),
+    ("bytes_received", "%BYTES_RECEIVED%"),
+    ("bytes_sent", "%BYTES_SENT%"),
+    ("duration", "%DURATION%"),
+    ("upstream_service_time", "%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)%"),
+    ("x_forwarded_for", "%REQ(X-FORWARDED-FOR)%"),
+    ("user_agent", "%REQ(USER-AGENT)%"),
+    ("request_id", "%REQ(X-REQUEST-ID)%"),
+    ("authority", "%REQ(:AUTHORITY)%"),
+    ("upstream_host", "%UPSTREAM_HOST%"),
+    ("upstream_cluster", "%UPSTREAM_CLUSTER_RAW%"),
+    ("upstream_local_address", "%UPSTREAM_LOCAL_ADDRESS%"),
+    ("downstream_local_address", "%DOWNSTREAM_LOCAL_ADDRESS%"),
+    ("downstream_remote_address", "%DOWNSTREAM_REMOTE_ADDRESS%"),
+    ("requested_server_name", "%REQUESTED_SERVER_NAME%"),
+    ("upstream_transport_failure_reason", "%UPSTREAM_TRANSPORT_FAILURE_REASON%"),
+];
+
+/// What a thread keeps of its line buffer between lines.
+const KEPT_LINE_BYTES: usize = 16 * 1024;
+
+/// The access logs of a chain.
+#[derive(Clone, Debug, Default)]
+pub struct AccessLog {
+    sinks: Box<[Sink]>,
+}
+
+/// One log of a chain.
+#[derive(Clone, Debug)]
+pub struct Sink {
+    /// How a line looks.
+    pub format: LogFormat,
+    /// Which exchanges get one.
+    pub filter: Filter,
+    /// Where it goes.
+    pub file: LogFile,
+}
+
+/// How a line looks.
+#[derive(Clone, Debug)]
+pub enum LogFormat {
+    /// Text, which ends the line itself.
+    Text {
+        /// The line.
+        template: Template,
+        /// What stands for absent values.
+        absent: Absent,
+    },
+    /// An object and a line break.
+    Json(JsonFormat),
+}
+
+// === impl AccessLog ===
+
+impl AccessLog {
+    /// Logs to all of `sinks`.
+    pub fn new(sinks: impl IntoIterator<Item = Sink>) -> Self {
+        Self {
+            sinks: sinks.into_iter().collect(),
+        }
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.sinks.is_empty()
+    }
+
+    /// Writes a line to each sink whose filter agrees; never waits.
+    pub fn log(&self, view: &View<'_>) {
+        thread_local! {
+            static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+        }
+        for sink in self.sinks.iter().filter(|sink| sink.filter.matches(view.exchange)) {
+            LINE.with_borrow_mut(|line| {
+                line.clear();
+                sink.format.render(view, line);
+                sink.file.push(line);
+                line.shrink_to(KEPT_LINE_BYTES);
+            });
+        }
+    }
+
+    /// The fields of the answer that the formats read, so that the chain can keep them in the record.
+    pub fn response_headers(&self) -> impl Iterator<Item = &HeaderName> {
+        self.templates().flat_map(Template::response_headers)
+    }
+
+    /// Operators that are accepted but always absent, as they were written.
+    pub fn unrecorded(&self) -> impl Iterator<Item = &str> {
+        self.templates().flat_map(Template::unrecorded)
+    }
+
+    fn templates(&self) -> impl Iterator<Item = &Template> {
+        self.sinks.iter().flat_map(|sink| match &sink.format {
+            LogFormat::Text { template, .. } => vec![template],
+            LogFormat::Json(format) => format.templates(),
+        })
+    }
+}
+
+// === impl LogFormat ===
+
+impl LogFormat {
+    /// Istio's default text.
+    pub fn istio_text() -> Self {
+        Self::Text {
+            template: Template::parse(DEFAULT_TEXT_FORMAT).expect("a test compiles the default format"),
+            absent: Absent::Dash,
+        }
+    }
+
+    /// Istio's default JSON.
+    pub fn istio_json() -> Self {
+        let fields = DEFAULT_JSON_FORMAT.map(|(key, format)| (key.to_owned(), JsonValue::Text(format.to_owned())));
+        Self::Json(JsonFormat::new(fields.into(), false).expect("a test compiles the default format"))
+    }
+
+    /// Appends a line.
+    pub fn render(&self, view: &View<'_>, out: &mut Vec<u8>) {
+        match self {
+            Self::Text { template, absent } => template.render_with(view, *absent, out),
+            Self::Json(format) => format.render(view, out),
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! One filter chain of `main_internal` (xds §2.4, §2.6): its network filters in order, down to HTTP or to bytes.
+//!
+//! A network filter that we do not know may be the one that decides, so it refuses the chain; what was understood of the chain is
+//! compiled all the same, so that it can be shown.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use cairn_proto::{
+    envoy::{
+        config::{
+            core::v3::ExtensionConfigSource,
+            listener::v3::{Filter, FilterChain, filter::ConfigType},
+        },
+        extensions::filters::{
+            common::set_filter_state::v3::{FilterStateValue, filter_state_value::Key},
+            network::{mongo_proxy::v3::MongoProxy, set_filter_state::v3::Config as SetFilterState},
+        },
+    },
+    stats::PluginConfig,
+};
+
+use cairn_telemetry::access_log::LogFiles;
+
+use super::{
+    any::{Typed, Unknown, decode, typed, unpack},
+    hcm,
+    report::{Malformed, Notes, Unsupported, ignore_set, refuse_set, unneeded},
+    tcp,
+    value::duration,
+};
+use crate::snapshot::{Chain, ChainKind, Refusal};
+
+/// How often `istio.stats` reports open TCP connections unless told otherwise.
+const TCP_REPORTING: Duration = Duration::from_secs(5);
+
+/// A compiled chain and what it needs.
+#[derive(Clone, Debug)]
+pub(crate) struct Compiled {
+    /// The chain.
+    pub chain: Arc<Chain>,
+    /// Clusters that it names.
+    pub clusters: BTreeSet<Arc<str>>,
+    /// Extension configurations that it names.
+    pub extensions: BTreeSet<String>,
+    /// What is not done.
+    pub unsupported: Vec<Unsupported>,
+}
+
+/// What the filters before the last one say.
+#[derive(Debug, Default)]
+pub(crate) struct Context {
+    /// Istio's metrics, and how often for open connections.
+    pub metrics: Option<Duration>,
+    /// Clusters named so far.
+    pub clusters: BTreeSet<Arc<str>>,
+    /// Extension configurations named so far.
+    pub extensions: BTreeSet<String>,
+    /// Where access logs are written; `None` when nothing is served.
+    pub log_files: Option<LogFiles>,
+}
+
+/// Compiles a chain.
+pub(crate) fn compile(listener: &str, name: &str, bytes: &Bytes, log_files: Option<&LogFiles>) -> Result<Compiled, Malformed> {
+    let mut notes = Notes::of_chain(listener, name);
+    let chain: FilterChain = decode(bytes, Unknown::Refuses, &mut notes)?;
+    let FilterChain {
+        filter_chain_match,
+        filters,
+        use_proxy_proto,
+        metadata,
+        transport_socket,
+        transport_socket_connect_timeout,
+        name: _,
+    } = chain;
+    unneeded!(metadata, transport_socket_connect_timeout);
+    refuse_set!(notes, filter_chain_match, transport_socket);
+    if use_proxy_proto == Some(true) {
+        notes.refuse("use_proxy_proto", "is not supported");
+    }
+    let mut context = Context { log_files: log_files.cloned(), ..Context::default() };
+    let mut kind = None;
+    for (index, filter) in filters.into_iter().enumerate() {
+        if kind.is_some() {
+            return Err(notes.malformed("filters", "go on after one that ends the chain"));
+        }
+        kind = notes.at("filters", index, |notes| compile_filter(filter, &mut context, notes))?;
+    }
+    let refuse = notes.refusal();
+    let kind = match (kind, &refuse) {
+        (Some(kind), _) => kind,
+        (None, Some(_)) => ChainKind::Refused { http: name == "direct-http" || name.split('|').nth(2).is_some_and(is_http) },
+        (None, None) => return Err(notes.malformed("filters", "end in no filter that passes anything on")),
+    };
+    let chain = Chain {
+        name: name.into(),
+        service_port: name.split('|').nth(1).and_then(|port| port.parse().ok()).unwrap_or(0),
+        kind,
+        refuse: refuse.map(Refusal::because),
+    };
+    let Context { metrics: _, clusters, extensions, log_files: _ } = context;
+    Ok(Compiled { chain: Arc::new(chain), clusters, extensions, unsupported: notes.into_list() })
+}
+
+/// Whether the subset part of a chain's name says HTTP: `http`, `http/v1`.
+fn is_http(subset: &str) -> bool {
+    subset == "http" || subset.starts_with("http/")
+}
+
+/// Compiles one network filter; the last one gives the kind of the chain.
+fn compile_filter(filter: Filter, context: &mut Context, notes: &mut Notes) -> Result<Option<ChainKind>, Malformed> {
+    let Filter { name, config_type } = filter;
+    let any = match config_type {
+        Some(ConfigType::TypedConfig(any)) => any,
+        Some(ConfigType::ConfigDiscovery(discovery)) => {
+            discovered(&name, discovery, context, notes);
+            return Ok(None);
+        }
+        None => {
+            notes.refuse("", format!("filter {name} has no configuration"));
+            return Ok(None);
+        }
+    };
+    match typed(&any, notes)? {
+        Typed::Struct(kind, _) => match kind.as_str() {
+            // Peers tell each other who they are on TCP connections of sidecars; over HBONE they are found by address (runtime §7.3).
+            "envoy.tcp.metadataexchange.config.MetadataExchange" => {}
+            "envoy.extensions.network_filters.peer_metadata.Config" => notes.ignore("", "baggage is not sent yet"),
+            other => notes.refuse("", format!("filter {name} ({other}) is not supported")),
+        },
+        Typed::Message(kind, any) => match kind {
+            "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager" => {
+                let manager = unpack(any, Unknown::Refuses, notes)?;
+                return hcm::compile(manager, context, notes).map(|chain| Some(ChainKind::Http(chain)));
+            }
+            "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy" => {
+                let proxy = unpack(any, Unknown::Refuses, notes)?;
+                return tcp::compile(proxy, context, notes).map(|chain| Some(ChainKind::Tcp(chain)));
+            }
+            "envoy.extensions.filters.network.set_filter_state.v3.Config" => set_filter_state(unpack(any, Unknown::Refuses, notes)?, notes),
+            "envoy.extensions.filters.network.mongo_proxy.v3.MongoProxy" => {
+                // It counts and logs what passes (verified §1, row 2.6); only its delays would change anything.
+                let MongoProxy { stat_prefix, access_log, delay, emit_dynamic_metadata, commands, max_bson_depth } =
+                    unpack(any, Unknown::Refuses, notes)?;
+                unneeded!(stat_prefix, commands, max_bson_depth);
+                ignore_set!(notes, access_log, emit_dynamic_metadata);
+                refuse_set!(notes, delay);
+            }
+            "stats.PluginConfig" => context.metrics = Some(stats(unpack(any, Unknown::Ignored, notes)?, notes)?),
+            other => notes.refuse("", format!("filter {name} ({other}) is not supported")),
+        },
+    }
+    Ok(None)
+}
+
+/// A filter whose configuration comes over ECDS: it is asked for, and refuses the chain, as none of those types is supported.
+pub(crate) fn discovered(name: &str, discovery: ExtensionConfigSource, context: &mut Context, notes: &mut Notes) {
+    let ExtensionConfigSource { config_source, default_config, apply_default_config_without_warming, type_urls } = discovery;
+    unneeded!(config_source, default_config, apply_default_config_without_warming, type_urls);
+    context.extensions.insert(name.to_owned());
+    notes.refuse("config_discovery", format!("filter {name} by extension configuration is not supported"));
+}
+
+/// Objects that istiod has put into filter state; we hold what they stand for as facts of the connection (xds §2.2, §2.4).
+pub(crate) fn set_filter_state(config: SetFilterState, notes: &mut Notes) {
+    let SetFilterState { on_new_connection, on_downstream_tls_handshake, on_downstream_data } = config;
+    refuse_set!(notes, on_downstream_tls_handshake, on_downstream_data);
+    filter_state_values("on_new_connection", &on_new_connection, notes);
+}
+
+/// Whether each value is one that we hold anyway.
+pub(crate) fn filter_state_values(field: &str, values: &[FilterStateValue], notes: &mut Notes) {
+    for (index, value) in values.iter().enumerate() {
+        let FilterStateValue { factory_key, read_only, shared_with_upstream, skip_if_empty, key, value: content } = value;
+        unneeded!(factory_key, read_only, shared_with_upstream, skip_if_empty);
+        let Some(Key::ObjectKey(key)) = key else {
+            notes.refuse(field, "an object has no key");
+            continue;
+        };
+        let format = format_of(content.as_ref());
+        if !is_known_object(key, format.unwrap_or_default()) {
+            notes.refuse(&format!("{field}[{index}]"), format!("object {key} of filter state is not known"));
+        }
+    }
+}
+
+fn format_of(
+    value: Option<&cairn_proto::envoy::extensions::filters::common::set_filter_state::v3::filter_state_value::Value>,
+) -> Option<&str> {
+    use cairn_proto::envoy::{
+        config::core::v3::{data_source::Specifier, substitution_format_string::Format},
+        extensions::filters::common::set_filter_state::v3::filter_state_value::Value,
+    };
+    let Value::FormatString(string) = value?;
+    match string.format.as_ref()? {
+        Format::TextFormat(text) => Some(text),
+        Format::TextFormatSource(source) => match source.specifier.as_ref()? {
+            Specifier::InlineString(text) => Some(text),
+            _ => None,
+        },
+        Format::JsonFormat(_) => None,
+    }
+}
+
+/// The objects of istiod's own filters with the formats that they have.
+fn is_known_object(key: &str, format: &str) -> bool {
+    match key {
+        "envoy.filters.listener.original_dst.local_ip" => matches!(
+            format,
+            "%REQ(:AUTHORITY)%"
+                | "%FILTER_STATE(envoy.filters.listener.original_dst.local_ip:PLAIN)%"
+                | "%DYNAMIC_METADATA(envoy.filters.listener.original_dst:local)%"
+        ),
+        "io.istio.connect_authority" => format == "%REQ(:AUTHORITY)%",
+        "envoy.filters.listener.original_dst.remote_ip" => format == "%DOWNSTREAM_REMOTE_ADDRESS%",
+        "io.istio.peer_principal" => format == "%DOWNSTREAM_PEER_URI_SAN%",
+        "io.istio.local_principal" => format == "%DOWNSTREAM_LOCAL_URI_SAN%",
+        "io.istio.source" => format == "%REQ(x-istio-source)%",
+        "istio.double_hbone.hbone_target_address" => format == "%DYNAMIC_METADATA(istio:double_hbone:hbone_target_address)%",
+        // The address of the service for policies: the authority, or the VIP where the authority is a name (xds §2.4).
+        "envoy.network.transport_socket.original_dst_address" => {
+            format.starts_with("%CEL('envoy.filters.listener.original_dst.local_ip' in filter_state ? ")
+        }
+        _ => false,
+    }
+}
+
+/// Istio's metrics: how often they are reported for open connections.
+pub(crate) fn stats(config: PluginConfig, notes: &mut Notes) -> Result<Duration, Malformed> {
+    let PluginConfig {
+        debug,
+        max_peer_cache_size,
+        stat_prefix,
+        field_separator,
+        value_separator,
+        disable_host_header_fallback,
+        tcp_reporting_duration,
+        metrics,
+        definitions,
+        reporter,
+        rotation_interval,
+        graceful_deletion_interval,
+    } = config;
+    unneeded!(debug, max_peer_cache_size, field_separator, value_separator, disable_host_header_fallback, reporter);
+    ignore_set!(notes, stat_prefix, metrics, definitions, rotation_interval, graceful_deletion_interval);
+    match tcp_reporting_duration {
+        None => Ok(TCP_REPORTING),
+        Some(value) => duration("tcp_reporting_duration", value, notes),
+    }
+}

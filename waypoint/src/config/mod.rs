@@ -1,0 +1,32 @@
+//! What istiod sends into what the proxy does: the only place where protobuf becomes meaning.
+//!
+//! [`Compiler`] is the one writer of the configuration. It takes each answer of istiod, compiles what changed, waits with chains
+//! whose clusters have no endpoints yet, and publishes a new [`Snapshot`](crate::snapshot::Snapshot). What is malformed keeps its
+//! last good version; what is not supported refuses exactly the chain, route or cluster that it stands in, and is listed
+//! (architecture rule 3).
+//!
+//! * [`compiler`] and `listeners`, `clusters`: the state between answers;
+//! * `chain`, `hcm`, `http_filters`, `route`, `tcp`, `matcher`, `cluster`, `endpoint`, `workload`, …: one message each;
+//! * [`store`]: the resources as they came;
+//! * [`load`]: the same resources from files;
+//! * [`dump`] and [`show`]: for tools and for people.
+// Messages are taken apart by exhaustive destructuring, which names deprecated fields too.
+#![allow(deprecated)]
+
+mod access_log;
+mod any;
+mod chain;
+mod cluster;
+mod endpoint;
+mod hcm;
+mod http_filters;
+mod matcher;
+pub mod report;
+mod route;
+mod tcp;
+mod tls;
+mod transport;
+mod upstream_http;
+mod value;
+mod wire;
+mod workload;

@@ -1,0 +1,102 @@
+//! What all connections of the proxy share.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use cairn_hbone::drain;
+use cairn_identity::Identity;
+use cairn_telemetry::IstioStats;
+
+use crate::{snapshot::Snapshot, upstream::Connector};
+
+/// How long a client may be silent on a port of unknown protocol before bytes are passed without knowing (architecture §6).
+pub const DETECT_TIMEOUT: Duration = Duration::from_millis(50);
+
+/// Settings of the data path that are the operator's and not istiod's.
+#[derive(Clone, Debug)]
+pub struct DataSettings {
+    /// Listen here instead of where istiod says; for several proxies on one machine.
+    pub listen: Option<SocketAddr>,
+    /// How long a client may be silent on a port of unknown protocol.
+    pub detect_timeout: Duration,
+    /// How tunnels are accepted.
+    pub tunnel_server: cairn_hbone::ServerSettings,
+}
+
+/// What all connections share.
+pub struct Proxy {
+    /// The newest configuration.
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Opens streams to endpoints.
+    pub connector: Connector,
+    /// Who we are.
+    pub identity: Identity,
+    /// Istio's metrics.
+    pub istio: Arc<IstioStats>,
+    /// Told of every finished request and connection: the demo's lines, the recorder of recent exchanges.
+    pub observer: Option<Box<dyn Fn(&cairn_exchange::Exchange) + Send + Sync>>,
+    /// Tells connections to end.
+    pub drain: drain::Watch,
+    /// Settings.
+    pub settings: DataSettings,
+    /// Numbers of inner connections.
+    pub connections: AtomicU64,
+    /// Live counts for operators.
+    pub live: Live,
+}
+
+/// Things under way now.
+#[derive(Debug, Default)]
+pub struct Live {
+    /// Tunnel connections from clients.
+    pub tunnels: AtomicU64,
+    /// Streams in them.
+    pub streams: AtomicU64,
+    /// Requests and TCP connections.
+    pub exchanges: AtomicU64,
+    /// CONNECTs that were refused.
+    pub refused: AtomicU64,
+    /// TLS handshakes that failed.
+    pub handshakes_failed: AtomicU64,
+}
+
+/// Counts one thing under way while it lives.
+pub struct Under<'a>(&'a AtomicU64);
+
+// === impl Live ===
+
+/// Counts one more until the returned guard is dropped.
+pub fn under(counter: &AtomicU64) -> Under<'_> {
+    counter.fetch_add(1, Ordering::Relaxed);
+    Under(counter)
+}
+
+impl Drop for Under<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+// === impl DataSettings ===
+
+impl Default for DataSettings {
+    fn default() -> Self {
+        Self { listen: None, detect_timeout: DETECT_TIMEOUT, tunnel_server: cairn_hbone::ServerSettings::default() }
+    }
+}
+
+// === impl Proxy ===
+
+impl Proxy {
+    /// The number of the next inner connection.
+    pub fn next_connection(&self) -> u64 {
+        self.connections.fetch_add(1, Ordering::Relaxed)
+    }
+}

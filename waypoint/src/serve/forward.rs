@@ -1,0 +1,374 @@
+//! Forwarding: from a route that says "to this cluster" to the answer of an endpoint.
+//!
+//! An attempt that fails before anything of the request was sent harms nobody when it is made again elsewhere, and is, up to
+//! [`UNSENT_TRIES`] times, whatever the route says of retries; beyond that the route's retry policy decides.
+
+use std::{
+    borrow::Cow,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
+
+use cairn_exchange::{Protocol, ResponseFlags, clock};
+use cairn_filters::{LocalReply, ResponseHead};
+use cairn_policy::{
+    headers::record_alone,
+    retry::{Outcome, Reset, RetryPlan, RetryPolicy},
+    route::{Forward, Found, WeightedCluster},
+};
+use http::{HeaderName, HeaderValue, Response, StatusCode};
+use tokio::time::{sleep, timeout_at};
+
+use super::{
+    ResponseBody, reply,
+    request::{self, Journey},
+    response::{Leased, Tail},
+    tcp, upgrade,
+};
+use crate::{
+    body::{BodyError, Incoming, RequestBody},
+    upstream::{Answer, Attempt, AttemptError, Cluster, ConnectError, Endpoint, Key, Picking},
+};
+
+/// Other endpoints that are tried for a request of which nothing was sent (DIFFERENCES.md 5).
+const UNSENT_TRIES: u32 = 2;
+
+const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
+const DECORATOR: HeaderName = HeaderName::from_static("x-envoy-decorator-operation");
+
+/// Cut after something was sent.
+const STARTED: Outcome<'static> = Outcome::Reset(Reset { refused: false, request_started: true });
+
+/// How an attempt failed, for the retry policy and for the answer.
+struct Failure {
+    outcome: Outcome<'static>,
+    flags: ResponseFlags,
+    /// Envoy's name of the reason: `connection termination`.
+    reason: &'static str,
+    transport: Option<Cow<'static, str>>,
+    /// Nothing was sent.
+    unsent: bool,
+    /// Trying again would not help.
+    is_final: bool,
+    reply: Option<LocalReply>,
+}
+
+/// Forwards a request.
+pub async fn forward(mut journey: Journey<'_>, found: Found<'_>, to: &Forward) -> Response<ResponseBody> {
+    let (name, weighted) = to.target.choose(journey.random);
+    let Some(cluster) = journey.snapshot.clusters.get(name).cloned() else {
+        return journey.reply_by_route(reply::cluster_not_found(to.cluster_not_found), found);
+    };
+    journey.tail.exchange.cluster = Some(cluster.facts.clone());
+    edit_request(&mut journey, found, to, weighted);
+    let per_try = to.retry.as_ref().and_then(|retry| retry.per_try_timeout);
+    let grpc = journey.tail.exchange.is_grpc();
+    let policy = to.retry.as_ref().unwrap_or(&NO_RETRIES);
+    let (timeouts, plan) = match &mut journey.tail.exchange.request {
+        Some(head) => (to.timeouts.of_request(per_try, grpc, &mut head.headers), policy.for_request(head)),
+        None => return journey.reply(reply::bad_request("missing_request")),
+    };
+    let deadline = request::latest(timeouts.global);
+    let mut attempts = Attempts { picking: Picking::new(&cluster), policy, plan, unsent: 0 };
+    let answered = loop {
+        let elapsed = journey.tail.exchange.elapsed();
+        if let Some(head) = &mut journey.tail.exchange.request {
+            timeouts.write(elapsed, !journey.http.settings.suppress_envoy_headers, &mut head.headers);
+        }
+        let per_try = request::latest(timeouts.per_try).into_iter().chain(deadline).min();
+        let sent = attempts.next(&mut journey, &cluster);
+        let outcome = match per_try {
+            None => sent.await,
+            Some(limit) => match timeout_at(limit, sent).await {
+                Ok(outcome) => outcome,
+                Err(_) => Err(Box::new(timed_out(deadline.is_some_and(|deadline| clock::now() >= deadline)))),
+            },
+        };
+        let pause = match &outcome {
+            Ok((answer, _)) => attempts.retry_answer(&journey, answer),
+            Err(failure) => attempts.retry_failure(&journey, failure, deadline),
+        };
+        match (pause, outcome) {
+            (None, outcome) => break outcome,
+            (Some(pause), outcome) => {
+                drop(outcome);
+                sleep(pause).await;
+            }
+        }
+    };
+    match answered {
+        Ok((answer, leased)) => answer_client(journey, found, weighted, answer, leased, deadline),
+        Err(failure) => fail(journey, found, *failure, &attempts),
+    }
+}
+
+/// Where nothing is said of retries, the request's own headers may still ask (of internal clients, xds §4.6).
+static NO_RETRIES: LazyLock<RetryPolicy> = LazyLock::new(RetryPolicy::default);
+
+/// The attempts to send one request.
+struct Attempts<'c> {
+    picking: Picking<'c>,
+    policy: &'c RetryPolicy,
+    plan: RetryPlan,
+    /// Tries elsewhere after one of which nothing was sent, beyond what the policy allowed.
+    unsent: u32,
+}
+
+impl Attempts<'_> {
+    /// Makes the next attempt.
+    async fn next(&mut self, journey: &mut Journey<'_>, cluster: &Arc<Cluster>) -> Result<(Answer, Leased), Box<Failure>> {
+        let Some(endpoint) = self.picking.next(fastrand::u64(..)) else {
+            return Err(Box::new(nobody()));
+        };
+        let tail = &mut journey.tail;
+        let original = request::original(&tail.inner);
+        tail.exchange.attempts += 1;
+        tail.exchange.upstream = Some(tcp::describe(&endpoint, journey.snapshot, original));
+        let body = match &tail.source {
+            None => RequestBody::empty(),
+            Some(source) => RequestBody::next_attempt(source),
+        };
+        let leased = Leased::begin(endpoint.clone(), cluster.clone());
+        let attempt = Attempt {
+            connector: &tail.inner.proxy.connector,
+            snapshot: journey.snapshot,
+            cluster,
+            endpoint: &endpoint,
+            original,
+            key: Key {
+                transport: cluster.transport_hash,
+                principal: tail.exchange.connection.peer.clone(),
+                original: endpoint.target.address().is_none().then_some(original).flatten(),
+            },
+            near: tail.exchange.connection.id,
+            downstream: tail.exchange.protocol,
+            upgrade: journey.upgrading,
+            informational: tail.inner.relay.as_ref(),
+        };
+        let Some(head) = &tail.exchange.request else {
+            return Err(Box::new(nobody()));
+        };
+        let sent_at = tail.exchange.elapsed();
+        let result = attempt.send(head, body).await;
+        tail.exchange.moments.first_upstream_sent.get_or_insert(sent_at);
+        match result {
+            Ok(answer) => {
+                tail.exchange.moments.first_upstream_received = Some(tail.exchange.elapsed());
+                if let Some(upstream) = &mut tail.exchange.upstream {
+                    upstream.local_address = answer.local_address;
+                }
+                Ok((answer, leased))
+            }
+            Err(error) => Err(Box::new(failure_of(error, tail))),
+        }
+    }
+
+    /// Whether an answer is tried again, and after what pause.
+    fn retry_answer(&mut self, journey: &Journey<'_>, answer: &Answer) -> Option<Duration> {
+        let headers = &answer.head.headers;
+        let grpc_status = super::response::grpc_status(headers);
+        let outcome = Outcome::Response { status: answer.head.status, headers, grpc_status };
+        self.decide(journey, &outcome, Some(headers))
+    }
+
+    /// Whether a failed attempt is made again, and after what pause.
+    fn retry_failure(&mut self, journey: &Journey<'_>, failure: &Failure, deadline: Option<clock::Instant>) -> Option<Duration> {
+        if failure.is_final || deadline.is_some_and(|deadline| clock::now() >= deadline) {
+            return None;
+        }
+        let by_policy = self.decide(journey, &failure.outcome, None);
+        if by_policy.is_some() {
+            return by_policy;
+        }
+        if failure.unsent && self.unsent + self.plan.made < UNSENT_TRIES && self.picking.has_others() {
+            self.unsent += 1;
+            return Some(Duration::ZERO);
+        }
+        None
+    }
+
+    fn decide(&mut self, journey: &Journey<'_>, outcome: &Outcome<'_>, answer: Option<&http::HeaderMap>) -> Option<Duration> {
+        if !journey.tail.source.as_ref().is_none_or(|source| source.lock().can_repeat()) {
+            return None;
+        }
+        self.plan.decide(self.policy, outcome)?;
+        Some(self.plan.wait(self.policy, answer, clock::wall(), fastrand::u64(..)))
+    }
+
+    /// Whether anything was tried more than once.
+    fn tried_again(&self) -> bool {
+        self.plan.made + self.unsent > 0
+    }
+}
+
+fn edit_request(journey: &mut Journey<'_>, found: Found<'_>, to: &Forward, weighted: Option<&WeightedCluster>) {
+    let keep = !journey.http.settings.suppress_envoy_headers;
+    let exchange = &mut journey.tail.exchange;
+    for edits in found.request_edits(weighted) {
+        edits.apply_to_request(exchange, &record_alone);
+    }
+    let Some(head) = &mut exchange.request else { return };
+    if let Some(weighted) = weighted {
+        weighted.rewrite_host(head, keep);
+    }
+    if let Err(error) = to.rewrite(&found.route.matches.path, head, keep) {
+        tracing::warn!(%error, route = ?found.route.name, "a rewritten path is no path; the request keeps its own");
+    }
+}
+
+/// Edits an answer as route and virtual host say.
+pub fn edit_response(head: &mut ResponseHead, tail: &mut Tail, found: Found<'_>, weighted: Option<&WeightedCluster>) {
+    for edits in found.response_edits(weighted) {
+        edits.apply_to_response(&mut head.headers, &tail.exchange, &record_alone);
+    }
+    if let Some(decorator) = found.route.decorator.as_ref().filter(|decorator| decorator.propagate) {
+        head.headers.insert(DECORATOR, decorator.operation.clone());
+    }
+}
+
+fn answer_client(
+    mut journey: Journey<'_>,
+    found: Found<'_>,
+    weighted: Option<&WeightedCluster>,
+    answer: Answer,
+    mut leased: Leased,
+    deadline: Option<clock::Instant>,
+) -> Response<ResponseBody> {
+    let Answer { mut head, body, lease, local_address: _, upgrade } = answer;
+    let tail = &mut journey.tail;
+    if let Some(source) = &tail.source {
+        source.lock().stop_recording();
+    }
+    tail.exchange.because(ResponseFlags::NONE, "via_upstream");
+    if !journey.http.settings.suppress_envoy_headers
+        && let (Some(received), Some(sent)) = (tail.exchange.moments.first_upstream_received, tail.exchange.moments.first_upstream_sent)
+    {
+        let took = received.saturating_sub(sent).as_millis();
+        head.headers.insert(SERVICE_TIME, HeaderValue::from(u64::try_from(took).unwrap_or(u64::MAX)));
+    }
+    edit_response(&mut head, tail, found, weighted);
+    let switched = head.status == StatusCode::SWITCHING_PROTOCOLS;
+    let response = request::finish_head(tail, Some(journey.http), head);
+    leased.lease = Some(lease);
+    let mut tail = journey.tail;
+    tail.lease = Some(leased);
+    match (switched, journey.upgrade, upgrade) {
+        (true, Some(client), Some(endpoint)) => {
+            upgrade::pass(client, endpoint, tail);
+            response.map(|()| ResponseBody::empty())
+        }
+        _ => {
+            tail.until(deadline);
+            response.map(|()| ResponseBody::new(body, tail))
+        }
+    }
+}
+
+fn fail(mut journey: Journey<'_>, found: Found<'_>, failure: Failure, attempts: &Attempts<'_>) -> Response<ResponseBody> {
+    let exchange = &mut journey.tail.exchange;
+    if let Some(reply) = failure.reply {
+        return journey.reply_by_route(reply, found);
+    }
+    let tried_again = attempts.tried_again();
+    if tried_again {
+        exchange.flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
+    }
+    exchange.transport_failure.clone_from(&failure.transport);
+    let inside = match &failure.transport {
+        Some(transport) => format!("{}|{}", failure.reason.replace(' ', "_"), transport.replace(' ', "_")),
+        None => failure.reason.replace(' ', "_"),
+    };
+    let how = if tried_again { "retried and the latest reset reason" } else { "reset reason" };
+    let body = format!("upstream connect error or disconnect/reset before headers. {how}: {}", failure.reason);
+    let details = format!("upstream_reset_before_response_started{{{inside}}}");
+    let reply = LocalReply::new(StatusCode::SERVICE_UNAVAILABLE, failure.flags, details, body);
+    journey.reply_by_route(reply, found)
+}
+
+fn nobody() -> Failure {
+    Failure {
+        outcome: Outcome::Overflow,
+        flags: ResponseFlags::NO_HEALTHY_UPSTREAM,
+        reason: "no healthy upstream",
+        transport: None,
+        unsent: true,
+        is_final: true,
+        reply: Some(reply::no_healthy_upstream()),
+    }
+}
+
+fn timed_out(whole: bool) -> Failure {
+    let details = if whole { "response_timeout" } else { "upstream_per_try_timeout" };
+    let reply = LocalReply::new(
+        StatusCode::GATEWAY_TIMEOUT,
+        ResponseFlags::UPSTREAM_REQUEST_TIMEOUT,
+        details,
+        "upstream request timeout",
+    );
+    Failure {
+        outcome: Outcome::PerTryTimeout,
+        flags: ResponseFlags::UPSTREAM_REQUEST_TIMEOUT,
+        reason: "timeout",
+        transport: None,
+        unsent: false,
+        is_final: whole,
+        reply: Some(reply),
+    }
+}
+
+fn failure_of(error: AttemptError, tail: &Tail) -> Failure {
+    let failure = |outcome, flags, reason, transport, unsent| Failure { outcome, flags, reason, transport, unsent, is_final: false, reply: None };
+    match error {
+        AttemptError::Connect(ConnectError::Unsupported(reason)) => {
+            tracing::warn!(%reason, "a request was refused: its cluster needs what is not supported");
+            let body = format!("the waypoint cannot reach this service: {reason}\n");
+            let reply = LocalReply::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                ResponseFlags::UPSTREAM_CONNECTION_FAILURE,
+                "cluster_not_supported",
+                body,
+            );
+            Failure { reply: Some(reply), ..nobody() }
+        }
+        AttemptError::Connect(ConnectError::Timeout) => failure(
+            Outcome::ConnectFailure,
+            ResponseFlags::UPSTREAM_CONNECTION_FAILURE,
+            "connection timeout",
+            None,
+            true,
+        ),
+        AttemptError::Connect(error) => failure(
+            Outcome::ConnectFailure,
+            ResponseFlags::UPSTREAM_CONNECTION_FAILURE,
+            "remote connection failure",
+            Some(error.to_string().into()),
+            true,
+        ),
+        AttemptError::Refused => failure(
+            Outcome::Reset(Reset { refused: true, request_started: true }),
+            ResponseFlags::UPSTREAM_REMOTE_RESET,
+            "remote refused stream reset",
+            None,
+            true,
+        ),
+        AttemptError::Terminated => failure(
+            STARTED,
+            ResponseFlags::UPSTREAM_CONNECTION_TERMINATION,
+            "connection termination",
+            None,
+            false,
+        ),
+        AttemptError::Reset(_) => {
+            failure(STARTED, ResponseFlags::UPSTREAM_REMOTE_RESET, "remote reset", None, false)
+        }
+        AttemptError::Protocol(_) => {
+            failure(STARTED, ResponseFlags::UPSTREAM_PROTOCOL_ERROR, "protocol error", None, false)
+        }
+        AttemptError::RequestBody => {
+            let client = tail.source.as_ref().is_some_and(|source| source.lock().failed);
+            let details = if client { "http1.codec_error" } else { "request_body_failed" };
+            Failure { reply: Some(reply::bad_request(details)), ..nobody() }
+        }
+        AttemptError::Unsendable(_) => Failure { reply: Some(reply::bad_request("invalid_authority")), ..nobody() },
+    }
+}

@@ -1,0 +1,241 @@
+//! Watches the framing of HTTP/1 requests before hyper reads them.
+//!
+//! hyper accepts a request that carries both `Content-Length` and `Transfer-Encoding` and drops the former. Envoy answers 400, and a
+//! disagreement about framing is how requests are smuggled (RFC 9112 §6.3), so such a request must not pass. This is no parser: it
+//! follows where heads end and how long bodies are, and knows only the fields that decide that. What it cannot follow it leaves to
+//! hyper to refuse.
+
+use memchr::memmem;
+
+/// Longest line of a chunk's size and extensions.
+const MAX_CHUNK_LINE: usize = 4 * 1024;
+
+/// What is wrong with a request's framing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Violation {
+    /// Both `Content-Length` and `Transfer-Encoding`.
+    LengthAndChunked,
+}
+
+/// Follows the requests of one connection.
+#[derive(Debug, Default)]
+pub struct Framing {
+    state: State,
+    /// What has been seen of a head or of a chunk's line that has not ended yet.
+    partial: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    /// Before or in a head.
+    #[default]
+    Head,
+    /// In a body, or in a chunk with its line end: this much is left.
+    Skip { left: u64, then: Then },
+    /// In the line that starts a chunk.
+    ChunkLine,
+    /// In the trailers after the last chunk.
+    Trailers,
+    /// Nothing more can be said: an upgraded connection, or bytes that hyper will refuse.
+    Blind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    Head,
+    ChunkLine,
+}
+
+// === impl Framing ===
+
+impl Framing {
+    /// Looks at the next bytes of the connection; `max_head` bounds what is kept of an unfinished head.
+    pub fn observe(&mut self, mut data: &[u8], max_head: usize) -> Result<(), Violation> {
+        while !data.is_empty() {
+            match self.state {
+                State::Blind => return Ok(()),
+                State::Skip { left, then } => {
+                    let skipped = usize::try_from(left).unwrap_or(usize::MAX).min(data.len());
+                    data = data.get(skipped..).unwrap_or_default();
+                    let left = left - skipped as u64;
+                    self.state = match (left, then) {
+                        (0, Then::Head) => State::Head,
+                        (0, Then::ChunkLine) => State::ChunkLine,
+                        (left, then) => State::Skip { left, then },
+                    };
+                }
+                State::Head => {
+                    // Empty lines before a request are allowed (RFC 9112 §2.2).
+                    if self.partial.is_empty() {
+                        let blank = data.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+                        data = data.get(blank..).unwrap_or_default();
+                    }
+                    let Some(head) = self.take_until(&mut data, b"\r\n\r\n", max_head) else { continue };
+                    self.state = after_head(&head)?;
+                    self.give_back(head);
+                }
+                State::ChunkLine => {
+                    let Some(line) = self.take_until(&mut data, b"\r\n", MAX_CHUNK_LINE) else { continue };
+                    self.state = match chunk_size(&line) {
+                        None => State::Blind,
+                        Some(0) => State::Trailers,
+                        // The chunk's own line end belongs to it.
+                        Some(size) => size.checked_add(2).map_or(State::Blind, |left| State::Skip { left, then: Then::ChunkLine }),
+                    };
+                    self.give_back(line);
+                }
+                State::Trailers => {
+                    let Some(line) = self.take_until(&mut data, b"\r\n", max_head) else { continue };
+                    if line.len() == 2 {
+                        self.state = State::Head;
+                    }
+                    self.give_back(line);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes bytes up to and including `end`; `None` when more are needed. Past `max` bytes nothing more can be said.
+    fn take_until(&mut self, data: &mut &[u8], end: &[u8], max: usize) -> Option<Vec<u8>> {
+        // The end may be cut in two: search again from where it could begin.
+        let from = self.partial.len().saturating_sub(end.len() - 1);
+        let before = self.partial.len();
+        self.partial.extend_from_slice(data);
+        let found = memmem::find(self.partial.get(from..).unwrap_or_default(), end);
+        let Some(at) = found else {
+            *data = &[];
+            if self.partial.len() > max {
+                self.partial = Vec::new();
+                self.state = State::Blind;
+            }
+            return None;
+        };
+        let taken = from + at + end.len();
+        self.partial.truncate(taken);
+        *data = data.get(taken.saturating_sub(before)..).unwrap_or_default();
+        Some(std::mem::take(&mut self.partial))
+    }
+
+    /// Keeps the buffer for the next head.
+    fn give_back(&mut self, mut buffer: Vec<u8>) {
+        buffer.clear();
+        self.partial = buffer;
+    }
+}
+
+/// What follows a head.
+fn after_head(head: &[u8]) -> Result<State, Violation> {
+    let (mut length, mut encoding, mut chunked, mut upgrade) = (None, false, false, false);
+    let mut at = memchr::memchr(b'\n', head).map_or(head.len(), |end| end + 1);
+    while let Some(line) = head.get(at..).filter(|rest| !rest.is_empty()) {
+        let end = memchr::memchr(b'\n', line).map_or(line.len(), |end| end + 1);
+        at += end;
+        let line = line.get(..end).unwrap_or_default();
+        // Most names begin with another letter.
+        match line.first() {
+            Some(b'c' | b'C') => {
+                if let Some(value) = value_of(line, b"content-length") {
+                    length = std::str::from_utf8(value).ok().and_then(|text| text.trim().parse::<u64>().ok()).or(length);
+                    upgrade |= length.is_none();
+                }
+            }
+            Some(b't' | b'T') => {
+                if let Some(value) = value_of(line, b"transfer-encoding") {
+                    encoding = true;
+                    chunked = value.trim_ascii_end().len() >= 7
+                        && value.trim_ascii_end().get(value.trim_ascii_end().len() - 7..).is_some_and(|end| end.eq_ignore_ascii_case(b"chunked"));
+                }
+            }
+            Some(b'u' | b'U') => upgrade |= value_of(line, b"upgrade").is_some(),
+            _ => {}
+        }
+    }
+    Ok(match (length, encoding, chunked) {
+        (Some(_), true, _) => return Err(Violation::LengthAndChunked),
+        (_, true, true) => State::ChunkLine,
+        (_, true, false) => State::Blind,
+        (Some(left @ 1..), false, _) => State::Skip { left, then: Then::Head },
+        // After an upgrade the bytes are somebody else's; if it is refused, hyper still checks what comes.
+        (Some(0) | None, false, _) if upgrade => State::Blind,
+        (Some(0) | None, false, _) => State::Head,
+    })
+}
+
+fn value_of<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    let (found, rest) = line.split_at_checked(name.len())?;
+    if !found.eq_ignore_ascii_case(name) {
+        return None;
+    }
+    rest.trim_ascii_start().strip_prefix(b":").map(<[u8]>::trim_ascii_start)
+}
+
+fn chunk_size(line: &[u8]) -> Option<u64> {
+    let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
+    let digits = std::str::from_utf8(line.get(..digits)?).ok()?;
+    u64::from_str_radix(digits, 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAX: usize = 60 * 1024;
+
+    /// Feeds the text in pieces of every size.
+    fn observe(text: &str) -> Vec<Result<State, Violation>> {
+        [1, 2, 3, 7, 50, text.len().max(1)]
+            .into_iter()
+            .map(|piece| {
+                let mut framing = Framing::default();
+                for chunk in text.as_bytes().chunks(piece) {
+                    framing.observe(chunk, MAX)?;
+                }
+                Ok(framing.state)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_request_with_length_and_chunked_is_found_wherever_it_comes() {
+        let bad = "POST /b HTTP/1.1\r\nhost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
+        for before in [
+            "",
+            "\r\n",
+            "GET / HTTP/1.1\r\nhost: a\r\n\r\n",
+            "POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello",
+            "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n5;x=y\r\nhello\r\n1F\r\n0123456789012345678901234567890\r\n0\r\nx-sum: 1\r\n\r\n",
+        ] {
+            for result in observe(&format!("{before}{bad}")) {
+                assert_eq!(result, Err(Violation::LengthAndChunked), "after {before:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_body_that_looks_like_such_a_head_is_no_head() {
+        let body = "POST / HTTP/1.1\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n";
+        let sized = format!("POST / HTTP/1.1\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        let chunked = format!("POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+        for result in observe(&sized).into_iter().chain(observe(&chunked)) {
+            assert_eq!(result, Ok(State::Head));
+        }
+    }
+
+    #[test]
+    fn after_an_upgrade_nothing_is_looked_at() {
+        for result in observe("GET /chat HTTP/1.1\r\nUpgrade: websocket\r\n\r\nPOST / HTTP/1.1\r\ncontent-length: 1\r\ntransfer-encoding: x\r\n\r\n") {
+            assert_eq!(result, Ok(State::Blind));
+        }
+    }
+
+    #[test]
+    fn an_endless_head_is_not_kept() {
+        let mut framing = Framing::default();
+        for _ in 0..100 {
+            framing.observe(&[b'x'; 1024], MAX).unwrap();
+        }
+        assert!(framing.partial.capacity() <= MAX * 2);
+        assert_eq!(framing.state, State::Blind);
+    }
+}

@@ -1,0 +1,91 @@
+//! HTTP/1.1 requests of one inner connection.
+//!
+//! hyper reads and writes; what it does differently from what users of Envoy expect is mended around it: framing that could smuggle
+//! requests is refused before hyper sees it, its own short error answers are replaced, informational answers go past it, and an answer
+//! that was cut ends the connection with a reset.
+
+use std::{
+    convert::Infallible,
+    future::poll_fn,
+    pin::pin,
+    sync::Arc,
+    task::Poll,
+};
+
+use cairn_exchange::Protocol;
+use http::{Version, header};
+use hyper::{Request, Response, server::conn::http1, service::service_fn};
+
+use super::{
+    Inner, ResponseBody,
+    inner_io::InnerIo,
+    request::{self, Arrived},
+};
+use crate::{
+    body::Incoming,
+    snapshot::{ChainKind, HttpSettings},
+};
+
+/// hyper's smallest read buffer; more is asked for by the chain's limit on heads.
+const MIN_BUFFER: usize = 8 * 1024;
+
+/// Serves requests until the connection ends.
+pub async fn serve(inner: Arc<Inner>, io: InnerIo) {
+    let (max_head, max_headers) = limits(&inner);
+    let relay = inner.relay.clone().unwrap_or_default();
+    let (io, early) = io.watched(max_head, relay.queue.clone());
+    let service = service_fn({
+        let inner = inner.clone();
+        move |request| answer(inner.clone(), request)
+    });
+    let connection = http1::Builder::new()
+        .half_close(true)
+        .max_buf_size(max_head.max(MIN_BUFFER))
+        .max_headers(max_headers)
+        .auto_date_header(false)
+        .serve_connection(io, service)
+        .with_upgrades();
+    let mut connection = pin!(connection);
+    let drain = inner.proxy.drain.clone();
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = drain.drained() => {
+            connection.as_mut().graceful_shutdown();
+            connection.as_mut().await
+        }
+    };
+    if let Some(early) = *early.lock() {
+        request::answered_early(&inner, early.status, early.details);
+    }
+    if let Err(error) = ended {
+        tracing::debug!(%error, authority = %inner.connection.authority, "inner connection ended");
+    }
+}
+
+/// Limits by the chain that serves the connection now.
+fn limits(inner: &Inner) -> (usize, usize) {
+    let (_, chain) = inner.http_chain();
+    let of = |settings: &HttpSettings| (settings.max_request_head, settings.max_request_headers);
+    match chain.as_ref().map(|chain| &chain.kind) {
+        Some(ChainKind::Http(http)) => of(&http.settings),
+        _ => of(&HttpSettings::default()),
+    }
+}
+
+async fn answer(inner: Arc<Inner>, mut request: Request<hyper::body::Incoming>) -> Result<Response<ResponseBody>, Infallible> {
+    let upgrade = request.headers().contains_key(header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
+    let (parts, body) = request.into_parts();
+    let protocol = if parts.version == Version::HTTP_10 { Protocol::Http10 } else { Protocol::Http11 };
+    let relay = inner.relay.clone();
+    let arrived = Arrived { method: parts.method, uri: parts.uri, headers: parts.headers, protocol, body: Incoming::http1(body), upgrade };
+    let mut exchange = pin!(request::serve(inner, arrived));
+    let Some(relay) = relay else { return Ok(exchange.await) };
+    // Informational answers wake this task; hyper then flushes, and the connection writes them.
+    loop {
+        tokio::select! {
+            biased;
+            response = exchange.as_mut() => return Ok(response),
+            () = relay.arrived.notified() => poll_fn(|cx| { cx.waker().wake_by_ref(); Poll::Ready(()) }).await,
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! HTTP/2 requests of one inner connection, spoken with prior knowledge.
+//!
+//! h2 directly: every request is a task of its own, so that the requests of one connection use all cores; its answer leaves as the
+//! client's window allows.
+
+use std::{future::poll_fn, sync::Arc};
+
+use bytes::Bytes;
+use cairn_exchange::Protocol;
+use h2::{Reason, RecvStream, server::SendResponse};
+use http::{Request, Response, Version};
+use http_body::Body as _;
+
+use super::{
+    Inner,
+    inner_io::InnerIo,
+    request::{self, Arrived},
+};
+use crate::{
+    body::Incoming,
+    pump::pump,
+    snapshot::{ChainKind, HttpSettings},
+};
+
+/// Streams at once, where the configuration does not say: Envoy's default is without bound, ours is not.
+const MAX_STREAMS: u32 = 1024;
+/// Windows, where the configuration does not say.
+const STREAM_WINDOW: u32 = 64 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Bytes of answers that may wait in one connection.
+const MAX_SEND_BUFFER: usize = 256 * 1024;
+
+/// Serves requests until the connection ends.
+pub async fn serve(inner: Arc<Inner>, io: InnerIo) {
+    if let Err(error) = run(inner.clone(), io).await {
+        tracing::debug!(%error, authority = %inner.connection.authority, "inner connection ended");
+    }
+}
+
+async fn run(inner: Arc<Inner>, io: InnerIo) -> Result<(), h2::Error> {
+    let (_, chain) = inner.http_chain();
+    let defaults = HttpSettings::default();
+    let settings = match chain.as_ref().map(|chain| &chain.kind) {
+        Some(ChainKind::Http(http)) => &http.settings,
+        _ => &defaults,
+    };
+    let mut connection = h2::server::Builder::new()
+        .max_concurrent_streams(settings.http2_max_concurrent_streams.unwrap_or(MAX_STREAMS))
+        .initial_window_size(settings.http2_stream_window.unwrap_or(STREAM_WINDOW))
+        .initial_connection_window_size(settings.http2_connection_window.unwrap_or(CONNECTION_WINDOW))
+        .max_header_list_size(u32::try_from(settings.max_request_head).unwrap_or(u32::MAX))
+        .max_send_buffer_size(MAX_SEND_BUFFER)
+        .handshake::<_, Bytes>(io)
+        .await?;
+    drop(chain);
+    let mut draining = false;
+    loop {
+        let accepted = tokio::select! {
+            accepted = connection.accept() => accepted,
+            () = inner.proxy.drain.drained(), if !draining => {
+                draining = true;
+                connection.graceful_shutdown();
+                continue;
+            }
+        };
+        match accepted {
+            None => return Ok(()),
+            Some(Err(error)) => return Err(error),
+            Some(Ok((request, respond))) => {
+                tokio::spawn(answer(inner.clone(), request, respond));
+            }
+        }
+    }
+}
+
+async fn answer(inner: Arc<Inner>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+    let (parts, body) = request.into_parts();
+    let arrived = Arrived {
+        method: parts.method,
+        uri: parts.uri,
+        headers: parts.headers,
+        protocol: Protocol::Http2,
+        body: Incoming::http2(body),
+        upgrade: None,
+    };
+    let response = tokio::select! {
+        response = request::serve(inner, arrived) => response,
+        // The client gave up: dropping the exchange gives up the request upstream too.
+        _ = poll_fn(|cx| respond.poll_reset(cx)) => return,
+    };
+    let (parts, body) = response.into_parts();
+    let mut head = Response::new(());
+    *head.status_mut() = parts.status;
+    *head.headers_mut() = parts.headers;
+    *head.version_mut() = Version::HTTP_2;
+    let end = body.is_end_stream();
+    match respond.send_response(head, end) {
+        Ok(stream) if !end => {
+            if let Err(error) = pump(body, stream).await {
+                tracing::debug!(%error, "an answer did not reach its client");
+            }
+        }
+        Ok(_) => {}
+        Err(error) => {
+            tracing::debug!(%error, "an answer could not be sent");
+            respond.send_reset(Reason::INTERNAL_ERROR);
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! The bytes of one inner connection, as hyper and h2 want to read and write them.
+//!
+//! Between the tunnel's stream and the HTTP/1 server stand three small duties: bytes that protocol detection has already read come
+//! first; the framing of requests is watched ([`super::framing`]), and what is refused there, or by hyper's own parser, is answered in
+//! the words users know from Envoy; and informational answers (103 and the like), which hyper's server cannot send, are written where
+//! hyper flushes, that is never inside another answer.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf as _, Bytes};
+use cairn_hbone::TunnelStream;
+use h2::Reason;
+use http::StatusCode;
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::framing::Framing;
+
+/// Most informational answers that wait to be written; more are dropped, they are advice only.
+const MAX_INFORMATIONAL: usize = 16;
+
+/// Where answers of the 1xx kind are put for the connection to write.
+#[derive(Debug, Default)]
+pub struct Informational {
+    waiting: AtomicBool,
+    queue: Mutex<Vec<Bytes>>,
+}
+
+/// What the connection reads and writes.
+pub struct InnerIo {
+    /// Gone after a reset.
+    stream: Option<TunnelStream>,
+    /// Read, and not yet handed on.
+    held: Bytes,
+    watch: Option<Watch>,
+}
+
+struct Watch {
+    framing: Framing,
+    max_head: usize,
+    informational: Arc<Informational>,
+    /// Bytes of ours of which a part was written.
+    writing: Bytes,
+    /// Nothing more is read: the request was refused.
+    refused: bool,
+    early: Arc<Mutex<Option<Early>>>,
+}
+
+/// A request that was answered before it became one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Early {
+    /// The answer's status.
+    pub status: StatusCode,
+    /// Why, in Envoy's words.
+    pub details: &'static str,
+}
+
+// === impl Informational ===
+
+impl Informational {
+    /// Puts an answer where the connection will write it; the connection's task has to be polled afterwards.
+    pub fn push(&self, answer: Bytes) {
+        let mut queue = self.queue.lock();
+        if queue.len() < MAX_INFORMATIONAL {
+            queue.push(answer);
+            self.waiting.store(true, Ordering::Release);
+        }
+    }
+
+    fn take(&self) -> Bytes {
+        if !self.waiting.swap(false, Ordering::AcqRel) {
+            return Bytes::new();
+        }
+        let mut queue = self.queue.lock();
+        let all = queue.drain(..).fold(bytes::BytesMut::new(), |mut all, next| {
+            all.extend_from_slice(&next);
+            all
+        });
+        all.freeze()
+    }
+}
+
+// === impl InnerIo ===
+
+impl InnerIo {
+    /// The stream with what was read of it already.
+    pub fn new(stream: TunnelStream, held: Bytes) -> Self {
+        Self { stream: Some(stream), held, watch: None }
+    }
+
+    /// The same for HTTP/1: requests are watched. An answer that was given without a request is left in the returned place.
+    #[must_use]
+    pub fn watched(mut self, max_head: usize, informational: Arc<Informational>) -> (Self, Arc<Mutex<Option<Early>>>) {
+        let early = Arc::default();
+        let mut watch = Watch {
+            framing: Framing::default(),
+            max_head,
+            informational,
+            writing: Bytes::new(),
+            refused: false,
+            early: Arc::clone(&early),
+        };
+        watch.observe(&mut self.held);
+        self.watch = Some(watch);
+        (self, early)
+    }
+
+    /// Ends the connection so that the client sees that something was cut: a reset, never a clean end.
+    pub fn abort(&mut self) {
+        if let Some(stream) = self.stream.take() {
+            stream.reset(Reason::CONNECT_ERROR);
+        }
+    }
+
+    fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+        if !self.held.is_empty() {
+            return Poll::Ready(Ok(std::mem::take(&mut self.held)));
+        }
+        if self.watch.as_ref().is_some_and(|watch| watch.refused) {
+            // As if nothing more came; the answer leaves when hyper shuts the connection down.
+            return Poll::Ready(Ok(Bytes::new()));
+        }
+        let Some(stream) = &mut self.stream else {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        };
+        match ready!(stream.poll_data(cx)) {
+            None => Poll::Ready(Ok(Bytes::new())),
+            Some(Err(error)) => Poll::Ready(Err(error)),
+            Some(Ok(mut data)) => {
+                if let Some(watch) = &mut self.watch {
+                    watch.observe(&mut data);
+                }
+                Poll::Ready(Ok(data))
+            }
+        }
+    }
+
+    /// Writes informational answers. Only a flush may `begin` one: hyper flushes when it holds nothing back, so that none gets into
+    /// an earlier answer of a pipelining client.
+    fn poll_informational(&mut self, cx: &mut Context<'_>, begin: bool) -> Poll<io::Result<()>> {
+        let (Some(watch), Some(stream)) = (&mut self.watch, &mut self.stream) else {
+            return Poll::Ready(Ok(()));
+        };
+        if begin && watch.writing.is_empty() {
+            watch.writing = watch.informational.take();
+        }
+        while !watch.writing.is_empty() {
+            ready!(stream.poll_send(cx, &mut watch.writing, false))?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn stream(&mut self) -> io::Result<Pin<&mut TunnelStream>> {
+        self.stream.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::ConnectionReset.into())
+    }
+}
+
+// === impl Watch ===
+
+impl Watch {
+    /// Looks at what came; a request that may not pass takes everything with it.
+    fn observe(&mut self, data: &mut Bytes) {
+        if self.framing.observe(data, self.max_head).is_err() {
+            *data = Bytes::new();
+            self.refused = true;
+            self.answer(StatusCode::BAD_REQUEST, "http1.content_length_and_chunked_not_allowed");
+        }
+    }
+
+    /// Answers without a request.
+    fn answer(&mut self, status: StatusCode, details: &'static str) {
+        self.writing = early_answer(status);
+        *self.early.lock() = Some(Early { status, details });
+    }
+
+    /// Replaces what hyper says of a request that it could not read. Our own answers all have a date, hyper's have none.
+    fn replace(&mut self, from: &[u8]) -> bool {
+        const LONGEST: usize = 128;
+        let is_hypers = from.len() <= LONGEST
+            && from.starts_with(b"HTTP/1.1 4")
+            && from.ends_with(b"\r\n\r\n")
+            && memchr::memmem::find(from, b"date: ").is_none();
+        let status = from.get(9..12).filter(|_| is_hypers).and_then(|digits| StatusCode::from_bytes(digits).ok());
+        let Some(status) = status else { return false };
+        self.refused = true;
+        if status == StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE {
+            self.answer(status, "http1.headers_too_large");
+        } else {
+            self.answer(StatusCode::BAD_REQUEST, "http1.codec_error");
+        }
+        true
+    }
+}
+
+/// An answer with Envoy's text for its status, and the end of the connection.
+fn early_answer(status: StatusCode) -> Bytes {
+    let reason = status.canonical_reason().unwrap_or_default();
+    let date = super::date::now();
+    let date = date.to_str().unwrap_or_default();
+    format!(
+        "HTTP/1.1 {} {reason}\r\ncontent-length: {}\r\ncontent-type: text/plain\r\ndate: {date}\r\nserver: istio-envoy\r\nconnection: close\r\n\r\n{reason}",
+        status.as_u16(),
+        reason.len(),
+    )
+    .into()
+}
+
+impl AsyncRead for InnerIo {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let mut data = ready!(this.poll_bytes(cx))?;
+        let count = data.len().min(into.remaining());
+        into.put_slice(data.get(..count).unwrap_or_default());
+        data.advance(count);
+        this.held = data;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl hyper::rt::Read for InnerIo {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, mut into: hyper::rt::ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let mut data = ready!(this.poll_bytes(cx))?;
+        let count = data.len().min(into.remaining());
+        into.put_slice(data.get(..count).unwrap_or_default());
+        data.advance(count);
+        this.held = data;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for InnerIo {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        ready!(this.poll_informational(cx, false))?;
+        if this.watch.as_mut().is_some_and(|watch| watch.replace(from)) {
+            return Poll::Ready(Ok(from.len()));
+        }
+        this.stream()?.poll_write(cx, from)
+    }
+
+    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        ready!(this.poll_informational(cx, false))?;
+        if let ([only], Some(watch)) = (from, this.watch.as_mut())
+            && watch.replace(only)
+        {
+            return Poll::Ready(Ok(only.len()));
+        }
+        this.stream()?.poll_write_vectored(cx, from)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().poll_informational(cx, true)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.poll_informational(cx, false))?;
+        this.stream()?.poll_shutdown(cx)
+    }
+}
+
+impl hyper::rt::Write for InnerIo {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
+        AsyncWrite::poll_write(self, cx, from)
+    }
+
+    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        AsyncWrite::poll_write_vectored(self, cx, from)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        AsyncWrite::poll_flush(self, cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        AsyncWrite::poll_shutdown(self, cx)
+    }
+}
+
+impl Drop for InnerIo {
+    /// Whoever drops a connection without having shut it down has cut it: the client must not take what it has for the whole.
+    fn drop(&mut self) {
+        if self.stream.as_ref().is_some_and(|stream| !stream.is_write_ended()) {
+            self.abort();
+        }
+    }
+}
+
+impl std::fmt::Debug for InnerIo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("InnerIo").field("stream", &self.stream).field("held", &self.held.len()).finish_non_exhaustive()
+    }
+}

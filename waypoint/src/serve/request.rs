@@ -1,0 +1,403 @@
+//! One request: from its head, through filters and route, to its answer.
+//!
+//! The request sees one configuration, taken when its head has been read; endpoints are read anew at each attempt. Where something
+//! decides against the request, the answer says so in Envoy's words, and the record tells why.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use cairn_exchange::{Exchange, Protocol, RequestHead, ResponseFlags, Scheme, clock};
+use cairn_filters::{LocalReply, ResponseHead, Run, Verdict};
+use cairn_policy::{
+    headers::{
+        incoming::Arrival,
+        is_upgrade, upgrade_kind,
+    },
+    route::{Facts, Found, RouteAction, no_metadata, request_location},
+};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, header, uri::PathAndQuery};
+use http_body::Body as _;
+use hyper::upgrade::OnUpgrade;
+use parking_lot::Mutex;
+
+use super::{
+    Inner, ResponseBody, date, forward, reply,
+    response::Tail,
+};
+use crate::{
+    body::{Incoming, RequestSource},
+    snapshot::{ChainKind, HttpChain, Snapshot},
+};
+
+/// A request as its protocol's reader hands it over.
+pub struct Arrived {
+    /// Method.
+    pub method: Method,
+    /// Target, in whatever form it came.
+    pub uri: Uri,
+    /// Fields, `host` among them for HTTP/1.
+    pub headers: HeaderMap,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Body.
+    pub body: Incoming,
+    /// The client's side of an upgrade that it asks for.
+    pub upgrade: Option<OnUpgrade>,
+}
+
+/// A request on its way; what the steps share.
+pub struct Journey<'a> {
+    /// The configuration that it sees.
+    pub snapshot: &'a Arc<Snapshot>,
+    /// The chain.
+    pub http: &'a HttpChain,
+    /// What its end has to settle.
+    pub tail: Box<Tail>,
+    /// One random number for all choices about it.
+    pub random: u64,
+    /// The client's side of an upgrade.
+    pub upgrade: Option<OnUpgrade>,
+    /// Whether the client asked for an upgrade that the chain serves.
+    pub upgrading: bool,
+}
+
+/// Serves one request.
+pub async fn serve(inner: Arc<Inner>, arrived: Arrived) -> Response<ResponseBody> {
+    let (snapshot, chain) = inner.http_chain();
+    let name = chain.as_ref().map_or_else(|| inner.connection.authority.clone(), |chain| chain.name.clone());
+    let Arrived { method, uri, headers, protocol, body, upgrade } = arrived;
+    let mut exchange = Exchange::begin(protocol, inner.connection.clone(), name, snapshot.version);
+    let scheme_given = uri.scheme().is_some();
+    let head = head_of(method, uri, headers);
+    let grpc = head.as_ref().is_ok_and(RequestHead::is_grpc);
+    let problem = match head {
+        Ok(head) => {
+            exchange.request = Some(head);
+            None
+        }
+        Err(problem) => Some(problem),
+    };
+    let mut tail = Tail::begin(inner.clone(), exchange);
+    let Some(chain) = chain else {
+        return local(tail, None, reply::chain_not_found(), grpc, true);
+    };
+    tail.chain = Some(chain.clone());
+    let http = match (&chain.kind, &chain.refuse) {
+        (ChainKind::Http(http), None) => http,
+        (ChainKind::Http(http), Some(_)) => return local(tail, Some(http), reply::refused_chain(), grpc, false),
+        _ => return local(tail, None, reply::refused_chain(), grpc, false),
+    };
+    if let Some(problem) = problem {
+        return local(tail, Some(http), reply::bad_request(problem), false, true);
+    }
+    let journey = Journey { snapshot: &snapshot, http, tail, random: fastrand::u64(..), upgrade, upgrading: false };
+    journey.go(scheme_given, body).await
+}
+
+/// Takes a request apart into the form that all protocols share; the error is Envoy's reason for 400.
+fn head_of(method: Method, uri: Uri, mut headers: HeaderMap) -> Result<RequestHead, &'static str> {
+    let parts = uri.into_parts();
+    let host = join(&mut headers);
+    let authority = match (parts.authority, host) {
+        (Some(authority), _) => HeaderValue::try_from(authority.as_str()).unwrap_or(HeaderValue::from_static("")),
+        (None, Some(host)) => host,
+        (None, None) => return Err("missing_host_header"),
+    };
+    let scheme = match parts.scheme {
+        Some(scheme) if scheme == http::uri::Scheme::HTTPS => Scheme::Https,
+        _ => Scheme::Http,
+    };
+    let path = parts.path_and_query.unwrap_or(PathAndQuery::from_static("/"));
+    Ok(RequestHead { method, path, authority, scheme, headers })
+}
+
+/// The host header; several are joined, as Envoy does.
+fn join(headers: &mut HeaderMap) -> Option<HeaderValue> {
+    let mut all = headers.get_all(header::HOST).iter();
+    let first = all.next()?.clone();
+    let host = if all.next().is_none() {
+        first
+    } else {
+        let joined: Vec<_> = headers.get_all(header::HOST).iter().map(HeaderValue::as_bytes).collect();
+        HeaderValue::from_bytes(&joined.join(&b','))
+            // Header values joined by a comma are a header value.
+            .unwrap_or(first)
+    };
+    headers.remove(header::HOST);
+    Some(host)
+}
+
+impl Journey<'_> {
+    async fn go(mut self, scheme_given: bool, body: Incoming) -> Response<ResponseBody> {
+        if let Err(reply) = self.admit(scheme_given) {
+            let close = reply.details != "path_normalization_redirect";
+            return self.reply_closing(*reply, close);
+        }
+        let mut body = body;
+        loop {
+            let exchange = &mut self.tail.exchange;
+            let mut verdict = self.tail.run.with(|run| self.http.filters.decode_head(run, exchange));
+            loop {
+                match verdict {
+                    Verdict::Continue => break,
+                    Verdict::Reply(reply) => return self.reply(reply),
+                    Verdict::Stop(wait) => verdict = wait.await(&mut self.tail.exchange),
+                }
+            }
+            let Some(limit) = self.tail.run.with(|run| self.http.filters.wants_whole_body(run)) else { break };
+            let mut whole = match collect(body, limit).await {
+                Ok(whole) => whole,
+                Err(reply) => return self.reply_closing(reply, true),
+            };
+            let exchange = &mut self.tail.exchange;
+            let verdict = self.tail.run.with(|run| self.http.filters.decode_whole_body(run, exchange, &mut whole));
+            body = Incoming::Whole(whole);
+            if let Verdict::Reply(reply) = verdict {
+                return self.reply(reply);
+            }
+            if let Verdict::Stop(wait) = verdict
+                && let Verdict::Reply(reply) = wait.await(&mut self.tail.exchange)
+            {
+                return self.reply(reply);
+            }
+        }
+        self.keep(body);
+        let head = match &self.tail.exchange.request {
+            Some(head) => head,
+            None => return self.reply(reply::bad_request("missing_request")),
+        };
+        let facts = Facts { random: self.random, metadata: &no_metadata };
+        let Some(found) = self.http.routes.find(head, facts) else {
+            return self.reply(reply::route_not_found());
+        };
+        self.tail.exchange.route = found.route.name.clone();
+        match &found.route.action {
+            RouteAction::Forward(to) => forward::forward(self, found, to).await,
+            RouteAction::Redirect(redirect) => {
+                let location = redirect.location(&found.route.matches.path, head);
+                let mut reply = LocalReply::new(redirect.status, ResponseFlags::NONE, "direct_response", Bytes::new());
+                if let Ok(location) = location {
+                    reply = reply.with_header(header::LOCATION, location);
+                }
+                self.reply_by_route(reply, found)
+            }
+            RouteAction::DirectResponse(response) => {
+                let mut reply = LocalReply::new(response.status, ResponseFlags::NONE, "direct_response", response.body.clone());
+                if (response.status == StatusCode::CREATED || response.status.is_redirection())
+                    && let Ok(location) = request_location(head)
+                {
+                    reply = reply.with_header(header::LOCATION, location);
+                }
+                self.reply_by_route(reply, found)
+            }
+        }
+    }
+
+    /// What is done to every request before a filter sees it; an error is the answer.
+    fn admit(&mut self, scheme_given: bool) -> Result<(), Box<LocalReply>> {
+        let settings = &self.http.settings;
+        let exchange = &mut self.tail.exchange;
+        if exchange.protocol == Protocol::Http10 && !settings.accept_http10 {
+            exchange.flags.insert(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
+            return Err(Box::new(LocalReply::new(
+                StatusCode::UPGRADE_REQUIRED,
+                ResponseFlags::NONE,
+                "low_version",
+                "Upgrade Required",
+            )));
+        }
+        let connection = exchange.connection.clone();
+        let Some(head) = exchange.request.as_mut() else { return Ok(()) };
+        if head.authority.is_empty() && exchange.protocol != Protocol::Http10 {
+            return Err(Box::new(reply::bad_request("missing_host_header")));
+        }
+        underscores(settings.underscores, &mut head.headers)?;
+        if let Some(kind) = upgrade_kind(&head.headers).filter(|_| is_upgrade(&head.headers)) {
+            let served = (settings.websocket && kind.eq_ignore_ascii_case("websocket"))
+                || settings.upgrades.iter().any(|other| kind.eq_ignore_ascii_case(other));
+            if !served {
+                return Err(Box::new(LocalReply::new(StatusCode::FORBIDDEN, ResponseFlags::NONE, "upgrade_failed", Bytes::new())));
+            }
+            self.upgrading = true;
+        }
+        let arrival =
+            Arrival { tls: false, scheme_given, port: connection.service_port, remote: connection.remote_address.ip() };
+        settings.incoming.prepare(head, arrival, || {
+            let id = uuid::Uuid::new_v4();
+            let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
+            HeaderValue::from_str(id.hyphenated().encode_lower(&mut text)).unwrap_or(HeaderValue::from_static(""))
+        });
+        normalize(settings, head)
+    }
+
+    /// Makes the body available to attempts.
+    fn keep(&mut self, body: Incoming) {
+        if body.is_end_stream() {
+            return;
+        }
+        let mut source = RequestSource::new(body, true);
+        if self.tail.run.with(|run| self.http.filters.watches_request(run))
+            && let Some(chain) = &self.tail.chain
+        {
+            source.observe(chain.clone(), self.tail.run.share());
+        }
+        self.tail.source = Some(Arc::new(Mutex::new(source)));
+    }
+
+    /// Answers with our own words.
+    pub fn reply(self, reply: LocalReply) -> Response<ResponseBody> {
+        self.reply_closing(reply, false)
+    }
+
+    fn reply_closing(self, reply: LocalReply, close: bool) -> Response<ResponseBody> {
+        let grpc = self.tail.exchange.is_grpc();
+        local(self.tail, Some(self.http), reply, grpc, close)
+    }
+
+    /// Answers with what the route says, edited as it says.
+    pub fn reply_by_route(mut self, reply: LocalReply, found: Found<'_>) -> Response<ResponseBody> {
+        let grpc = self.tail.exchange.is_grpc();
+        let (mut head, body) = begin_reply(&mut self.tail, reply, grpc);
+        forward::edit_response(&mut head, &mut self.tail, found, None);
+        end_reply(self.tail, Some(self.http), head, body, false)
+    }
+}
+
+/// What a chain does to paths.
+fn normalize(settings: &crate::snapshot::HttpSettings, head: &mut RequestHead) -> Result<(), Box<LocalReply>> {
+    use cairn_policy::path::Normalized;
+    match settings.path.apply(&head.path) {
+        Normalized::Same => Ok(()),
+        Normalized::Changed(path) => {
+            head.path = path;
+            Ok(())
+        }
+        Normalized::Redirect(path) => {
+            let location = HeaderValue::try_from(path.as_str()).unwrap_or(HeaderValue::from_static("/"));
+            let reply = LocalReply::new(
+                StatusCode::TEMPORARY_REDIRECT,
+                ResponseFlags::NONE,
+                "path_normalization_redirect",
+                Bytes::new(),
+            );
+            Err(Box::new(reply.with_header(header::LOCATION, location)))
+        }
+        Normalized::Reject => Err(Box::new(reply::bad_request("path_normalization_failed"))),
+    }
+}
+
+/// Header names with underscores, as the chain wants them.
+fn underscores(setting: crate::snapshot::chain::Underscores, headers: &mut HeaderMap) -> Result<(), Box<LocalReply>> {
+    use crate::snapshot::chain::Underscores;
+    if setting == Underscores::Allow {
+        return Ok(());
+    }
+    let found: Vec<_> = headers.keys().filter(|name| name.as_str().contains('_')).cloned().collect();
+    match setting {
+        Underscores::Reject if !found.is_empty() => Err(Box::new(reply::bad_request("unexpected_underscore"))),
+        _ => {
+            for name in found {
+                headers.remove(name);
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Reads a whole body.
+async fn collect(mut body: Incoming, limit: usize) -> Result<Bytes, LocalReply> {
+    let too_large = || {
+        LocalReply::new(StatusCode::PAYLOAD_TOO_LARGE, ResponseFlags::NONE, "request_payload_too_large", "Payload Too Large")
+    };
+    let mut whole = BytesMut::new();
+    loop {
+        let frame = std::future::poll_fn(|cx| std::pin::Pin::new(&mut body).poll_frame(cx)).await;
+        match frame {
+            None => return Ok(whole.freeze()),
+            Some(Err(_)) => return Err(reply::bad_request("http1.codec_error")),
+            Some(Ok(frame)) => {
+                if let Ok(data) = frame.into_data() {
+                    if whole.len() + data.len() > limit {
+                        return Err(too_large());
+                    }
+                    whole.extend_from_slice(&data);
+                }
+            }
+        }
+    }
+}
+
+/// Answers with our own words; `close` ends the connection behind the answer.
+fn local(mut tail: Box<Tail>, http: Option<&HttpChain>, reply: LocalReply, grpc: bool, close: bool) -> Response<ResponseBody> {
+    let (head, body) = begin_reply(&mut tail, reply, grpc);
+    end_reply(tail, http, head, body, close)
+}
+
+fn begin_reply(tail: &mut Tail, reply: LocalReply, grpc: bool) -> (ResponseHead, Bytes) {
+    tail.exchange.because(reply.flags, reply.details.clone());
+    reply::render(reply, grpc)
+}
+
+fn end_reply(mut tail: Box<Tail>, http: Option<&HttpChain>, head: ResponseHead, body: Bytes, close: bool) -> Response<ResponseBody> {
+    // A request whose body was not read to its end cannot be followed by another on HTTP/1.
+    let close = close || tail.source.as_ref().is_some_and(|source| source.lock().ended.is_none());
+    let is_head = tail.exchange.request.as_ref().is_some_and(|request| request.method == Method::HEAD);
+    let mut response = finish_head(&mut tail, http, head);
+    if close && tail.exchange.protocol != Protocol::Http2 {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    let body = if is_head || body.is_empty() { Incoming::Empty } else { Incoming::Whole(body) };
+    response.map(|()| ResponseBody::new(body, tail))
+}
+
+/// The last things done to the head of every answer.
+pub fn finish_head(tail: &mut Tail, http: Option<&HttpChain>, mut head: ResponseHead) -> Response<()> {
+    match http {
+        Some(http) => {
+            http.settings.server.prepare(&mut head.headers, head.status == StatusCode::SWITCHING_PROTOCOLS);
+            let exchange = &mut tail.exchange;
+            tail.run.with(|run: &mut Run| http.filters.encode_head(run, exchange, &mut head));
+        }
+        None => {
+            head.headers.insert(header::SERVER, HeaderValue::from_static("istio-envoy"));
+        }
+    }
+    head.headers.insert(header::DATE, date::now());
+    tail.exchange.status = Some(head.status);
+    tail.exchange.grpc_status = super::response::grpc_status(&head.headers);
+    if let Some(http) = http {
+        for name in http.access_logs.response_headers() {
+            if let Some(value) = head.headers.get(name) {
+                tail.exchange.response_headers.push((name.clone(), value.clone()));
+            }
+        }
+    }
+    let elapsed = tail.exchange.elapsed();
+    tail.exchange.moments.first_sent = Some(elapsed);
+    let mut response = Response::new(());
+    *response.status_mut() = head.status;
+    *response.headers_mut() = head.headers;
+    response
+}
+
+/// Tells of a request that was answered before it became one.
+pub fn answered_early(inner: &Arc<Inner>, status: StatusCode, details: &'static str) {
+    let (snapshot, chain) = inner.http_chain();
+    let name = chain.as_ref().map_or_else(|| inner.connection.authority.clone(), |chain| chain.name.clone());
+    let mut exchange = Exchange::begin(Protocol::Http11, inner.connection.clone(), name, snapshot.version);
+    exchange.status = Some(status);
+    exchange.because(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, details);
+    let mut tail = Tail::begin(inner.clone(), exchange);
+    tail.chain = chain;
+    tail.finish(false);
+}
+
+/// Where the client wanted to go, for clusters that send there.
+pub fn original(inner: &Inner) -> Option<SocketAddr> {
+    inner.connection.local_address.or(inner.address)
+}
+
+/// The latest moment for something that may take so long from now.
+pub fn latest(after: Option<Duration>) -> Option<clock::Instant> {
+    after.map(|after| clock::now() + after)
+}

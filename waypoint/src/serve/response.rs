@@ -1,0 +1,330 @@
+//! The answer on its way to the client, and the end of the exchange.
+//!
+//! An exchange ends when the last byte of its answer has been handed on, when the answer fails, or when the client goes away; whichever
+//! it is, the record is completed and told once, the connection to the endpoint goes back or is given up, and the counters go down.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use cairn_exchange::{Exchange, ResponseFlags, clock};
+use cairn_filters::Run;
+use http_body::{Body, Frame, SizeHint};
+use parking_lot::Mutex;
+use tokio::time::Sleep;
+
+use super::Inner;
+use crate::{
+    body::{BodyError, Incoming, RequestSource},
+    snapshot::{Chain, ChainKind, HttpChain},
+    upstream::{Cluster, Endpoint, Lease},
+};
+
+/// The body of an answer, with all that its end has to settle.
+pub struct ResponseBody {
+    incoming: Incoming,
+    tail: Option<Box<Tail>>,
+}
+
+/// What the end of an exchange has to settle.
+pub struct Tail {
+    /// The client's connection.
+    pub inner: Arc<Inner>,
+    /// The record.
+    pub exchange: Exchange,
+    /// The chain; `None` when there was none.
+    pub chain: Option<Arc<Chain>>,
+    /// The run of the chain's filters.
+    pub run: RunCell,
+    /// The request's body, where there is one.
+    pub source: Option<Arc<Mutex<RequestSource>>>,
+    /// The connection to the endpoint.
+    pub lease: Option<Leased>,
+    /// When the answer has to be complete.
+    pub deadline: Option<Pin<Box<Sleep>>>,
+}
+
+/// A connection to an endpoint that belongs to an exchange, counted there while it lasts.
+pub struct Leased {
+    /// The connection.
+    pub lease: Option<Lease>,
+    /// The endpoint.
+    pub endpoint: Arc<Endpoint>,
+    /// The cluster.
+    pub cluster: Arc<Cluster>,
+}
+
+/// The run of filters over one request: alone with the request's task, or shared with the body that the filters watch.
+pub enum RunCell {
+    /// Alone.
+    Own(Run),
+    /// Shared.
+    Shared(Arc<Mutex<Run>>),
+}
+
+// === impl RunCell ===
+
+impl RunCell {
+    /// Works with the run.
+    pub fn with<T>(&mut self, f: impl FnOnce(&mut Run) -> T) -> T {
+        match self {
+            RunCell::Own(run) => f(run),
+            RunCell::Shared(run) => f(&mut run.lock()),
+        }
+    }
+
+    /// Shares the run with a body.
+    pub fn share(&mut self) -> Arc<Mutex<Run>> {
+        let shared = match self {
+            RunCell::Shared(run) => return run.clone(),
+            RunCell::Own(run) => Arc::new(Mutex::new(std::mem::take(run))),
+        };
+        *self = RunCell::Shared(shared.clone());
+        shared
+    }
+}
+
+// === impl Leased ===
+
+impl Leased {
+    /// Counts a request at the endpoint.
+    pub fn begin(endpoint: Arc<Endpoint>, cluster: Arc<Cluster>) -> Self {
+        endpoint.state.active.fetch_add(1, Ordering::Relaxed);
+        endpoint.state.total.fetch_add(1, Ordering::Relaxed);
+        cluster.state.requests.fetch_add(1, Ordering::Relaxed);
+        Self { lease: None, endpoint, cluster }
+    }
+
+    /// Gives the connection back; `clean` when both sides of the exchange ended well.
+    fn settle(mut self, clean: bool, near: u64) {
+        if let (Some(Lease::Http1(connection)), true) = (self.lease.take(), clean) {
+            self.endpoint.state.connections.put_http1(connection, &self.cluster.settings, near);
+        }
+    }
+}
+
+impl Drop for Leased {
+    fn drop(&mut self) {
+        self.endpoint.state.active.fetch_sub(1, Ordering::Relaxed);
+        self.cluster.state.requests.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+// === impl Tail ===
+
+impl Tail {
+    fn http(&self) -> Option<&HttpChain> {
+        match &self.chain.as_ref()?.kind {
+            ChainKind::Http(http) => Some(http),
+            ChainKind::Tcp(_) | ChainKind::Refused { .. } => None,
+        }
+    }
+
+    /// A piece of the answer passes.
+    fn pass(&mut self, data: &mut Bytes, end: bool) {
+        self.exchange.counts.sent += data.len() as u64;
+        if let Some(chain) = self.chain.clone()
+            && let ChainKind::Http(http) = &chain.kind
+            && http.filters.needs().observe_response
+        {
+            self.run.with(|run| http.filters.encode_data(run, data, end));
+        }
+    }
+
+    /// The exchange is over.
+    pub fn finish(mut self: Box<Self>, clean: bool) {
+        let exchange = &mut self.exchange;
+        let elapsed = exchange.elapsed();
+        exchange.moments.last_sent = Some(elapsed);
+        if exchange.upstream.is_some() {
+            exchange.moments.last_upstream_received.get_or_insert(elapsed);
+        }
+        let mut request_done = true;
+        if let Some(source) = &self.source {
+            let mut source = source.lock();
+            exchange.counts.received = source.received;
+            exchange.moments.request_received =
+                source.ended.map(|ended| ended.saturating_duration_since(exchange.start));
+            request_done = source.ended.is_some();
+            source.stop_recording();
+        } else {
+            exchange.moments.request_received.get_or_insert_default();
+        }
+        if let Some(leased) = self.lease.take() {
+            leased.settle(clean && request_done, exchange.connection.id);
+        }
+        if let Some(chain) = self.chain.clone()
+            && let ChainKind::Http(http) = &chain.kind
+        {
+            let exchange = &mut self.exchange;
+            self.run.with(|run| http.filters.finish(run, exchange));
+        }
+        let proxy = &self.inner.proxy;
+        if let Some(http) = self.http() {
+            if http.metrics {
+                proxy.istio.record(&self.exchange);
+            }
+            http.access_logs.log(&cairn_exchange::format::View::new(&self.exchange));
+        }
+        if let Some(observer) = &proxy.observer {
+            observer(&self.exchange);
+        }
+        proxy.live.exchanges.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+// === impl ResponseBody ===
+
+impl ResponseBody {
+    /// The body of an answer; the exchange ends with it.
+    pub fn new(incoming: Incoming, tail: Box<Tail>) -> Self {
+        let mut body = Self { incoming, tail: Some(tail) };
+        if body.incoming.is_empty() {
+            body.end(true);
+        }
+        body
+    }
+
+    /// No body, and nothing to settle.
+    pub fn empty() -> Self {
+        Self { incoming: Incoming::Empty, tail: None }
+    }
+
+    fn end(&mut self, clean: bool) {
+        if let Some(tail) = self.tail.take() {
+            tail.finish(clean);
+        }
+    }
+
+    fn fail(&mut self, flags: ResponseFlags, details: &'static str) {
+        if let Some(tail) = &mut self.tail {
+            // The answer had begun well, and ended otherwise: the end is what there is to tell.
+            tail.exchange.details = None;
+            tail.exchange.because(flags, details);
+        }
+        self.end(false);
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        if let Some(deadline) = this.tail.as_mut().and_then(|tail| tail.deadline.as_mut())
+            && Future::poll(deadline.as_mut(), cx).is_ready()
+        {
+            this.incoming = Incoming::Empty;
+            this.fail(ResponseFlags::UPSTREAM_REQUEST_TIMEOUT, "response_timeout");
+            return Poll::Ready(Some(Err(BodyError::Timeout)));
+        }
+        match ready!(Pin::new(&mut this.incoming).poll_frame(cx)) {
+            None => {
+                this.end(true);
+                Poll::Ready(None)
+            }
+            Some(Err(error)) => {
+                let (flags, details) = why_cut(&error);
+                this.fail(flags, details);
+                Poll::Ready(Some(Err(error)))
+            }
+            Some(Ok(frame)) => {
+                let end = this.incoming.is_end_stream();
+                let frame = match frame.into_data() {
+                    Ok(mut data) => {
+                        if let Some(tail) = &mut this.tail {
+                            tail.pass(&mut data, end);
+                        }
+                        Frame::data(data)
+                    }
+                    Err(mut frame) => {
+                        if let (Some(tail), Some(trailers)) = (&mut this.tail, frame.trailers_mut()) {
+                            tail.trailers(trailers);
+                        }
+                        frame
+                    }
+                };
+                if end {
+                    this.end(true);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
+
+impl Tail {
+    fn trailers(&mut self, trailers: &mut http::HeaderMap) {
+        if self.exchange.grpc_status.is_none() {
+            self.exchange.grpc_status = grpc_status(trailers);
+        }
+        if let Some(chain) = self.chain.clone()
+            && let ChainKind::Http(http) = &chain.kind
+        {
+            self.run.with(|run| http.filters.encode_trailers(run, trailers));
+        }
+    }
+}
+
+/// The status of a gRPC answer, from its trailers, or from its head when it has nothing else.
+pub fn grpc_status(headers: &http::HeaderMap) -> Option<u32> {
+    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
+}
+
+/// What the record says of an answer that was cut.
+fn why_cut(error: &BodyError) -> (ResponseFlags, &'static str) {
+    match error {
+        BodyError::Http1(error) if error.is_parse() => {
+            (ResponseFlags::UPSTREAM_PROTOCOL_ERROR, "upstream_reset_after_response_started{protocol_error}")
+        }
+        BodyError::Http2(error) if error.is_reset() && error.is_remote() => {
+            (ResponseFlags::UPSTREAM_REMOTE_RESET, "upstream_reset_after_response_started{remote_reset}")
+        }
+        _ => (
+            ResponseFlags::UPSTREAM_CONNECTION_TERMINATION,
+            "upstream_reset_after_response_started{connection_termination}",
+        ),
+    }
+}
+
+impl Drop for ResponseBody {
+    /// The client went away: hyper and h2 drop what they cannot deliver, and there is no other sign of it.
+    fn drop(&mut self) {
+        if self.tail.is_some() {
+            self.fail(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION, "downstream_remote_disconnect");
+        }
+    }
+}
+
+impl Tail {
+    /// The beginning of an exchange, before anything is known but its start.
+    pub fn begin(inner: Arc<Inner>, exchange: Exchange) -> Box<Self> {
+        inner.proxy.live.exchanges.fetch_add(1, Ordering::Relaxed);
+        Box::new(Self {
+            inner,
+            exchange,
+            chain: None,
+            run: RunCell::Own(Run::default()),
+            source: None,
+            lease: None,
+            deadline: None,
+        })
+    }
+
+    /// Bounds the rest of the exchange.
+    pub fn until(&mut self, at: Option<clock::Instant>) {
+        self.deadline = at.map(|at| Box::pin(tokio::time::sleep_until(at)));
+    }
+}

@@ -1,0 +1,450 @@
+//! Bytes: from a client's tunnel to an endpoint and back, until both sides have ended.
+//!
+//! The decision comes before the connection, and the connection before the answer to a declared port's CONNECT: a client that may not
+//! enter is never seen by the endpoint, and one whose endpoint is not there is told so. Half-closes are passed on as such; a reset of
+//! one side resets the other.
+
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use cairn_exchange::{Exchange, Protocol, ResponseFlags, Upstream, clock};
+use cairn_hbone::{Connect, TunnelStream};
+use http::{HeaderMap, StatusCode};
+use tokio::{
+    io::{AsyncRead as _, AsyncWrite as _, ReadBuf},
+    time::Instant,
+};
+
+use super::{Inner, tunnel};
+use crate::{
+    proxy::under,
+    snapshot::{Chain, ChainKind, Snapshot, TcpChain},
+    upstream::{Cluster, ConnectError, Endpoint, Picking, UpstreamIo},
+};
+
+/// Endpoints that are tried for one connection: of which no byte was sent, so that another try harms nobody.
+const MAX_TRIES: u32 = 3;
+/// Envoy's idle timeout of TCP connections.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+/// Read from a plain connection at a time.
+const READ_SIZE: usize = 16 * 1024;
+
+/// A port that is declared as TCP: connects first, then answers.
+pub async fn declared(inner: Arc<Inner>, snapshot: &Snapshot, chain: &Arc<Chain>, connect: Connect) {
+    let mut passage = match Passage::open(&inner, snapshot, chain).await {
+        Ok(passage) => passage,
+        Err(refused) => {
+            tunnel::refuse(&inner, connect, refused.status, &refused.why);
+            return;
+        }
+    };
+    match connect.accept(HeaderMap::new()) {
+        Ok(stream) => passage.run(stream, Bytes::new()).await,
+        Err(_) => passage.close(End::ClientGone),
+    }
+}
+
+/// A port whose protocol was found out: the CONNECT has been answered.
+pub async fn detected(inner: Arc<Inner>, snapshot: &Snapshot, chain: &Arc<Chain>, stream: TunnelStream, held: Bytes) {
+    match Passage::open(&inner, snapshot, chain).await {
+        Ok(mut passage) => passage.run(stream, held).await,
+        Err(refused) => {
+            tracing::info!(authority = %inner.connection.authority, client = %inner.connection.remote_address, why = %refused.why, "connection refused");
+            stream.reset(h2::Reason::CONNECT_ERROR);
+        }
+    }
+}
+
+/// Why a connection is not passed.
+struct Refused {
+    status: StatusCode,
+    why: String,
+}
+
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Both sides ended.
+    Clean,
+    /// The client reset.
+    ClientGone,
+    /// The endpoint reset.
+    EndpointGone,
+    /// Silence.
+    Idle,
+    /// The maximum duration.
+    Duration,
+}
+
+/// A connection to an endpoint on behalf of a client.
+struct Passage {
+    inner: Arc<Inner>,
+    chain: Arc<Chain>,
+    exchange: Option<Exchange>,
+    endpoint: Arc<Endpoint>,
+    cluster: Arc<Cluster>,
+    io: Option<UpstreamIo>,
+    reported: (u64, u64),
+}
+
+impl Passage {
+    /// Decides, and connects.
+    async fn open(inner: &Arc<Inner>, snapshot: &Snapshot, chain: &Arc<Chain>) -> Result<Self, Refused> {
+        let mut exchange = Exchange::begin(Protocol::Tcp, inner.connection.clone(), chain.name.clone(), snapshot.version);
+        let tcp = match (&chain.kind, &chain.refuse) {
+            (_, Some(refusal)) => {
+                exchange.because(ResponseFlags::NONE, "chain_not_supported");
+                let why = format!("this service has a rule that its waypoint does not support: {}", refusal.reason);
+                return Err(Refused { status: StatusCode::FORBIDDEN, why });
+            }
+            (ChainKind::Tcp(tcp), None) => tcp,
+            (ChainKind::Http(_) | ChainKind::Refused { .. }, None) => {
+                return Err(Refused { status: StatusCode::FORBIDDEN, why: "this chain does not pass bytes".into() });
+            }
+        };
+        let refused = |exchange: Exchange, flags, why: String| {
+            tell_failure(inner, tcp, exchange, flags, &why);
+            Refused { status: StatusCode::SERVICE_UNAVAILABLE, why }
+        };
+        let cluster = tcp.choose(fastrand::u64(..)).and_then(|name| snapshot.clusters.get(name));
+        let Some(cluster) = cluster else {
+            let why = format!("the cluster of {} does not exist", chain.name);
+            return Err(refused(exchange, ResponseFlags::NO_CLUSTER_FOUND, why));
+        };
+        exchange.cluster = Some(cluster.facts.clone());
+        let original = super::request::original(inner);
+        let mut picking = Picking::new(cluster);
+        let mut last = None;
+        while exchange.attempts < MAX_TRIES {
+            let Some(endpoint) = picking.next(fastrand::u64(..)) else { break };
+            exchange.attempts += 1;
+            exchange.upstream = Some(describe(&endpoint, snapshot, original));
+            match inner.proxy.connector.connect(snapshot, cluster, &endpoint, original).await {
+                Ok(connected) => {
+                    if let Some(upstream) = &mut exchange.upstream {
+                        upstream.local_address = connected.local_address;
+                    }
+                    endpoint.state.active.fetch_add(1, Ordering::Relaxed);
+                    endpoint.state.total.fetch_add(1, Ordering::Relaxed);
+                    if tcp.metrics.is_some() {
+                        inner.proxy.istio.report_open(&exchange);
+                    }
+                    return Ok(Self {
+                        inner: inner.clone(),
+                        chain: chain.clone(),
+                        exchange: Some(exchange),
+                        endpoint,
+                        cluster: cluster.clone(),
+                        io: Some(connected.io),
+                        reported: (0, 0),
+                    });
+                }
+                Err(error @ ConnectError::Unsupported(_)) => {
+                    last = Some(error);
+                    break;
+                }
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(match last {
+            Some(error) => {
+                exchange.transport_failure = Some(error.to_string().into());
+                let why = format!("no connection to an endpoint of {}: {error}", cluster.name());
+                refused(exchange, ResponseFlags::UPSTREAM_CONNECTION_FAILURE, why)
+            }
+            None => {
+                let why = format!("no healthy endpoint in {}", cluster.name());
+                refused(exchange, ResponseFlags::NO_HEALTHY_UPSTREAM, why)
+            }
+        })
+    }
+
+    fn tcp(&self) -> Option<&TcpChain> {
+        match &self.chain.kind {
+            ChainKind::Tcp(tcp) => Some(tcp),
+            ChainKind::Http(_) | ChainKind::Refused { .. } => None,
+        }
+    }
+
+    /// Passes bytes until both sides have ended.
+    async fn run(&mut self, stream: TunnelStream, held: Bytes) {
+        let Some(upstream) = self.io.take() else { return };
+        let proxy = self.inner.proxy.clone();
+        let _counted = under(&proxy.live.exchanges);
+        let (idle, most, interval) =
+            self.tcp().map_or((None, None, None), |tcp| (tcp.idle_timeout, tcp.max_duration, tcp.metrics));
+        let idle = idle.unwrap_or(IDLE_TIMEOUT);
+        let started = clock::now();
+        let mut relay = Relay::new(stream, upstream, held);
+        let mut seen = (0, 0);
+        let mut last_moved = started;
+        let end = loop {
+            let now = clock::now();
+            let limit = (!idle.is_zero()).then(|| last_moved + idle);
+            let wake = [limit, most.map(|most| started + most), interval.map(|interval| now + interval)].into_iter().flatten().min();
+            let done = poll_fn(|cx| relay.poll(cx));
+            let ended = match wake {
+                Some(wake) => tokio::time::timeout_at(wake, done).await.ok(),
+                None => Some(done.await),
+            };
+            if let Some(end) = ended {
+                break end;
+            }
+            let moved = (relay.sent, relay.received);
+            if moved != seen {
+                seen = moved;
+                last_moved = relay.moved;
+            }
+            let now = clock::now();
+            if most.is_some_and(|most| now >= started + most) {
+                break End::Duration;
+            }
+            if !idle.is_zero() && now >= last_moved + idle {
+                break End::Idle;
+            }
+            if interval.is_some() {
+                self.progress(relay.sent, relay.received);
+            }
+        };
+        if let Some(exchange) = &mut self.exchange {
+            exchange.counts.received = relay.received;
+            exchange.counts.sent = relay.sent;
+        }
+        self.progress(relay.sent, relay.received);
+        relay.end(end);
+        self.close(end);
+    }
+
+    fn progress(&mut self, sent: u64, received: u64) {
+        let delta = (sent - self.reported.0, received - self.reported.1);
+        self.reported = (sent, received);
+        if let (Some(exchange), true) = (&self.exchange, self.tcp().is_some_and(|tcp| tcp.metrics.is_some())) {
+            self.inner.proxy.istio.report_progress(exchange, delta.0, delta.1);
+        }
+    }
+
+    /// Tells of the end.
+    fn close(&mut self, end: End) {
+        let Some(mut exchange) = self.exchange.take() else { return };
+        exchange.moments.last_sent = Some(exchange.elapsed());
+        match end {
+            End::Clean | End::Idle => {}
+            End::ClientGone => exchange.flags.insert(ResponseFlags::DOWNSTREAM_REMOTE_RESET),
+            End::EndpointGone => exchange.flags.insert(ResponseFlags::UPSTREAM_REMOTE_RESET),
+            End::Duration => exchange.flags.insert(ResponseFlags::DURATION_TIMEOUT),
+        }
+        if let Some(tcp) = self.tcp() {
+            if tcp.metrics.is_some() {
+                self.inner.proxy.istio.report_close(&exchange);
+            }
+            tcp.access_logs.log(&cairn_exchange::format::View::new(&exchange));
+        }
+        if let Some(observer) = &self.inner.proxy.observer {
+            observer(&exchange);
+        }
+    }
+}
+
+impl Drop for Passage {
+    fn drop(&mut self) {
+        self.endpoint.state.active.fetch_sub(1, Ordering::Relaxed);
+        let _ = &self.cluster;
+    }
+}
+
+fn tell_failure(inner: &Inner, tcp: &TcpChain, mut exchange: Exchange, flags: ResponseFlags, why: &str) {
+    exchange.because(flags, why.to_owned());
+    exchange.moments.last_sent = Some(exchange.elapsed());
+    if tcp.metrics.is_some() {
+        inner.proxy.istio.report_open(&exchange);
+        inner.proxy.istio.report_close(&exchange);
+    }
+    tcp.access_logs.log(&cairn_exchange::format::View::new(&exchange));
+    if let Some(observer) = &inner.proxy.observer {
+        observer(&exchange);
+    }
+}
+
+/// An endpoint as the record names it.
+pub fn describe(endpoint: &Endpoint, snapshot: &Snapshot, original: Option<std::net::SocketAddr>) -> Upstream {
+    let unspecified = || std::net::SocketAddr::from(([0, 0, 0, 0], 0));
+    let address = endpoint.target.address().or(original).unwrap_or_else(unspecified);
+    Upstream {
+        display: endpoint.display.clone(),
+        address,
+        workload: snapshot.workloads.workload_at(address.ip()),
+        local_address: None,
+    }
+}
+
+/// Both directions of a connection.
+struct Relay {
+    client: Option<TunnelStream>,
+    endpoint: Option<UpstreamIo>,
+    /// Client to endpoint.
+    up: Direction,
+    /// Endpoint to client.
+    down: Direction,
+    buffer: BytesMut,
+    sent: u64,
+    received: u64,
+    moved: Instant,
+}
+
+/// One direction: what was read and not yet written, and how far its end has got.
+#[derive(Default)]
+struct Direction {
+    pending: Bytes,
+    read_ended: bool,
+    ended: bool,
+}
+
+impl Relay {
+    fn new(client: TunnelStream, endpoint: UpstreamIo, held: Bytes) -> Self {
+        let received = held.len() as u64;
+        Self {
+            client: Some(client),
+            endpoint: Some(endpoint),
+            up: Direction { pending: held, ..Direction::default() },
+            down: Direction::default(),
+            buffer: BytesMut::new(),
+            sent: 0,
+            received,
+            moved: clock::now(),
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        let (Some(client), Some(endpoint)) = (&mut self.client, &mut self.endpoint) else {
+            return Poll::Ready(End::Clean);
+        };
+        if !self.up.ended
+            && let Poll::Ready(end) = self.up.client_to_endpoint(cx, client, endpoint, &mut self.received, &mut self.moved)
+            && let Err(end) = end
+        {
+            return Poll::Ready(end);
+        }
+        if !self.down.ended
+            && let Poll::Ready(end) =
+                self.down.endpoint_to_client(cx, client, endpoint, &mut self.buffer, &mut self.sent, &mut self.moved)
+            && let Err(end) = end
+        {
+            return Poll::Ready(end);
+        }
+        if self.up.ended && self.down.ended { Poll::Ready(End::Clean) } else { Poll::Pending }
+    }
+
+    /// Ends both sides as one of them, or we, ended.
+    fn end(&mut self, end: End) {
+        let (client, endpoint) = (self.client.take(), self.endpoint.take());
+        match end {
+            End::Clean => {}
+            End::ClientGone | End::EndpointGone | End::Idle | End::Duration => {
+                if let Some(client) = client {
+                    client.reset(h2::Reason::CONNECT_ERROR);
+                }
+                match endpoint {
+                    Some(UpstreamIo::Tunnel(stream)) => stream.reset(h2::Reason::CONNECT_ERROR),
+                    Some(UpstreamIo::Plain(stream)) => {
+                        // An end by FIN would tell the endpoint that it has heard everything.
+                        let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+                    }
+                    None => {}
+                }
+            }
+        }
+    }
+}
+
+impl Direction {
+    fn client_to_endpoint(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: &mut TunnelStream,
+        endpoint: &mut UpstreamIo,
+        count: &mut u64,
+        moved: &mut Instant,
+    ) -> Poll<Result<(), End>> {
+        loop {
+            while !self.pending.is_empty() {
+                match endpoint {
+                    UpstreamIo::Tunnel(stream) => {
+                        ready!(stream.poll_send(cx, &mut self.pending, false)).map_err(|_| End::EndpointGone)?;
+                    }
+                    UpstreamIo::Plain(stream) => {
+                        let written =
+                            ready!(Pin::new(stream).poll_write(cx, &self.pending)).map_err(|_| End::EndpointGone)?;
+                        self.pending.advance(written);
+                    }
+                }
+            }
+            if self.read_ended {
+                ready!(Pin::new(&mut *endpoint).poll_shutdown(cx)).map_err(|_| End::EndpointGone)?;
+                self.ended = true;
+                return Poll::Ready(Ok(()));
+            }
+            match ready!(client.poll_data(cx)) {
+                None => self.read_ended = true,
+                Some(Err(_)) => return Poll::Ready(Err(End::ClientGone)),
+                Some(Ok(data)) => {
+                    *count += data.len() as u64;
+                    *moved = clock::now();
+                    self.pending = data;
+                }
+            }
+        }
+    }
+
+    fn endpoint_to_client(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: &mut TunnelStream,
+        endpoint: &mut UpstreamIo,
+        buffer: &mut BytesMut,
+        count: &mut u64,
+        moved: &mut Instant,
+    ) -> Poll<Result<(), End>> {
+        loop {
+            while !self.pending.is_empty() {
+                ready!(client.poll_send(cx, &mut self.pending, false)).map_err(|_| End::ClientGone)?;
+            }
+            if self.read_ended {
+                ready!(Pin::new(&mut *client).poll_shutdown(cx)).map_err(|_| End::ClientGone)?;
+                self.ended = true;
+                return Poll::Ready(Ok(()));
+            }
+            let data = match endpoint {
+                UpstreamIo::Tunnel(stream) => match ready!(stream.poll_data(cx)) {
+                    None => Bytes::new(),
+                    Some(Err(_)) => return Poll::Ready(Err(End::EndpointGone)),
+                    Some(Ok(data)) => data,
+                },
+                UpstreamIo::Plain(stream) => {
+                    buffer.resize(READ_SIZE, 0);
+                    let mut into = ReadBuf::new(buffer);
+                    let read = Pin::new(stream).poll_read(cx, &mut into);
+                    let filled = into.filled().len();
+                    if !matches!(read, Poll::Ready(Ok(())))  {
+                        // Nothing is kept for a connection that is silent.
+                        *buffer = BytesMut::new();
+                    }
+                    ready!(read).map_err(|_| End::EndpointGone)?;
+                    buffer.split_to(filled).freeze()
+                }
+            };
+            if data.is_empty() {
+                self.read_ended = true;
+            } else {
+                *count += data.len() as u64;
+                *moved = clock::now();
+                self.pending = data;
+            }
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! One CONNECT: whose service is it, and what is spoken in it.
+//!
+//! A CONNECT that nobody serves is answered 503 at once, with the reason; a declared TCP port is decided, and its endpoint connected,
+//! before the CONNECT is answered; HTTP and undeclared ports are answered 200 at once, and read (conformance/DIFFERENCES.md 1, 4).
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use cairn_exchange::{Connection, clock};
+use cairn_hbone::Connect;
+use http::{HeaderMap, StatusCode};
+
+use super::{Inner, detect, http1, http2, inner_io::InnerIo, tcp};
+use crate::{
+    proxy::{Proxy, under},
+    snapshot::{Chain, Serves, matcher::Spoken},
+};
+
+/// Which node the CONNECT comes from, where a gateway says so (xds §2.2).
+const SOURCE: &str = "x-istio-source";
+/// A client of an HTTP chain that sends nothing is not waited for longer than this.
+const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// Serves one CONNECT.
+pub async fn serve(proxy: Arc<Proxy>, connect: Connect) {
+    let counted = proxy.clone();
+    let _counted = under(&counted.live.streams);
+    let inner = arrived(proxy, &connect);
+    let (snapshot, serves) = inner.serves();
+    if let Some(refusal) = snapshot.terminate.as_ref().and_then(|terminate| terminate.refuse.as_ref()) {
+        refuse(&inner, connect, StatusCode::FORBIDDEN, &refusal.reason);
+        return;
+    }
+    match serves {
+        Serves::Nobody(why) => refuse(&inner, connect, StatusCode::SERVICE_UNAVAILABLE, why),
+        Serves::Http(_) => http(inner, connect, None).await,
+        Serves::Tcp(chain) => tcp::declared(Arc::new(inner), &snapshot, &chain, connect).await,
+        Serves::Detect => undeclared(inner, connect).await,
+    }
+}
+
+fn arrived(proxy: Arc<Proxy>, connect: &Connect) -> Inner {
+    let authority: Arc<str> = connect.authority.as_str().into();
+    let address: Option<SocketAddr> = authority.parse().ok();
+    let source = connect.headers.get(SOURCE).and_then(|value| value.to_str().ok()).map(Into::into);
+    let port = authority.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+    let snapshot = proxy.snapshot.load();
+    let connection = Connection {
+        id: proxy.next_connection(),
+        local_address: address,
+        service_port: port.unwrap_or(0),
+        remote_address: connect.peer.address,
+        peer: connect.peer.id.clone(),
+        local: connect.peer.local_id.clone(),
+        source: snapshot.workloads.workload_at(connect.peer.address.ip()),
+        requested_server_name: None,
+        opened: clock::now(),
+        authority,
+    };
+    drop(snapshot);
+    Inner::new(proxy, Arc::new(connection), address, source)
+}
+
+/// Answers the CONNECT with an error that says why.
+pub fn refuse(inner: &Inner, connect: Connect, status: StatusCode, why: &str) {
+    inner.proxy.live.refused.fetch_add(1, Ordering::Relaxed);
+    let peer = inner.connection.peer.as_ref().map_or("-", |peer| peer.as_str());
+    tracing::info!(authority = %inner.connection.authority, client = %inner.connection.remote_address, peer, %status, why, "CONNECT refused");
+    connect.refuse(status, HeaderMap::new(), format!("{}: {why}\n", inner.connection.authority));
+}
+
+/// An HTTP port: everything in the tunnel is HTTP.
+async fn http(inner: Inner, connect: Connect, _chain: Option<&Chain>) {
+    let Ok(mut stream) = connect.accept(HeaderMap::new()) else { return };
+    match detect::preface(&mut stream, FIRST_BYTE_TIMEOUT).await {
+        Ok((Spoken::Http2, held)) => http2::serve(Arc::new(inner.speaking(Spoken::Http2)), InnerIo::new(stream, held)).await,
+        Ok((_, held)) if !held.is_empty() => {
+            http1::serve(Arc::new(inner.speaking(Spoken::Http11)), InnerIo::new(stream, held)).await;
+        }
+        // Nothing was ever sent.
+        Ok(_) | Err(_) => {}
+    }
+}
+
+/// A port of which istiod does not know what is spoken.
+async fn undeclared(inner: Inner, connect: Connect) {
+    let Ok(mut stream) = connect.accept(HeaderMap::new()) else { return };
+    let patience = inner.proxy.settings.detect_timeout;
+    let (spoken, held) = match detect::detect(&mut stream, patience).await {
+        Ok(found) => found,
+        Err(error) => {
+            tracing::debug!(%error, authority = %inner.connection.authority, "the client went away before it said anything");
+            return;
+        }
+    };
+    let inner = Arc::new(inner.speaking(spoken));
+    let (snapshot, serves) = inner.serves();
+    match (serves, spoken) {
+        (Serves::Http(_), Spoken::Http2) => http2::serve(inner, InnerIo::new(stream, held)).await,
+        (Serves::Http(_), _) => http1::serve(inner, InnerIo::new(stream, held)).await,
+        (Serves::Tcp(chain), _) => tcp::detected(inner, &snapshot, &chain, stream, held).await,
+        (Serves::Detect | Serves::Nobody(_), _) => stream.reset(h2::Reason::CONNECT_ERROR),
+    }
+}

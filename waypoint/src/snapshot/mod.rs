@@ -1,0 +1,129 @@
+//! Everything that istiod said about services, compiled and immutable.
+//!
+//! A request takes one [`Snapshot`] when its head has been read and keeps it; the next request on the same connection takes the
+//! newest. What lives longer than a configuration (connections, counters, ejections) is not here but in the state that clusters of
+//! successive snapshots share by name ([`crate::upstream::ClusterState`]).
+
+pub mod chain;
+pub mod matcher;
+mod table;
+
+use std::{net::SocketAddr, sync::Arc};
+
+pub use chain::{Chain, ChainKind, HttpChain, HttpSettings, Refusal, TcpChain};
+pub use table::Table;
+
+use crate::{upstream::Cluster, workloads::Workloads};
+use matcher::{Facts, Node, Outcome, Spoken};
+
+/// One version of the configuration.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Counts published versions.
+    pub version: u64,
+    /// How tunnels are accepted: the listener `connect_terminate`. `None` until istiod has sent it.
+    pub terminate: Option<Arc<Terminate>>,
+    /// Which chain serves which authority: `main_internal`.
+    pub matcher: Option<Arc<Node>>,
+    /// Chains by name.
+    pub chains: Table<Arc<Chain>>,
+    /// Clusters by name.
+    pub clusters: Table<Arc<Cluster>>,
+    /// Workloads and services of the mesh; a live table of its own.
+    pub workloads: Arc<Workloads>,
+}
+
+/// How tunnels are accepted (xds §2.2).
+#[derive(Debug, PartialEq)]
+pub struct Terminate {
+    /// Addresses to listen on.
+    pub addresses: Vec<SocketAddr>,
+    /// What a client must show.
+    pub tls: cairn_identity::ServerTerms,
+    /// Streams that one tunnel may have open.
+    pub max_concurrent_streams: u32,
+    /// PING after this much silence, and how long the answer may take.
+    pub keepalive: Option<(std::time::Duration, std::time::Duration)>,
+    /// Why every tunnel is refused, when the listener has something that we cannot enforce.
+    pub refuse: Option<Refusal>,
+}
+
+/// What serves a tunnel.
+#[derive(Clone, Debug)]
+pub enum Serves {
+    /// HTTP, whatever the client speaks.
+    Http(Arc<Chain>),
+    /// Bytes.
+    Tcp(Arc<Chain>),
+    /// It depends on what the client speaks: HTTP for HTTP/1.1 and HTTP/2, else TCP.
+    Detect,
+    /// Nobody; the text says why.
+    Nobody(&'static str),
+}
+
+// === impl Snapshot ===
+
+impl Snapshot {
+    /// The configuration before anything has arrived.
+    pub fn empty(workloads: Arc<Workloads>) -> Self {
+        Self { version: 0, terminate: None, matcher: None, chains: Table::default(), clusters: Table::default(), workloads }
+    }
+
+    /// What serves an inner connection, given what is known of it.
+    pub fn serves(&self, facts: &Facts<'_>) -> Serves {
+        let Some(matcher) = &self.matcher else {
+            return Serves::Nobody("the configuration of services has not arrived yet");
+        };
+        let mut outcome = matcher.find(facts);
+        let other;
+        if outcome == Outcome::Nothing {
+            // istiod puts one of several addresses of a ServiceEntry into the matcher (verified §1, row 2.5); ztunnel may use any.
+            other = self.sibling_address(facts);
+            if let Some(address) = other {
+                outcome = matcher.find(&Facts { destination_ip: Some(address), ..*facts });
+            }
+        }
+        match outcome {
+            Outcome::Detect => Serves::Detect,
+            Outcome::Nothing => Serves::Nobody("no service of this waypoint has this address and port"),
+            Outcome::Chain(name) => match self.chains.get(name) {
+                None => Serves::Nobody("the chain of this service could not be applied"),
+                Some(chain) => match chain.kind {
+                    ChainKind::Http(_) => Serves::Http(chain.clone()),
+                    ChainKind::Tcp(_) => Serves::Tcp(chain.clone()),
+                    // A refused chain refuses in the way of what is spoken; its name says what istiod meant it for.
+                    ChainKind::Refused { http: true } => Serves::Http(chain.clone()),
+                    ChainKind::Refused { http: false } => Serves::Tcp(chain.clone()),
+                },
+            },
+        }
+    }
+
+    /// Another address of the service that owns this one, if the matcher knows that.
+    fn sibling_address(&self, facts: &Facts<'_>) -> Option<std::net::IpAddr> {
+        let address = facts.destination_ip?;
+        let matcher = self.matcher.as_ref()?;
+        let service = self.workloads.service_at(address)?;
+        service
+            .addresses
+            .iter()
+            .copied()
+            .filter(|other| *other != address)
+            .find(|other| matcher.find(&Facts { destination_ip: Some(*other), ..*facts }) != Outcome::Nothing)
+    }
+}
+
+impl Serves {
+    /// The chain, when there is one.
+    pub fn chain(&self) -> Option<&Arc<Chain>> {
+        match self {
+            Serves::Http(chain) | Serves::Tcp(chain) => Some(chain),
+            Serves::Detect | Serves::Nobody(_) => None,
+        }
+    }
+}
+
+/// Facts with the outcome of detection filled in.
+pub fn spoken<'a>(facts: &Facts<'a>, spoken: Spoken) -> Facts<'a> {
+    Facts { spoken: Some(spoken), ..*facts }
+}

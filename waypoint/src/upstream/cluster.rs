@@ -1,0 +1,231 @@
+//! Clusters: settings that come and go with the configuration, and the state by name that stays.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use cairn_exchange::ClusterFacts;
+
+use super::EndpointSet;
+
+/// How the endpoints of a cluster are found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Discovery {
+    /// Named in the cluster.
+    Static,
+    /// By EDS under this name.
+    Eds(Arc<str>),
+    /// Where the client wanted to go.
+    OriginalDestination(OriginalDestination),
+    /// By DNS; every address is an endpoint.
+    StrictDns,
+    /// By DNS; the first address is the endpoint.
+    LogicalDns,
+    /// By the host of each request.
+    DynamicForwardProxy,
+}
+
+/// Settings of an original-destination cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OriginalDestination {
+    /// The port to use instead.
+    pub port_override: Option<u16>,
+}
+
+/// How one of several endpoints is chosen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LbPolicy {
+    /// In turn, by weight.
+    RoundRobin,
+    /// The less busy of `choices` chosen at random.
+    LeastRequest {
+        /// How many are looked at.
+        choices: u32,
+    },
+    /// At random.
+    Random,
+    /// On a ring, by hash.
+    RingHash {
+        /// Fewest entries of the ring.
+        minimum_size: u64,
+    },
+    /// By Maglev's table.
+    Maglev {
+        /// Size of the table, a prime.
+        table_size: u64,
+    },
+    /// The discovery decides.
+    ClusterProvided,
+}
+
+/// What HTTP is spoken to endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum UpstreamProtocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+    /// What the client speaks.
+    Downstream,
+}
+
+/// What is put between us and the endpoint's application, inside the tunnel or on the plain connection.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum TransportTerms {
+    /// Nothing.
+    Raw,
+    /// Something that we cannot do; requests to the cluster are refused with these words.
+    Unsupported(Arc<str>),
+}
+
+/// Limits of a cluster (xds §5.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Breakers {
+    /// Connections.
+    pub max_connections: u32,
+    /// Requests that wait for a connection.
+    pub max_pending_requests: u32,
+    /// Requests under way.
+    pub max_requests: u32,
+    /// Retries under way.
+    pub max_retries: u32,
+}
+
+/// Everything about a cluster but its endpoints.
+#[derive(Clone, Debug)]
+pub struct ClusterSettings {
+    /// How endpoints are found.
+    pub discovery: Discovery,
+    /// How one is chosen.
+    pub lb: LbPolicy,
+    /// Whether localities share by weight.
+    pub locality_weighted: bool,
+    /// Share of available endpoints in percent below which all are used.
+    pub panic_threshold: f64,
+    /// Time for a connection.
+    pub connect_timeout: Duration,
+    /// HTTP version.
+    pub protocol: UpstreamProtocol,
+    /// What is put inside.
+    pub transport: TransportTerms,
+    /// An idle connection is closed after this.
+    pub idle_timeout: Option<Duration>,
+    /// A connection is closed after this.
+    pub max_connection_duration: Option<Duration>,
+    /// A connection is closed after this many requests.
+    pub max_requests_per_connection: Option<u32>,
+    /// HTTP/2: streams at once on a connection.
+    pub http2_max_concurrent_streams: Option<u32>,
+    /// Limits.
+    pub breakers: Breakers,
+    /// For tunnel clusters (`connect_originate`): whom we believe at the other end.
+    pub tunnel: Option<cairn_identity::ClientTerms>,
+    /// Probes of TCP connections; `None` leaves them to the system.
+    pub tcp_keepalive: Option<TcpKeepalive>,
+    /// Whether names of header fields keep their spelling on HTTP/1.1.
+    pub preserve_header_case: bool,
+    /// Endpoints that have a host name instead of an address (discovery by DNS).
+    pub names: Vec<NamedEndpoint>,
+}
+
+/// Probes of idle TCP connections; what is `None` is the system's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct TcpKeepalive {
+    /// Unanswered probes after which the connection is dead.
+    pub probes: Option<u32>,
+    /// Silence before the first probe.
+    pub time: Option<Duration>,
+    /// Time between probes.
+    pub interval: Option<Duration>,
+}
+
+/// An endpoint whose address is to be found by DNS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedEndpoint {
+    /// Host name.
+    pub host: Arc<str>,
+    /// Port.
+    pub port: u16,
+    /// Share of the requests, at least 1.
+    pub weight: u32,
+    /// Where it is.
+    pub locality: Arc<super::Locality>,
+    /// Priority, 0 first.
+    pub priority: usize,
+}
+
+/// What stays while a cluster of this name exists.
+#[derive(Debug, Default)]
+pub struct ClusterState {
+    /// Endpoints now; swapped on their own.
+    pub endpoints: ArcSwap<EndpointSet>,
+    /// Position of round robin.
+    pub cursor: AtomicU64,
+    /// Requests under way.
+    pub requests: AtomicU32,
+    /// Retries under way.
+    pub retries: AtomicU32,
+    /// Requests that wait for a connection.
+    pub pending: AtomicU32,
+}
+
+/// A cluster of a snapshot.
+#[derive(Debug)]
+pub struct Cluster {
+    /// Name and service.
+    pub facts: Arc<ClusterFacts>,
+    /// Settings.
+    pub settings: ClusterSettings,
+    /// Fingerprint of the settings that connections depend on: connections made under others are not used.
+    pub transport_hash: u64,
+    /// What stays.
+    pub state: Arc<ClusterState>,
+}
+
+// === impl Cluster ===
+
+impl Cluster {
+    /// Its name.
+    pub fn name(&self) -> &Arc<str> {
+        &self.facts.name
+    }
+}
+
+// === impl Breakers ===
+
+impl Default for Breakers {
+    /// Envoy's defaults; istiod always sends its own.
+    fn default() -> Self {
+        Self { max_connections: 1024, max_pending_requests: 1024, max_requests: 1024, max_retries: 3 }
+    }
+}
+
+// === impl ClusterSettings ===
+
+impl Default for ClusterSettings {
+    fn default() -> Self {
+        Self {
+            discovery: Discovery::Static,
+            lb: LbPolicy::LeastRequest { choices: 2 },
+            locality_weighted: false,
+            panic_threshold: 50.0,
+            connect_timeout: Duration::from_secs(5),
+            protocol: UpstreamProtocol::Http1,
+            transport: TransportTerms::Raw,
+            idle_timeout: Some(Duration::from_secs(3600)),
+            max_connection_duration: None,
+            max_requests_per_connection: None,
+            http2_max_concurrent_streams: None,
+            breakers: Breakers::default(),
+            tunnel: None,
+            tcp_keepalive: None,
+            preserve_header_case: false,
+            names: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! Opens the byte stream to an endpoint: through a tunnel, or plainly.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use cairn_hbone::{DialError, OpenError};
+use cairn_identity::{ClientTerms, Identity};
+use http::{HeaderMap, StatusCode};
+use parking_lot::RwLock;
+use tokio::{net::TcpStream, time::timeout};
+
+use super::{Cluster, Endpoint, Target, UpstreamIo};
+use crate::snapshot::Snapshot;
+
+/// The port on which every HBONE proxy listens (xds §5.8: `upstream_port_override`).
+pub const HBONE_PORT: u16 = 15008;
+/// The cluster whose TLS terms tunnels to endpoints use.
+const ORIGINATE: &str = "connect_originate";
+
+/// Opens byte streams to endpoints.
+pub struct Connector {
+    tunnels: cairn_hbone::Pool,
+    trust: Arc<Trust>,
+}
+
+/// TLS terms by the key that the pool knows them under.
+#[derive(Default)]
+struct Trust {
+    terms: RwLock<Vec<ClientTerms>>,
+}
+
+/// A stream and our end of it.
+pub struct Connected {
+    /// The stream.
+    pub io: UpstreamIo,
+    /// The address it leaves from.
+    pub local_address: Option<SocketAddr>,
+}
+
+/// Why no stream could be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Not within the cluster's time.
+    #[error("connect timeout")]
+    Timeout,
+    /// The connection was refused, or the destination cannot be reached.
+    #[error("{0}")]
+    Failed(String),
+    /// The destination answered the tunnel with this status.
+    #[error("tunnel_response:{}", .0.as_u16())]
+    Tunnel(StatusCode),
+    /// The configuration has something that we cannot do.
+    #[error("{0}")]
+    Unsupported(Arc<str>),
+}
+
+// === impl Trust ===
+
+impl Trust {
+    /// The key of these terms: equal terms have equal keys. Terms are few: one per mesh configuration ever seen.
+    fn key(&self, terms: &ClientTerms) -> u64 {
+        if let Some(at) = self.terms.read().iter().position(|known| known == terms) {
+            return at as u64;
+        }
+        let mut all = self.terms.write();
+        let at = all.iter().position(|known| known == terms).unwrap_or_else(|| {
+            all.push(terms.clone());
+            all.len() - 1
+        });
+        at as u64
+    }
+
+    fn terms(&self, key: u64) -> Option<ClientTerms> {
+        self.terms.read().get(usize::try_from(key).ok()?).cloned()
+    }
+}
+
+// === impl Connector ===
+
+impl Connector {
+    /// A connector that shows this identity.
+    pub fn new(identity: Identity, settings: cairn_hbone::PoolSettings) -> Self {
+        let trust = Arc::new(Trust::default());
+        let known = trust.clone();
+        let dial = cairn_hbone::TcpTls::new(
+            move |destination| {
+                let terms = known.terms(destination.trust).ok_or("these TLS terms are not known")?;
+                identity.client_config(&terms).ok_or_else(|| "there is no valid certificate of our own".to_owned())
+            },
+            |_, certificates| Ok(cairn_identity::peer_id(certificates).ok()),
+        );
+        Self { tunnels: cairn_hbone::Pool::new(settings, dial), trust }
+    }
+
+    /// Tunnels and streams now.
+    pub fn stats(&self) -> cairn_hbone::PoolStats {
+        self.tunnels.stats()
+    }
+
+    /// Opens a stream to the endpoint; `original` is where the client wanted to go.
+    pub async fn connect(
+        &self,
+        snapshot: &Snapshot,
+        cluster: &Cluster,
+        endpoint: &Endpoint,
+        original: Option<SocketAddr>,
+    ) -> Result<Connected, ConnectError> {
+        if let super::TransportTerms::Unsupported(reason) = &cluster.settings.transport {
+            return Err(ConnectError::Unsupported(reason.clone()));
+        }
+        let no_address = || ConnectError::Failed("the client asked for a name, and this cluster needs an address".into());
+        match &endpoint.target {
+            Target::Tunnel { address, gateway } => self.tunnel(snapshot, *address, *gateway).await,
+            Target::Plain(address) => plain(*address, cluster.settings.connect_timeout).await,
+            Target::Original { tunnel: true } => self.tunnel(snapshot, original.ok_or_else(no_address)?, None).await,
+            Target::Original { tunnel: false } => {
+                let mut address = original.ok_or_else(no_address)?;
+                if let super::Discovery::OriginalDestination(super::OriginalDestination { port_override: Some(port) }) =
+                    cluster.settings.discovery
+                {
+                    address.set_port(port);
+                }
+                plain(address, cluster.settings.connect_timeout).await
+            }
+            Target::DoubleTunnel { target, .. } => {
+                Err(ConnectError::Unsupported(format!("{target} is behind another network's gateway, which is not supported").into()))
+            }
+        }
+    }
+
+    async fn tunnel(&self, snapshot: &Snapshot, address: SocketAddr, gateway: Option<SocketAddr>) -> Result<Connected, ConnectError> {
+        let originate = snapshot
+            .clusters
+            .get(ORIGINATE)
+            .and_then(|cluster| cluster.settings.tunnel.as_ref().map(|terms| (terms, cluster.settings.connect_timeout)));
+        let Some((terms, limit)) = originate else {
+            return Err(ConnectError::Failed(format!("the cluster {ORIGINATE} has not arrived")));
+        };
+        let destination = cairn_hbone::Destination {
+            address: gateway.unwrap_or_else(|| SocketAddr::new(address.ip(), HBONE_PORT)),
+            trust: self.trust.key(terms),
+        };
+        let authority = address.to_string();
+        let opened = timeout(limit, self.tunnels.open(&destination, &authority, HeaderMap::new())).await;
+        match opened {
+            Err(_) => Err(ConnectError::Timeout),
+            Ok(Ok(opened)) => {
+                Ok(Connected { io: UpstreamIo::Tunnel(opened.stream), local_address: Some(opened.local_address) })
+            }
+            Ok(Err(error)) => Err(ConnectError::from(error)),
+        }
+    }
+}
+
+async fn plain(address: SocketAddr, limit: Duration) -> Result<Connected, ConnectError> {
+    let stream = timeout(limit, TcpStream::connect(address))
+        .await
+        .map_err(|_| ConnectError::Timeout)?
+        .map_err(|error| ConnectError::Failed(in_envoys_words(&error)))?;
+    stream.set_nodelay(true).map_err(|error| ConnectError::Failed(in_envoys_words(&error)))?;
+    let local_address = stream.local_addr().ok();
+    Ok(Connected { io: UpstreamIo::Plain(stream), local_address })
+}
+
+/// As Envoy writes it into `upstream_transport_failure_reason`.
+fn in_envoys_words(error: &std::io::Error) -> String {
+    let text = match error.kind() {
+        std::io::ErrorKind::ConnectionRefused => "Connection refused".to_owned(),
+        std::io::ErrorKind::HostUnreachable => "No route to host".to_owned(),
+        std::io::ErrorKind::NetworkUnreachable => "Network is unreachable".to_owned(),
+        std::io::ErrorKind::ConnectionReset => "Connection reset by peer".to_owned(),
+        _ => error.to_string(),
+    };
+    format!("delayed_connect_error:_{}", text.replace(' ', "_"))
+}
+
+impl From<OpenError> for ConnectError {
+    fn from(error: OpenError) -> Self {
+        if let Some(status) = error.status() {
+            return ConnectError::Tunnel(status);
+        }
+        match &error {
+            OpenError::Timeout(_) => ConnectError::Timeout,
+            OpenError::Dial(dial) => match dial.as_ref() {
+                DialError::Connect(io) => ConnectError::Failed(in_envoys_words(io)),
+                other => ConnectError::Failed(other.to_string()),
+            },
+            _ => ConnectError::Failed(error.to_string()),
+        }
+    }
+}

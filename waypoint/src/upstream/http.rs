@@ -1,0 +1,328 @@
+//! One attempt to send a request to one endpoint.
+//!
+//! An idle HTTP/1.1 connection may be closed by its endpoint at the very moment when it is taken. As long as nothing of the request was
+//! written that is nobody's failure: the request goes to the next connection.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use cairn_exchange::{Protocol, RequestHead};
+use cairn_filters::ResponseHead;
+use http::{HeaderValue, Uri, header};
+use http_body::Body as _;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+
+use super::{
+    Cluster, ConnectError, Connected, Connector, Endpoint, UpstreamProtocol,
+    connections::{Http1, Http2Lease, Key},
+};
+use crate::{
+    body::{Incoming, RequestBody},
+    pump::pump,
+    serve::Informational,
+    snapshot::Snapshot,
+};
+
+/// Idle connections that may turn out to be closed before a new one is made.
+const MAX_STALE: usize = 8;
+/// Windows of HTTP/2 connections to endpoints.
+const HTTP2_STREAM_WINDOW: u32 = 256 * 1024;
+const HTTP2_CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
+/// Largest head of an answer.
+const MAX_RESPONSE_HEAD: u32 = 64 * 1024;
+
+/// What an attempt needs to know.
+pub struct Attempt<'a> {
+    /// Opens streams.
+    pub connector: &'a Connector,
+    /// The configuration of the request.
+    pub snapshot: &'a Snapshot,
+    /// The cluster.
+    pub cluster: &'a Cluster,
+    /// The endpoint.
+    pub endpoint: &'a Endpoint,
+    /// Where the client wanted to go.
+    pub original: Option<SocketAddr>,
+    /// What the connection has to have been made under.
+    pub key: Key,
+    /// Chooses the stack of idle connections.
+    pub near: u64,
+    /// What the client speaks.
+    pub downstream: Protocol,
+    /// Whether the client asks for an upgrade.
+    pub upgrade: bool,
+    /// Where informational answers go.
+    pub informational: Option<&'a Arc<InformationalRelay>>,
+}
+
+/// Passes informational answers from an endpoint's connection to the client's.
+#[derive(Debug, Default)]
+pub struct InformationalRelay {
+    /// Where the client's connection takes them from.
+    pub queue: Arc<Informational>,
+    /// Wakes the request's task, which makes the client's connection flush.
+    pub arrived: tokio::sync::Notify,
+}
+
+/// An answer.
+pub struct Answer {
+    /// Its head.
+    pub head: ResponseHead,
+    /// Its body.
+    pub body: Incoming,
+    /// The connection that it comes on.
+    pub lease: Lease,
+    /// Our end of that connection.
+    pub local_address: Option<SocketAddr>,
+    /// The byte stream after a 101.
+    pub upgrade: Option<OnUpgrade>,
+}
+
+/// The connection of an exchange.
+pub enum Lease {
+    /// For this exchange alone; to be put back when both sides are done.
+    Http1(Http1),
+    /// Shared.
+    Http2(Http2Lease),
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub enum AttemptError {
+    /// No connection: nothing was sent, the body is untouched.
+    Connect(ConnectError),
+    /// The endpoint refused the stream before it did anything.
+    Refused,
+    /// The endpoint closed the connection.
+    Terminated,
+    /// The endpoint reset the stream.
+    Reset(h2::Reason),
+    /// The endpoint broke the protocol.
+    Protocol(String),
+    /// The client's body ended early.
+    RequestBody,
+    /// The request cannot be put into the endpoint's protocol.
+    Unsendable(String),
+}
+
+// === impl Attempt ===
+
+impl Attempt<'_> {
+    /// Sends the request.
+    pub async fn send(&self, request: &RequestHead, body: RequestBody) -> Result<Answer, AttemptError> {
+        let http2 = match self.cluster.settings.protocol {
+            UpstreamProtocol::Http1 => false,
+            UpstreamProtocol::Http2 => !self.upgrade,
+            UpstreamProtocol::Downstream => self.downstream == Protocol::Http2,
+        };
+        if http2 { self.send_http2(request, body).await } else { self.send_http1(request, body).await }
+    }
+
+    async fn connect(&self) -> Result<Connected, AttemptError> {
+        self.connector
+            .connect(self.snapshot, self.cluster, self.endpoint, self.original)
+            .await
+            .map_err(AttemptError::Connect)
+    }
+
+    async fn send_http1(&self, request: &RequestHead, body: RequestBody) -> Result<Answer, AttemptError> {
+        let mut message = http::Request::new(body);
+        *message.method_mut() = request.method.clone();
+        *message.uri_mut() = Uri::from(request.path.clone());
+        let mut headers = request.headers.clone();
+        headers.insert(header::HOST, request.authority.clone());
+        *message.headers_mut() = headers;
+        if let Some(relay) = self.informational {
+            let relay = relay.clone();
+            hyper::ext::on_informational(&mut message, move |answer| relay.pass(answer));
+        }
+        let connections = &self.endpoint.state.connections;
+        let mut stale = 0;
+        loop {
+            let idle = if stale < MAX_STALE { connections.take_http1(&self.key, &self.cluster.settings, self.near) } else { None };
+            let (mut connection, reused) = match idle {
+                Some(connection) => (connection, true),
+                None => (self.open_http1().await?, false),
+            };
+            if connection.sender.ready().await.is_err() {
+                stale += 1;
+                if reused {
+                    continue;
+                }
+                return Err(AttemptError::Terminated);
+            }
+            connection.requests += 1;
+            match connection.sender.try_send_request(message).await {
+                Ok(mut answer) => {
+                    let upgrade =
+                        (answer.status() == http::StatusCode::SWITCHING_PROTOCOLS).then(|| hyper::upgrade::on(&mut answer));
+                    let local_address = connection.local_address;
+                    let (parts, body) = answer.into_parts();
+                    return Ok(Answer {
+                        head: ResponseHead { status: parts.status, headers: parts.headers },
+                        body: Incoming::http1(body),
+                        lease: Lease::Http1(connection),
+                        local_address,
+                        upgrade,
+                    });
+                }
+                Err(mut failed) => match failed.take_message() {
+                    Some(unsent) if reused => {
+                        message = unsent;
+                        stale += 1;
+                    }
+                    _ => return Err(AttemptError::from(failed.into_error())),
+                },
+            }
+        }
+    }
+
+    async fn open_http1(&self) -> Result<Http1, AttemptError> {
+        let connected = self.connect().await?;
+        let (sender, connection) = hyper::client::conn::http1::Builder::new()
+            .max_headers(MAX_RESPONSE_HEADERS)
+            .handshake(TokioIo::new(connected.io))
+            .await
+            .map_err(AttemptError::from)?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%error, "connection to an endpoint ended");
+            }
+        });
+        Ok(Http1::new(sender, self.key.clone(), connected.local_address))
+    }
+
+    async fn send_http2(&self, request: &RequestHead, body: RequestBody) -> Result<Answer, AttemptError> {
+        let uri = Uri::builder()
+            .scheme(match request.scheme {
+                cairn_exchange::Scheme::Http => "http",
+                cairn_exchange::Scheme::Https => "https",
+            })
+            .authority(request.authority.as_bytes())
+            .path_and_query(request.path.clone())
+            .build()
+            .map_err(|error| AttemptError::Unsendable(error.to_string()))?;
+        let mut message = http::Request::new(());
+        *message.method_mut() = request.method.clone();
+        *message.uri_mut() = uri;
+        *message.version_mut() = http::Version::HTTP_2;
+        *message.headers_mut() = request.headers.clone();
+        message.headers_mut().remove(header::TRANSFER_ENCODING);
+
+        let lease = match self.endpoint.state.connections.take_http2(&self.key, &self.cluster.settings) {
+            Some(lease) => lease,
+            None => self.open_http2().await?,
+        };
+        let local_address = lease.local_address();
+        let mut sender = match lease.sender().ready().await {
+            Ok(sender) => sender,
+            Err(error) => {
+                lease.retire();
+                return Err(AttemptError::from(error));
+            }
+        };
+        let end = body.is_end_stream();
+        let (answer, stream) = sender.send_request(message, end).map_err(|error| {
+            lease.retire();
+            AttemptError::from(error)
+        })?;
+        if !end {
+            // Request and answer go their ways independently (full duplex); the body's end or failure ends this task.
+            tokio::spawn(async move {
+                if let Err(error) = pump(body, stream).await {
+                    tracing::debug!(%error, "a request's body did not reach its endpoint");
+                }
+            });
+        }
+        let answer = answer.await.map_err(|error| {
+            if error.is_go_away() || error.is_io() {
+                lease.retire();
+            }
+            AttemptError::from(error)
+        })?;
+        let (parts, body) = answer.into_parts();
+        Ok(Answer {
+            head: ResponseHead { status: parts.status, headers: parts.headers },
+            body: Incoming::http2(body),
+            lease: Lease::Http2(lease),
+            local_address,
+            upgrade: None,
+        })
+    }
+
+    async fn open_http2(&self) -> Result<Http2Lease, AttemptError> {
+        let connected = self.connect().await?;
+        let (sender, connection) = h2::client::Builder::new()
+            .enable_push(false)
+            .initial_window_size(HTTP2_STREAM_WINDOW)
+            .initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
+            .max_header_list_size(MAX_RESPONSE_HEAD)
+            .handshake(connected.io)
+            .await
+            .map_err(AttemptError::from)?;
+        let gone = Arc::new(AtomicBool::new(false));
+        let ended = gone.clone();
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "connection to an endpoint ended");
+            }
+            ended.store(true, Ordering::Release);
+        });
+        Ok(self.endpoint.state.connections.add_http2(sender, self.key.clone(), gone, connected.local_address))
+    }
+}
+
+/// Most header fields of an answer.
+const MAX_RESPONSE_HEADERS: usize = 100;
+
+// === impl InformationalRelay ===
+
+impl InformationalRelay {
+    /// Passes one on, in the bytes of HTTP/1.1. 100 is answered by the client's own connection, 101 is no information.
+    fn pass(&self, answer: http::Response<()>) {
+        if matches!(answer.status().as_u16(), 100 | 101) {
+            return;
+        }
+        let mut text = format!("HTTP/1.1 {} {}\r\n", answer.status().as_u16(), answer.status().canonical_reason().unwrap_or("")).into_bytes();
+        for (name, value) in answer.headers() {
+            text.extend_from_slice(name.as_str().as_bytes());
+            text.extend_from_slice(b": ");
+            text.extend_from_slice(HeaderValue::as_bytes(value));
+            text.extend_from_slice(b"\r\n");
+        }
+        text.extend_from_slice(b"\r\n");
+        self.queue.push(text.into());
+        self.arrived.notify_one();
+    }
+}
+
+// === impl AttemptError ===
+
+impl From<hyper::Error> for AttemptError {
+    fn from(error: hyper::Error) -> Self {
+        if error.is_parse() {
+            return AttemptError::Protocol(error.to_string());
+        }
+        if error.is_user() {
+            return AttemptError::RequestBody;
+        }
+        AttemptError::Terminated
+    }
+}
+
+impl From<h2::Error> for AttemptError {
+    fn from(error: h2::Error) -> Self {
+        match error.reason() {
+            Some(h2::Reason::REFUSED_STREAM) => AttemptError::Refused,
+            Some(reason) if error.is_reset() && error.is_remote() => AttemptError::Reset(reason),
+            Some(reason) if error.is_library() => AttemptError::Protocol(reason.to_string()),
+            _ => AttemptError::Terminated,
+        }
+    }
+}
