@@ -6,9 +6,12 @@
 //! the first look. Two figures are taken: resident memory, and where the admin
 //! port's `/memory` tells it, what the allocator has handed out.
 
-use anyhow::{Context, Result};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
 
 use crate::client::{Http1, Http2};
 use crate::destination::ECHO;
@@ -25,6 +28,9 @@ const STREAMS_PER_TUNNEL: usize = 100;
 const OPENING: usize = 32;
 /// The first look is at this part of the things.
 const FIRST_PART: usize = 10;
+/// Of the things that were weighed, every so many is used to see that it still works.
+const PROVE_EVERY: usize = 10;
+const PROVE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What is idle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,12 +75,37 @@ impl Idle {
     }
 }
 
-/// A thing that is kept idle; what it holds is never looked at again.
+/// A thing that is kept idle.
 enum Held {
-    Channel { _channel: Channel },
-    Http1 { _http: Http1 },
-    Http2 { _http: Http2 },
-    Tunnel { _line: Line },
+    Stream(Channel),
+    Tcp(Channel),
+    Http1(Http1),
+    Http2(Http2),
+    Tunnel(Line),
+}
+
+impl Held {
+    /// Fails unless the proxy still carries what it was measured for.
+    async fn prove(self) -> Result<()> {
+        match self {
+            Self::Stream(channel) => Http1::new(channel).get().await,
+            Self::Tcp(mut channel) => echo(&mut channel).await,
+            Self::Http1(mut http) => http.get().await,
+            Self::Http2(mut http) => http.get().await,
+            Self::Tunnel(line) => {
+                let mut http = Http1::new(line.open(HTTP_AUTHORITY).await?);
+                http.get().await
+            }
+        }
+    }
+}
+
+/// A byte there and back.
+async fn echo(channel: &mut Channel) -> Result<()> {
+    channel.write_all(b"x").await?;
+    let echoed = channel.read_u8().await?;
+    ensure!(echoed == b'x', "the TCP chain changed a byte");
+    Ok(())
 }
 
 /// Measures `count` of each idle thing on every waypoint.
@@ -112,7 +143,14 @@ async fn slope(proxy: &Proxy, idle: Idle, count: usize) -> Result<Slope> {
     let before = proxy.process.settled(proxy.admin).await?;
     held.extend(hold(proxy, idle, &lines, first..count).await?);
     let after = proxy.process.settled(proxy.admin).await?;
-    drop(held);
+    // What was closed behind our back would weigh nothing.
+    for held in held.into_iter().step_by(PROVE_EVERY) {
+        timeout(PROVE_DEADLINE, held.prove())
+            .await
+            .with_context(|| format!("no answer within {PROVE_DEADLINE:?}"))
+            .flatten()
+            .context("an idle one was closed while it was weighed")?;
+    }
     Ok(difference(before, after, count - first))
 }
 
@@ -132,26 +170,23 @@ async fn one(proxy: &Proxy, idle: Idle, line: Option<Line>) -> Result<Held> {
         None => proxy.entry.line(None).await?,
     };
     Ok(match idle {
-        Idle::Tunnel => Held::Tunnel { _line: line },
-        Idle::Stream => Held::Channel {
-            _channel: line.open(HTTP_AUTHORITY).await?,
-        },
+        Idle::Tunnel => Held::Tunnel(line),
+        Idle::Stream => Held::Stream(line.open(HTTP_AUTHORITY).await?),
         Idle::Tcp => {
             let mut channel = line.open(TCP_AUTHORITY).await?;
             channel.write_all(ECHO).await?;
-            channel.write_all(b"x").await?;
-            channel.read_u8().await?;
-            Held::Channel { _channel: channel }
+            echo(&mut channel).await?;
+            Held::Tcp(channel)
         }
         Idle::Http1 => {
             let mut http = Http1::new(line.open(HTTP_AUTHORITY).await?);
             http.get().await?;
-            Held::Http1 { _http: http }
+            Held::Http1(http)
         }
         Idle::Http2 => {
             let mut http = Http2::start(line.open(HTTP_AUTHORITY).await?).await?;
             http.get().await?;
-            Held::Http2 { _http: http }
+            Held::Http2(http)
         }
     })
 }

@@ -195,21 +195,25 @@ impl Report {
             .ratio(Kind::Envoy, resident)
     }
 
+    /// What a reader must know before believing the figures.
     fn notes(&self) -> Vec<String> {
-        let mut notes = Vec::new();
-        for row in &self.rows {
-            for (kind, sample) in &row.figures {
-                if sample.waited > NOISY {
-                    notes.push(format!(
-                        "noisy machine: {} waited {:.0} % of the time for its core in {}; trust CPU more than rates and latencies",
-                        kind.name(),
-                        sample.waited * 100.0,
-                        row.set
-                    ));
-                }
-            }
-        }
-        notes
+        let worst = self
+            .rows
+            .iter()
+            .flat_map(|row| row.figures.iter().map(move |(kind, sample)| (row, *kind, sample.waited)))
+            .filter(|(_, _, waited)| *waited > NOISY)
+            .max_by(|one, other| one.2.total_cmp(&other.2));
+        worst
+            .map(|(row, kind, waited)| {
+                format!(
+                    "noisy machine: {} waited {:.0} % of the time for its core in {}, which something else used; trust CPU more than rates and latencies",
+                    kind.name(),
+                    waited * 100.0,
+                    row.set
+                )
+            })
+            .into_iter()
+            .collect()
     }
 
     fn load_table(&self) -> Vec<Vec<String>> {

@@ -1,6 +1,6 @@
 //! Tunnels of the rig: HBONE as a node's ztunnel speaks it, and the bytes inside.
 //!
-//! [`Tunnel`] is the client's side, [`accept`] the destination's; both use the
+//! [`Tunnel`] is the client's side, [`server_builder`] serves the destination's; both use the
 //! HTTP/2 settings of Istio's ztunnel, because windows and frame sizes decide
 //! what a proxy between them pays. [`Channel`] is what a request travels on: a
 //! CONNECT stream, or a plain connection when the bare relay is measured.

@@ -66,7 +66,7 @@ func flags(name string) (*flag.FlagSet, *places) {
 	set := flag.NewFlagSet(name, flag.ExitOnError)
 	p := &places{}
 	set.StringVar(&p.root, "fixtures", defaultFixtures(), "folder with scenarios, xds, requests and golden (or $ORACLE_FIXTURES)")
-	set.StringVar(&p.istio, "istio", "istio-1.31.0-20260827", "which captures, a folder under xds")
+	set.StringVar(&p.istio, "istio", recordedIstio, "which captures, a folder under xds")
 	set.StringVar(&p.scenarios, "scenario", "", "comma-separated scenario names or prefixes (default: all with a requests file)")
 	set.StringVar(&p.runner.Prefix, "name", "oracle", "prefix of the network namespaces")
 	set.StringVar(&p.runner.Work, "work", "/tmp/oracle/run", "scratch directory")
@@ -101,6 +101,24 @@ func defaultFixtures() string {
 	}
 }
 
+// recordedIstio is the version whose records stand in golden itself; those of others are in folders of their name.
+const recordedIstio = "istio-1.31.0-20260827"
+
+func (p *places) goldenPath(name string) string {
+	if p.istio == recordedIstio {
+		return filepath.Join(p.root, "golden", name+".json")
+	}
+	return filepath.Join(p.root, "golden", p.istio, name+".json")
+}
+
+// label is what the tables of exceptions call a scenario.
+func (p *places) label(name string) string {
+	if p.istio == recordedIstio {
+		return name
+	}
+	return p.istio + "/" + name
+}
+
 // each calls f for every chosen scenario.
 func (p *places) each(f func(file *golden.File, manifests, captureDir, goldenPath string) error) error {
 	root := p.root
@@ -117,7 +135,7 @@ func (p *places) each(f func(file *golden.File, manifests, captureDir, goldenPat
 		}
 		file, err := golden.ReadFile(path)
 		if err == nil {
-			err = f(file, filepath.Join(root, "scenarios", name+".yaml"), p.captureDir(root, name), filepath.Join(root, "golden", name+".json"))
+			err = f(file, filepath.Join(root, "scenarios", name+".yaml"), p.captureDir(root, name), p.goldenPath(name))
 		}
 		if err != nil {
 			fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)

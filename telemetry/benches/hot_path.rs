@@ -12,7 +12,7 @@ use cairn_telemetry::{
 use divan::Bencher;
 use http::StatusCode;
 
-#[allow(dead_code, reason = "shared with the tests, which use all of it")]
+#[allow(dead_code, clippy::unwrap_used, reason = "shared with the tests, which use all of it")]
 #[path = "../src/testing.rs"]
 mod testing;
 

@@ -10,6 +10,7 @@ pub mod admin;
 pub mod body;
 pub mod cli;
 pub mod config;
+pub mod engine;
 pub mod proxy;
 mod pump;
 pub mod serve;

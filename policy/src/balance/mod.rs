@@ -12,6 +12,7 @@ mod weights;
 pub use least::{least_loaded, two_of, weighted_load};
 pub use priority::{
     DEFAULT_OVERPROVISIONING, DEFAULT_PANIC_THRESHOLD, PriorityHealth, PriorityShares, locality_shares, priority_shares,
+    untried_priority_shares,
 };
 pub use sequence::{MOST_SEQUENCE, smooth_sequence};
 pub use weights::{AliasTable, WeightSumError, Weights};

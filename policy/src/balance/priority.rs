@@ -65,6 +65,35 @@ pub fn priority_shares(priorities: &[PriorityHealth], overprovisioning: u32, pan
     shares
 }
 
+/// Shares for a retry that avoids the priorities already tried: as if nothing there were healthy. When nothing is left, all count again.
+pub fn untried_priority_shares(
+    priorities: &[PriorityHealth],
+    tried: &[bool],
+    overprovisioning: u32,
+    panic_threshold: u32,
+) -> PriorityShares {
+    let tried = |at: usize| tried.get(at).copied().unwrap_or(false);
+    let untried: Vec<PriorityHealth> = priorities
+        .iter()
+        .enumerate()
+        .map(|(at, each)| {
+            if tried(at) {
+                PriorityHealth {
+                    healthy: 0,
+                    degraded: 0,
+                    ..*each
+                }
+            } else {
+                *each
+            }
+        })
+        .collect();
+    if untried.iter().all(|each| each.healthy == 0 && each.degraded == 0) {
+        return priority_shares(priorities, overprovisioning, panic_threshold);
+    }
+    priority_shares(&untried, overprovisioning, 0)
+}
+
 /// Shares in order of priority until 100 are given; what rounding leaves goes to the first that has any.
 fn distribute(healthy: &[u32], degraded: &[u32], sum: u32) -> PriorityShares {
     let mut rest = 100;
@@ -161,7 +190,10 @@ impl PriorityShares {
 mod tests {
     use proptest::prelude::*;
 
-    use super::{DEFAULT_OVERPROVISIONING, DEFAULT_PANIC_THRESHOLD, PriorityHealth, locality_shares, priority_shares};
+    use super::{
+        DEFAULT_OVERPROVISIONING, DEFAULT_PANIC_THRESHOLD, PriorityHealth, locality_shares, priority_shares,
+        untried_priority_shares,
+    };
 
     fn health((healthy, degraded, total): (u32, u32, u32)) -> PriorityHealth {
         PriorityHealth {
@@ -209,6 +241,23 @@ mod tests {
             let counts: Vec<_> = priorities.iter().copied().map(health).collect();
             let shares = priority_shares(&counts, DEFAULT_OVERPROVISIONING, DEFAULT_PANIC_THRESHOLD);
             assert_eq!((shares.healthy, shares.panic), (healthy, panic), "{priorities:?}");
+        }
+    }
+
+    #[test]
+    fn a_retry_goes_to_priorities_that_were_not_tried_while_there_are_some() {
+        let counts = [(10, 0, 10), (5, 0, 10), (0, 0, 10)].map(health);
+        for (tried, healthy) in [
+            (&[][..], [100, 0, 0]),
+            (&[true][..], [0, 100, 0]),
+            (&[true, true], [100, 0, 0]),
+            (&[false, true], [100, 0, 0]),
+        ] {
+            assert_eq!(
+                untried_priority_shares(&counts, tried, DEFAULT_OVERPROVISIONING, 0).healthy,
+                healthy,
+                "{tried:?}"
+            );
         }
     }
 

@@ -74,6 +74,7 @@ impl AliasTable {
         let mut slots: Vec<(u64, u32)> = (0..weights.len() as u32).map(|index| (1 << 32, index)).collect();
         let (mut poor, mut rich): (Vec<usize>, Vec<usize>) = (0..weights.len()).partition(|index| left[*index] < total);
         while let (Some(needy), Some(giver)) = (poor.pop(), rich.pop()) {
+            // All indices are positions in `weights`, and the lists made from it are as long.
             let own = u64::try_from((left[needy] << 32) / total).unwrap_or(1 << 32);
             slots[needy] = (own, giver as u32);
             left[giver] -= total - left[needy];
@@ -89,6 +90,7 @@ impl AliasTable {
     /// The index that a random number stands for.
     pub fn choose(&self, random: u64) -> usize {
         // The high half chooses the slot without division, the low half decides inside.
+        // Less than 2³² times the length, shifted back, is below the length; the other of a slot is a position as well.
         let slot = (((random >> 32) * self.slots.len() as u64) >> 32) as usize;
         let (own, other) = self.slots[slot];
         if random & 0xffff_ffff < own { slot } else { other as usize }

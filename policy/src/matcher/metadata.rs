@@ -4,6 +4,9 @@
 
 use super::StringMatcher;
 
+/// Looks up metadata by filter and path of keys.
+pub type MetadataLookup<'a> = &'a dyn Fn(&str, &[Box<str>]) -> Option<MetadataValue>;
+
 /// A value found in metadata.
 #[derive(Clone, Debug, PartialEq)]
 pub enum MetadataValue {
@@ -84,7 +87,7 @@ impl ValueMatcher {
 
 impl MetadataMatcher {
     /// Whether the metadata behind `lookup` matches.
-    pub fn matches(&self, lookup: &dyn Fn(&str, &[Box<str>]) -> Option<MetadataValue>) -> bool {
+    pub fn matches(&self, lookup: MetadataLookup<'_>) -> bool {
         self.value.matches(lookup(&self.filter, &self.path).as_ref()) != self.invert
     }
 }

@@ -19,6 +19,7 @@ pub(super) fn translate(pattern: &str) -> Result<String, &'static str> {
     let mut source = pattern.chars().peekable();
     // Whether something stands before that a repetition could apply to.
     let mut repeatable = false;
+    let mut open_groups = 0u32;
     while let Some(character) = source.next() {
         match character {
             '\\' => repeatable = escape(&mut source, &mut out, false)?,
@@ -39,10 +40,16 @@ pub(super) fn translate(pattern: &str) -> Result<String, &'static str> {
             },
             '(' => {
                 out.push('(');
-                if source.peek() == Some(&'?') {
-                    group(&mut source, &mut out)?;
-                }
+                let flags_alone = source.peek() == Some(&'?') && group(&mut source, &mut out)?;
+                open_groups += u32::from(!flags_alone);
                 repeatable = false;
+            }
+            ')' => {
+                out.push(')');
+                open_groups = open_groups
+                    .checked_sub(1)
+                    .ok_or("a parenthesis is closed that was not opened")?;
+                repeatable = true;
             }
             '|' => {
                 out.push('|');
@@ -54,7 +61,11 @@ pub(super) fn translate(pattern: &str) -> Result<String, &'static str> {
             }
         }
     }
-    Ok(out)
+    if open_groups == 0 {
+        Ok(out)
+    } else {
+        Err("a parenthesis is not closed")
+    }
 }
 
 /// The ordinary characters that a pattern begins with, where every match begins with them too.
@@ -92,12 +103,13 @@ fn check(counts: &str) -> Result<(), &'static str> {
     }
 }
 
-/// What follows `(?`: flags that RE2 knows, or a name.
-fn group(source: &mut Source<'_>, out: &mut String) -> Result<(), &'static str> {
+/// What follows `(?`: flags that RE2 knows, or a name. Tells whether the group ended with them.
+fn group(source: &mut Source<'_>, out: &mut String) -> Result<bool, &'static str> {
     for character in source.by_ref() {
         out.push(character);
         match character {
-            ':' | ')' | '<' => return Ok(()),
+            ')' => return Ok(true),
+            ':' | '<' => return Ok(false),
             '?' | 'P' | 'i' | 'm' | 's' | 'U' | '-' => {}
             _ => return Err("a group begins with flags that RE2 does not know"),
         }
@@ -108,7 +120,6 @@ fn group(source: &mut Source<'_>, out: &mut String) -> Result<(), &'static str> 
 /// What follows a backslash; tells whether a repetition may apply to it.
 fn escape(source: &mut Source<'_>, out: &mut String, in_class: bool) -> Result<bool, &'static str> {
     let character = source.next().ok_or("it ends in a lone backslash")?;
-    let perl = |positive: &'static str, negative: &'static str| if in_class { positive } else { negative };
     match character {
         'd' => out.push_str("[0-9]"),
         'D' => out.push_str("[^0-9]"),
@@ -121,7 +132,8 @@ fn escape(source: &mut Source<'_>, out: &mut String, in_class: bool) -> Result<b
         'B' => out.push_str("(?-u:\\B)"),
         'Q' if !in_class => return Ok(quoted(source, out)),
         'E' if !in_class => return Ok(!out.is_empty()),
-        'C' => out.push_str(perl("", "(?s-u:.)")),
+        'C' if in_class => return Err("`\\C` has no meaning inside brackets"),
+        'C' => out.push_str("(?s-u:.)"),
         'A' | 'z' if !in_class => {
             out.push('\\');
             out.push(character);
@@ -162,7 +174,7 @@ fn escape(source: &mut Source<'_>, out: &mut String, in_class: bool) -> Result<b
 fn hexadecimal(source: &mut Source<'_>, out: &mut String) -> Result<(), &'static str> {
     let braced = source.peek() == Some(&'{');
     let mut digits = 0;
-    while let Some(character) = source.next() {
+    for character in source.by_ref() {
         out.push(character);
         match character {
             '{' if digits == 0 && braced => {}
@@ -356,6 +368,11 @@ mod tests {
             "(?=a)",
             "[b-a]",
             r"[\b]",
+            r"[\C]",
+            "a)",
+            "(a",
+            "(?i)a)",
+            "a)|(b",
             "a\\",
         ] {
             assert!(Regex::new(pattern).is_err(), "{pattern}");

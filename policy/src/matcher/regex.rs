@@ -15,6 +15,9 @@ use super::re2;
 /// Enough for alternations of thousands of words; counted repetitions of repetitions (`(a{1000}){1000}`) are refused.
 pub const REGEX_SIZE_LIMIT: usize = 2 << 20;
 
+/// Bytes of the tables that an expression builds while it matches; with more to keep it matches slower, still in linear time.
+const TABLE_LIMIT: usize = 512 << 10;
+
 /// Characters that a regular expression may have before it is compiled.
 const PATTERN_LIMIT: usize = 64 << 10;
 
@@ -77,8 +80,7 @@ impl Regex {
     /// Compiles a pattern.
     pub fn new(pattern: &str) -> Result<Self, RegexError> {
         let translated = translate(pattern)?;
-        // The pattern alone first: with the anchors around it, `a)|(b` would be well-formed.
-        compile(pattern, &translated)?;
+        // The translation has checked that the parentheses are balanced: `a)|(b` would be well-formed between these.
         let whole = compile(pattern, &format!("\\A(?:{translated})\\z"))?;
         Ok(Self {
             pattern: pattern.into(),
@@ -165,6 +167,7 @@ fn translate(pattern: &str) -> Result<String, RegexError> {
 fn compile(pattern: &str, translated: &str) -> Result<bytes::Regex, RegexError> {
     bytes::RegexBuilder::new(translated)
         .size_limit(REGEX_SIZE_LIMIT)
+        .dfa_size_limit(TABLE_LIMIT)
         .build()
         .map_err(|error| match error {
             regex::Error::CompiledTooBig(limit) => RegexError::TooLarge {

@@ -235,7 +235,23 @@ impl WeightedClusters {
 
     /// The one that a random number stands for.
     pub fn choose(&self, random: u64) -> &WeightedCluster {
+        // There is one weight a cluster, and `choose` gives the index of a weight.
         &self.clusters[self.weights.choose(random)]
+    }
+}
+
+// === impl Mirror ===
+
+impl Mirror {
+    /// The authority that a copy carries.
+    pub fn authority(&self, authority: &HeaderValue) -> HeaderValue {
+        let bytes = authority.as_bytes();
+        if !self.shadow_host_suffix || bytes.is_empty() {
+            return authority.clone();
+        }
+        let host = super::table::without_port(bytes);
+        let port = bytes.get(host.len()..).unwrap_or_default();
+        HeaderValue::from_bytes(&[host, b"-shadow", port].concat()).unwrap_or_else(|_| authority.clone())
     }
 }
 
@@ -347,6 +363,24 @@ mod tests {
         assert_eq!(forward.clusters().map(|name| &**name).collect::<Vec<_>>(), ["a", "b", "m"]);
         let single = Forward::to(Target::Cluster("a".into()));
         assert_eq!(single.clusters().count(), 1);
+    }
+
+    #[test]
+    fn the_authority_of_a_copy_may_tell_that_it_is_one() {
+        for (suffix, authority, copy) in [
+            (false, "web:80", "web:80"),
+            (true, "web:80", "web-shadow:80"),
+            (true, "web", "web-shadow"),
+            (true, "", ""),
+        ] {
+            let mirror = Mirror {
+                cluster: "m".into(),
+                fraction: Fraction::ALL,
+                shadow_host_suffix: suffix,
+                trace_sampled: None,
+            };
+            assert_eq!(mirror.authority(&http::HeaderValue::from_static(authority)), copy);
+        }
     }
 
     #[test]

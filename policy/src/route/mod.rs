@@ -24,6 +24,5 @@ pub use hash::{CookieTtl, HashPolicy, HashSource};
 pub use redirect::{Redirect, RedirectPath, request_location};
 pub use rewrite::{InvalidRewrite, rewrite_host, rewrite_path};
 pub use table::{
-    EditLevels, Facts, Found, InvalidRouteTable, MetadataLookup, Overrides, Route, RouteMatch, RouteTable, VirtualHost,
-    no_metadata,
+    EditLevels, Facts, Found, InvalidRouteTable, Overrides, Route, RouteMatch, RouteTable, VirtualHost, no_metadata,
 };

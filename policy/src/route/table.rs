@@ -9,14 +9,11 @@ use smallvec::SmallVec;
 use super::{Decorator, Domain, Fraction, RouteAction, WeightedCluster, domains::DomainIndex, index::RouteIndex};
 use crate::{
     headers::HeaderEdits,
-    matcher::{HeaderMatcher, MetadataMatcher, MetadataValue, PathMatch, PathMatcher, QueryMatcher},
+    matcher::{HeaderMatcher, MetadataLookup, MetadataMatcher, MetadataValue, PathMatch, PathMatcher, QueryMatcher},
 };
 
 /// Configuration of filters on a route, a virtual host or a weighted cluster, by the filter's name; only the filter knows its type.
 pub type Overrides = BTreeMap<Box<str>, Arc<dyn Any + Send + Sync>>;
-
-/// Looks up dynamic metadata by filter and path of keys.
-pub type MetadataLookup<'a> = &'a dyn Fn(&str, &[Box<str>]) -> Option<MetadataValue>;
 
 /// What is asked of a request, all of it.
 #[derive(Debug)]
@@ -111,7 +108,8 @@ pub enum InvalidRouteTable {
 /// What a search needs beside the request itself.
 #[derive(Clone, Copy)]
 pub struct Facts<'a> {
-    /// One random number a request: the same on every search for it.
+    /// One random number a request: the same on every search for it. What comes later (weights, mirrors) takes others, or the shares
+    /// would depend on each other.
     pub random: u64,
     /// Dynamic metadata.
     pub metadata: MetadataLookup<'a>,
@@ -309,7 +307,7 @@ impl<'a> Found<'a> {
 }
 
 /// An authority without its port.
-fn without_port(authority: &[u8]) -> &[u8] {
+pub(super) fn without_port(authority: &[u8]) -> &[u8] {
     match authority.iter().rposition(|byte| *byte == b':') {
         Some(colon)
             if authority

@@ -56,6 +56,8 @@ pub(crate) struct Context {
     pub clusters: BTreeSet<Arc<str>>,
     /// Extension configurations named so far.
     pub extensions: BTreeSet<String>,
+    /// Names of the HTTP filters of the chain.
+    pub filter_names: BTreeSet<String>,
     /// Where access logs are written; `None` when nothing is served.
     pub log_files: Option<LogFiles>,
 }
@@ -98,7 +100,7 @@ pub(crate) fn compile(listener: &str, name: &str, bytes: &Bytes, log_files: Opti
         kind,
         refuse: refuse.map(Refusal::because),
     };
-    let Context { metrics: _, clusters, extensions, log_files: _ } = context;
+    let Context { metrics: _, clusters, extensions, filter_names: _, log_files: _ } = context;
     Ok(Compiled { chain: Arc::new(chain), clusters, extensions, unsupported: notes.into_list() })
 }
 

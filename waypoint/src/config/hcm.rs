@@ -6,7 +6,8 @@
 use std::time::Duration;
 
 use cairn_policy::{
-    matcher::PathMatch,
+    headers::{incoming::Incoming, outgoing::ServerHeader},
+    matcher::{CidrSet, PathMatch},
     path::{EscapedSlashes, PathNormalization},
     route::{Domain, Target},
 };
@@ -19,7 +20,7 @@ use cairn_proto::envoy::{
         filters::network::http_connection_manager::v3::{
             HttpConnectionManager, HttpFilter, RequestIdExtension,
             http_connection_manager::{
-                CodecType, ForwardClientCertDetails, PathWithEscapedSlashesAction, RouteSpecifier, ServerHeaderTransformation, Tracing,
+                CodecType, ForwardClientCertDetails, InternalAddressConfig, PathWithEscapedSlashesAction, RouteSpecifier, ServerHeaderTransformation, Tracing,
                 UpgradeConfig,
             },
         },
@@ -36,11 +37,11 @@ use super::{
     report::{Malformed, Notes, ignore_set, refuse_set, unneeded},
     route,
     upstream_http::preserves_case,
-    value::limit,
+    value::{self, limit},
 };
 use crate::snapshot::{
     HttpChain, HttpSettings,
-    chain::{ForwardClientCert, ServerHeader, Underscores},
+    chain::Underscores,
 };
 
 /// Which connections a manager handles.
@@ -179,9 +180,8 @@ pub(crate) fn take(manager: HttpConnectionManager, at: Where, notes: &mut Notes)
     } = manager;
     unneeded!(stat_prefix, http1_safe_max_connection_duration, stream_flush_timeout, drain_timeout, drain_timeout_jitter);
     unneeded!(delayed_close_timeout, skip_xff_append, add_proxy_protocol_connection_state, append_local_overload);
-    // Who is inside our own networks only matters to headers that Envoy keeps for such clients; details of certificates are taken
-    // from a TLS connection, and there is none inside the tunnel.
-    unneeded!(internal_address_config, set_current_client_cert_details);
+    // Details of certificates are taken from a TLS connection, and there is none inside the tunnel.
+    unneeded!(set_current_client_cert_details);
     if add_user_agent == Some(true) {
         notes.refuse("add_user_agent", "is not supported");
     }
@@ -212,7 +212,6 @@ pub(crate) fn take(manager: HttpConnectionManager, at: Where, notes: &mut Notes)
         access_log_flush_interval,
         flush_access_log_on_new_request,
         access_log_options,
-        xff_num_trusted_hops,
         preserve_external_request_id,
         stream_error_on_invalid_http_message,
     );
@@ -225,17 +224,17 @@ pub(crate) fn take(manager: HttpConnectionManager, at: Where, notes: &mut Notes)
             merge_slashes,
             escaped_slashes: escaped_slashes(path_with_escaped_slashes_action, notes)?,
         },
-        server_header: server_header(server_header_transformation, notes)?,
-        generate_request_id: generate_request_id != Some(false),
+        incoming: Incoming {
+            trusted_hops: xff_num_trusted_hops,
+            internal: internal_addresses(internal_address_config, notes)?,
+            generate_request_id: generate_request_id != Some(false),
+            append_forwarded_port: append_x_forwarded_port,
+            forward_client_cert: forward_client_cert(forward_client_cert_details, notes)?,
+        },
+        server: server_header(server_header_transformation, &server_name, notes)?,
         proxy_100_continue,
-        append_x_forwarded_port,
-        forward_client_cert: forward_client_cert(forward_client_cert_details, notes)?,
         ..HttpSettings::default()
     };
-    if !server_name.is_empty() {
-        settings.server_name =
-            HeaderValue::try_from(&server_name).map_err(|_| notes.malformed("server_name", format!("`{server_name}` cannot stand in a header")))?;
-    }
     if let Some(kilobytes) = max_request_headers_kb {
         settings.max_request_head = usize::try_from(kilobytes).unwrap_or(usize::MAX).saturating_mul(1024);
     }
@@ -285,27 +284,34 @@ fn escaped_slashes(action: i32, notes: &Notes) -> Result<EscapedSlashes, Malform
     })
 }
 
-fn server_header(transformation: i32, notes: &Notes) -> Result<ServerHeader, Malformed> {
+fn server_header(transformation: i32, name: &str, notes: &Notes) -> Result<ServerHeader, Malformed> {
+    let name = if name.is_empty() { "envoy" } else { name };
+    let name = HeaderValue::try_from(name).map_err(|_| notes.malformed("server_name", format!("`{name}` cannot stand in a header")))?;
     Ok(match ServerHeaderTransformation::try_from(transformation) {
-        Ok(ServerHeaderTransformation::Overwrite) => ServerHeader::Overwrite,
-        Ok(ServerHeaderTransformation::AppendIfAbsent) => ServerHeader::AppendIfAbsent,
+        Ok(ServerHeaderTransformation::Overwrite) => ServerHeader::Overwrite(name),
+        Ok(ServerHeaderTransformation::AppendIfAbsent) => ServerHeader::IfAbsent(name),
         Ok(ServerHeaderTransformation::PassThrough) => ServerHeader::PassThrough,
         Err(_) => return Err(notes.malformed("server_header_transformation", format!("{transformation} is not known"))),
     })
 }
 
-/// Inside the tunnel there is no TLS, and without TLS all ways but one remove the header (xds §3.1).
-fn forward_client_cert(details: i32, notes: &Notes) -> Result<ForwardClientCert, Malformed> {
-    Ok(match ForwardClientCertDetails::try_from(details) {
+/// Whether the client's header passes. Inside the tunnel there is no TLS, and without TLS all ways but one remove it (xds §3.1).
+fn forward_client_cert(details: i32, notes: &Notes) -> Result<bool, Malformed> {
+    match ForwardClientCertDetails::try_from(details) {
         Ok(
             ForwardClientCertDetails::Sanitize
             | ForwardClientCertDetails::ForwardOnly
             | ForwardClientCertDetails::AppendForward
             | ForwardClientCertDetails::SanitizeSet,
-        ) => ForwardClientCert::Sanitize,
-        Ok(ForwardClientCertDetails::AlwaysForwardOnly) => ForwardClientCert::AlwaysForwardOnly,
-        Err(_) => return Err(notes.malformed("forward_client_cert_details", format!("{details} is not known"))),
-    })
+        ) => Ok(false),
+        Ok(ForwardClientCertDetails::AlwaysForwardOnly) => Ok(true),
+        Err(_) => Err(notes.malformed("forward_client_cert_details", format!("{details} is not known"))),
+    }
+}
+
+fn internal_addresses(config: Option<InternalAddressConfig>, notes: &Notes) -> Result<CidrSet, Malformed> {
+    let Some(InternalAddressConfig { unix_sockets: _, cidr_ranges }) = config else { return Ok(CidrSet::default()) };
+    cidr_ranges.into_iter().map(|range| value::range("internal_address_config.cidr_ranges", range, notes)).collect()
 }
 
 fn common_options(options: HttpProtocolOptions, settings: &mut HttpSettings, notes: &mut Notes) -> Result<(), Malformed> {

@@ -58,6 +58,7 @@ fn compile_filter(
     let HttpFilter { name, is_optional, disabled, config_type } = filter;
     // Optional means "where the proxy knows it": another proxy would, and would decide by it.
     unneeded!(is_optional);
+    context.filter_names.insert(name.clone());
     if disabled {
         // It runs only on routes that say so, and such a route is refused there.
         return Ok(false);

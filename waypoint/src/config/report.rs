@@ -92,20 +92,20 @@ pub(crate) trait Present {
 /// Lists each of these fields that is set as one that can decide.
 macro_rules! refuse_set {
     ($notes:expr, $($field:ident),* $(,)?) => {
-        $( if $crate::config::report::Present::present(&$field) { $notes.refuse(stringify!($field), "is not supported"); } )*
+        { $( if $crate::config::report::Present::present(&$field) { $notes.refuse(stringify!($field), "is not supported"); } )* }
     };
 }
 
 /// Lists each of these fields that is set as one that decides nothing.
 macro_rules! ignore_set {
     ($notes:expr, $($field:ident),* $(,)?) => {
-        $( if $crate::config::report::Present::present(&$field) { $notes.ignore(stringify!($field), "is not supported"); } )*
+        { $( if $crate::config::report::Present::present(&$field) { $notes.ignore(stringify!($field), "is not supported"); } )* }
     };
 }
 
 /// Names fields that have no bearing on what we do, so that taking a message apart stays exhaustive.
 macro_rules! unneeded {
-    ($($field:expr),* $(,)?) => { $( let _ = $field; )* };
+    ($($field:expr),* $(,)?) => { { $( let _ = &$field; )* } };
 }
 
 pub(crate) use {ignore_set, refuse_set, unneeded};
@@ -270,6 +270,12 @@ impl fmt::Display for ResourceError {
 }
 
 // === impl Present ===
+
+impl<T: Present> Present for &T {
+    fn present(&self) -> bool {
+        T::present(self)
+    }
+}
 
 impl<T> Present for Option<T> {
     fn present(&self) -> bool {

@@ -8,11 +8,13 @@ use std::{
 use cairn_policy::matcher::{Regex, StringMatch, StringMatcher};
 use cairn_proto::envoy::{
     config::core::v3::{
-        Address, DataSource, EnvoyInternalAddress, SocketAddress, address, data_source::Specifier, envoy_internal_address::AddressNameSpecifier,
+        Address, CidrRange, DataSource, EnvoyInternalAddress, SocketAddress, address, data_source::Specifier, envoy_internal_address::AddressNameSpecifier,
         socket_address::PortSpecifier,
     },
     r#type::matcher::v3::{RegexMatcher, StringMatcher as EnvoyString, string_matcher::MatchPattern},
 };
+
+use ipnet::IpNet;
 
 use super::report::{Malformed, Notes, refuse_set};
 
@@ -72,6 +74,16 @@ pub(crate) fn place(address: Address, notes: &mut Notes) -> Result<Place, Malfor
             }
         }
     }
+}
+
+/// A range of addresses.
+pub(crate) fn range(field: &str, range: CidrRange, notes: &Notes) -> Result<IpNet, Malformed> {
+    let CidrRange { address_prefix, prefix_len } = range;
+    let address: IpAddr =
+        address_prefix.parse().map_err(|_| notes.malformed(field, format!("`{address_prefix}` is no IP address")))?;
+    let length = prefix_len.unwrap_or(0);
+    let net = u8::try_from(length).ok().and_then(|length| IpNet::new(address, length).ok());
+    net.map(|net| net.trunc()).ok_or_else(|| notes.malformed(field, format!("{length} is too long for {address}")))
 }
 
 /// A string matcher.

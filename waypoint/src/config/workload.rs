@@ -90,7 +90,7 @@ fn insert_workload(resource: &str, workload: WdsWorkload, workloads: &Workloads,
     let workload = Workload {
         uid: uid.into(),
         name: name.into(),
-        identity: SpiffeId::parse(&format!("spiffe://{trust_domain}/ns/{namespace}/sa/{account}")).ok(),
+        identity: SpiffeId::workload(&trust_domain, &namespace, &account).ok(),
         namespace: namespace.into(),
         network: network.into(),
         service_account: account.into(),

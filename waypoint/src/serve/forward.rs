@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use cairn_exchange::{Protocol, ResponseFlags, clock};
+use cairn_exchange::{ResponseFlags, clock};
 use cairn_filters::{LocalReply, ResponseHead};
 use cairn_policy::{
     headers::record_alone,
@@ -26,8 +26,8 @@ use super::{
     tcp, upgrade,
 };
 use crate::{
-    body::{BodyError, Incoming, RequestBody},
-    upstream::{Answer, Attempt, AttemptError, Cluster, ConnectError, Endpoint, Key, Picking},
+    body::RequestBody,
+    upstream::{Answer, Attempt, AttemptError, Cluster, ConnectError, Key, Picking},
 };
 
 /// Other endpoints that are tried for a request of which nothing was sent (DIFFERENCES.md 5).
@@ -201,16 +201,22 @@ impl Attempts<'_> {
     }
 }
 
+/// Edits in Envoy's order: what the weighted cluster says, then route, virtual host and table, then the rewrites of the route.
 fn edit_request(journey: &mut Journey<'_>, found: Found<'_>, to: &Forward, weighted: Option<&WeightedCluster>) {
     let keep = !journey.http.settings.suppress_envoy_headers;
     let exchange = &mut journey.tail.exchange;
-    for edits in found.request_edits(weighted) {
+    if let Some(weighted) = weighted {
+        if !weighted.request_edits.is_empty() {
+            weighted.request_edits.apply_to_request(exchange, &record_alone);
+        }
+        if let Some(head) = &mut exchange.request {
+            weighted.rewrite_host(head, keep);
+        }
+    }
+    for edits in found.request_edits(None) {
         edits.apply_to_request(exchange, &record_alone);
     }
     let Some(head) = &mut exchange.request else { return };
-    if let Some(weighted) = weighted {
-        weighted.rewrite_host(head, keep);
-    }
     if let Err(error) = to.rewrite(&found.route.matches.path, head, keep) {
         tracing::warn!(%error, route = ?found.route.name, "a rewritten path is no path; the request keeps its own");
     }
@@ -270,7 +276,7 @@ fn fail(mut journey: Journey<'_>, found: Found<'_>, failure: Failure, attempts: 
         return journey.reply_by_route(reply, found);
     }
     let tried_again = attempts.tried_again();
-    if tried_again {
+    if tried_again && (failure.unsent || attempts.plan.wants(attempts.policy, &failure.outcome).is_some()) {
         exchange.flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
     }
     exchange.transport_failure.clone_from(&failure.transport);

@@ -46,7 +46,7 @@ pub async fn serve(inner: Arc<Inner>, io: InnerIo) {
         .serve_connection(io, service)
         .with_upgrades();
     let mut connection = pin!(connection);
-    let drain = inner.proxy.drain.clone();
+    let mut drain = inner.proxy.drain.clone();
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = drain.drained() => {

@@ -53,11 +53,12 @@ async fn run(inner: Arc<Inner>, io: InnerIo) -> Result<(), h2::Error> {
         .handshake::<_, Bytes>(io)
         .await?;
     drop(chain);
+    let mut drain = inner.proxy.drain.clone();
     let mut draining = false;
     loop {
         let accepted = tokio::select! {
             accepted = connection.accept() => accepted,
-            () = inner.proxy.drain.drained(), if !draining => {
+            () = drain.drained(), if !draining => {
                 draining = true;
                 connection.graceful_shutdown();
                 continue;

@@ -33,7 +33,7 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Accepts until the drain says that it is enough; open connections end on their own.
-pub async fn accept(proxy: Arc<Proxy>, listener: TcpListener, stop: drain::Watch) {
+pub async fn accept(proxy: Arc<Proxy>, listener: TcpListener, mut stop: drain::Watch) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,

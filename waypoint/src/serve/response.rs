@@ -165,9 +165,9 @@ impl Tail {
         let proxy = &self.inner.proxy;
         if let Some(http) = self.http() {
             if http.metrics {
-                proxy.istio.record(&self.exchange);
+                proxy.istio.report_http(&view(&self.exchange), Default::default());
             }
-            http.access_logs.log(&cairn_exchange::format::View::new(&self.exchange));
+            http.access_logs.log(&view(&self.exchange));
         }
         if let Some(observer) = &proxy.observer {
             observer(&self.exchange);
@@ -276,6 +276,10 @@ impl Tail {
             self.run.with(|run| http.filters.encode_trailers(run, trailers));
         }
     }
+}
+
+fn view(exchange: &Exchange) -> cairn_exchange::format::View<'_> {
+    cairn_exchange::format::View::new(exchange)
 }
 
 /// The status of a gRPC answer, from its trailers, or from its head when it has nothing else.

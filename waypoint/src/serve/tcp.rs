@@ -15,6 +15,7 @@ use std::{
 use bytes::{Buf as _, Bytes, BytesMut};
 use cairn_exchange::{Exchange, Protocol, ResponseFlags, Upstream, clock};
 use cairn_hbone::{Connect, TunnelStream};
+use cairn_telemetry::istio::TcpReport;
 use http::{HeaderMap, StatusCode};
 use tokio::{
     io::{AsyncRead as _, AsyncWrite as _, ReadBuf},
@@ -90,7 +91,7 @@ struct Passage {
     endpoint: Arc<Endpoint>,
     cluster: Arc<Cluster>,
     io: Option<UpstreamIo>,
-    reported: (u64, u64),
+    report: Option<TcpReport>,
 }
 
 impl Passage {
@@ -132,9 +133,6 @@ impl Passage {
                     }
                     endpoint.state.active.fetch_add(1, Ordering::Relaxed);
                     endpoint.state.total.fetch_add(1, Ordering::Relaxed);
-                    if tcp.metrics.is_some() {
-                        inner.proxy.istio.report_open(&exchange);
-                    }
                     return Ok(Self {
                         inner: inner.clone(),
                         chain: chain.clone(),
@@ -142,7 +140,7 @@ impl Passage {
                         endpoint,
                         cluster: cluster.clone(),
                         io: Some(connected.io),
-                        reported: (0, 0),
+                        report: None,
                     });
                 }
                 Err(error @ ConnectError::Unsupported(_)) => {
@@ -209,23 +207,22 @@ impl Passage {
                 break End::Idle;
             }
             if interval.is_some() {
-                self.progress(relay.sent, relay.received);
+                self.progress(&relay);
             }
         };
-        if let Some(exchange) = &mut self.exchange {
-            exchange.counts.received = relay.received;
-            exchange.counts.sent = relay.sent;
-        }
-        self.progress(relay.sent, relay.received);
+        self.progress(&relay);
         relay.end(end);
         self.close(end);
     }
 
-    fn progress(&mut self, sent: u64, received: u64) {
-        let delta = (sent - self.reported.0, received - self.reported.1);
-        self.reported = (sent, received);
-        if let (Some(exchange), true) = (&self.exchange, self.tcp().is_some_and(|tcp| tcp.metrics.is_some())) {
-            self.inner.proxy.istio.report_progress(exchange, delta.0, delta.1);
+    /// Tells of the bytes so far; the first time, of the connection itself.
+    fn progress(&mut self, relay: &Relay) {
+        let Some(exchange) = &mut self.exchange else { return };
+        exchange.counts.received = relay.received;
+        exchange.counts.sent = relay.sent;
+        if let ChainKind::Tcp(TcpChain { metrics: Some(_), .. }) = self.chain.kind {
+            let istio = &self.inner.proxy.istio;
+            self.report.get_or_insert_with(|| istio.report_open(exchange)).progress(exchange);
         }
     }
 
@@ -239,9 +236,10 @@ impl Passage {
             End::EndpointGone => exchange.flags.insert(ResponseFlags::UPSTREAM_REMOTE_RESET),
             End::Duration => exchange.flags.insert(ResponseFlags::DURATION_TIMEOUT),
         }
+        let report = self.report.take();
         if let Some(tcp) = self.tcp() {
             if tcp.metrics.is_some() {
-                self.inner.proxy.istio.report_close(&exchange);
+                report.unwrap_or_else(|| self.inner.proxy.istio.report_open(&exchange)).close(&exchange);
             }
             tcp.access_logs.log(&cairn_exchange::format::View::new(&exchange));
         }
@@ -262,8 +260,7 @@ fn tell_failure(inner: &Inner, tcp: &TcpChain, mut exchange: Exchange, flags: Re
     exchange.because(flags, why.to_owned());
     exchange.moments.last_sent = Some(exchange.elapsed());
     if tcp.metrics.is_some() {
-        inner.proxy.istio.report_open(&exchange);
-        inner.proxy.istio.report_close(&exchange);
+        inner.proxy.istio.report_open(&exchange).close(&exchange);
     }
     tcp.access_logs.log(&cairn_exchange::format::View::new(&exchange));
     if let Some(observer) = &inner.proxy.observer {

@@ -179,8 +179,8 @@ impl From<OpenError> for ConnectError {
             return ConnectError::Tunnel(status);
         }
         match &error {
-            OpenError::Timeout(_) => ConnectError::Timeout,
-            OpenError::Dial(dial) => match dial.as_ref() {
+            OpenError::ConnectTimeout { .. } | OpenError::AnswerTimeout { .. } => ConnectError::Timeout,
+            OpenError::Dial { source, .. } => match source.as_ref() {
                 DialError::Connect(io) => ConnectError::Failed(in_envoys_words(io)),
                 other => ConnectError::Failed(other.to_string()),
             },

@@ -13,7 +13,7 @@ use std::{
 
 use cairn_exchange::{Protocol, RequestHead};
 use cairn_filters::ResponseHead;
-use http::{HeaderValue, Uri, header};
+use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use http_body::Body as _;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -140,7 +140,7 @@ impl Attempt<'_> {
         *message.headers_mut() = headers;
         if let Some(relay) = self.informational {
             let relay = relay.clone();
-            hyper::ext::on_informational(&mut message, move |answer| relay.pass(answer));
+            hyper::ext::on_informational(&mut message, move |answer| relay.pass(answer.status(), answer.headers()));
         }
         let connections = &self.endpoint.state.connections;
         let mut stale = 0;
@@ -161,7 +161,7 @@ impl Attempt<'_> {
             match connection.sender.try_send_request(message).await {
                 Ok(mut answer) => {
                     let upgrade =
-                        (answer.status() == http::StatusCode::SWITCHING_PROTOCOLS).then(|| hyper::upgrade::on(&mut answer));
+                        (answer.status() == StatusCode::SWITCHING_PROTOCOLS).then(|| hyper::upgrade::on(&mut answer));
                     let local_address = connection.local_address;
                     let (parts, body) = answer.into_parts();
                     return Ok(Answer {
@@ -285,12 +285,12 @@ const MAX_RESPONSE_HEADERS: usize = 100;
 
 impl InformationalRelay {
     /// Passes one on, in the bytes of HTTP/1.1. 100 is answered by the client's own connection, 101 is no information.
-    fn pass(&self, answer: http::Response<()>) {
-        if matches!(answer.status().as_u16(), 100 | 101) {
+    fn pass(&self, status: StatusCode, headers: &HeaderMap) {
+        if matches!(status.as_u16(), 100 | 101) {
             return;
         }
-        let mut text = format!("HTTP/1.1 {} {}\r\n", answer.status().as_u16(), answer.status().canonical_reason().unwrap_or("")).into_bytes();
-        for (name, value) in answer.headers() {
+        let mut text = format!("HTTP/1.1 {} {}\r\n", status.as_u16(), status.canonical_reason().unwrap_or("")).into_bytes();
+        for (name, value) in headers {
             text.extend_from_slice(name.as_str().as_bytes());
             text.extend_from_slice(b": ");
             text.extend_from_slice(HeaderValue::as_bytes(value));

@@ -10,10 +10,11 @@ mod io;
 
 pub use balance::Picking;
 pub use cluster::{
-    Breakers, Cluster, ClusterSettings, ClusterState, Discovery, LbPolicy, OriginalDestination, TransportTerms, UpstreamProtocol,
+    Breakers, Cluster, ClusterSettings, ClusterState, Discovery, LbPolicy, NamedEndpoint, OriginalDestination, TcpKeepalive,
+    TransportTerms, UpstreamProtocol,
 };
 pub use connect::{ConnectError, Connected, Connector};
 pub use connections::Key;
-pub use endpoint::{Endpoint, EndpointSet, EndpointState, Health, Locality, LocalityGroup, Priority, Target};
+pub use endpoint::{Endpoint, EndpointSet, EndpointState, Health, Locality, LocalityGroup, Priority, Spread, Target};
 pub use http::{Answer, Attempt, AttemptError, InformationalRelay, Lease};
 pub use io::UpstreamIo;

@@ -1,0 +1,312 @@
+//! Clusters and their endpoints between answers of istiod: what was sent, what is published, what waits.
+//!
+//! istiod sends every cluster at nearly every change (verified §1, row 1.9), so bytes are compared first. A new cluster waits until
+//! its endpoints have been sent once. One that istiod has removed stays while a chain still names it: chains are sent after clusters.
+//! Endpoints are swapped inside of a cluster's state and need no new snapshot.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+
+use super::{
+    cluster::{self, Compiled, Endpoints},
+    compiler::Resource,
+    endpoint::{self, Assignment},
+    report::{ResourceError, Unsupported},
+    state::StateStore,
+};
+use crate::{
+    snapshot::Table,
+    upstream::{Cluster, TransportTerms},
+};
+
+/// All clusters.
+#[derive(Debug, Default)]
+pub(crate) struct Clusters {
+    entries: HashMap<Arc<str>, Entry>,
+    assignments: HashMap<Arc<str>, AssignmentEntry>,
+    /// Clusters by the name that their endpoints have.
+    by_service: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
+    /// Clusters of which a version waits for endpoints.
+    waiting: BTreeSet<Arc<str>>,
+    /// Clusters that istiod has removed and a chain may still name.
+    gone: BTreeSet<Arc<str>>,
+    /// Tunnels that are refused, by cluster, for what a listener says.
+    tunnel_refusals: BTreeMap<String, String>,
+    states: StateStore,
+}
+
+#[derive(Debug)]
+struct Entry {
+    bytes: Bytes,
+    /// The last version that was good.
+    latest: Option<Arc<Compiled>>,
+    /// The published version.
+    active: Option<Arc<Compiled>>,
+    malformed: Option<ResourceError>,
+    /// What of its endpoints is not done.
+    endpoints_unsupported: Vec<Unsupported>,
+}
+
+#[derive(Debug)]
+struct AssignmentEntry {
+    bytes: Bytes,
+    good: Option<(Assignment, Vec<Unsupported>)>,
+    malformed: Option<ResourceError>,
+}
+
+// === impl Clusters ===
+
+impl Clusters {
+    /// Takes over clusters. What is wrong with any of those sent, now or since before, is added to `errors`.
+    pub(crate) fn apply_clusters(&mut self, changed: &[Resource], removed: &[String], errors: &mut Vec<ResourceError>) -> bool {
+        let mut any = false;
+        for resource in changed {
+            any |= self.apply_cluster(resource);
+            if let Some(entry) = self.entries.get(resource.name.as_str()) {
+                errors.extend(entry.errors());
+            }
+        }
+        for name in removed {
+            let Some((name, _)) = self.entries.get_key_value(name.as_str()) else { continue };
+            any |= self.gone.insert(name.clone());
+        }
+        any
+    }
+
+    fn apply_cluster(&mut self, resource: &Resource) -> bool {
+        let name: Arc<str> = match self.entries.get_key_value(resource.name.as_str()) {
+            Some((name, _)) => name.clone(),
+            None => resource.name.as_str().into(),
+        };
+        let back = self.gone.remove(&name);
+        if let Some(entry) = self.entries.get_mut(&name)
+            && entry.bytes == resource.bytes
+        {
+            entry.bytes = resource.bytes.clone();
+            return back;
+        }
+        let entry = self.entries.entry(name.clone()).or_insert_with(|| Entry {
+            bytes: Bytes::new(),
+            latest: None,
+            active: None,
+            malformed: None,
+            endpoints_unsupported: Vec::new(),
+        });
+        entry.bytes = resource.bytes.clone();
+        match cluster::compile(&name, &resource.bytes) {
+            Ok(compiled) => {
+                entry.malformed = None;
+                let before = entry.latest.replace(Arc::new(compiled));
+                let active = entry.active.clone();
+                self.waiting.insert(name.clone());
+                self.reindex(&name, before.iter().chain(&active));
+            }
+            Err(malformed) => entry.malformed = Some(ResourceError::malformed(&name, None, malformed)),
+        }
+        true
+    }
+
+    /// Keeps `by_service` true after a cluster has changed; `before` are its versions so far.
+    fn reindex<'a>(&mut self, name: &Arc<str>, before: impl Iterator<Item = &'a Arc<Compiled>>) {
+        for service in before.filter_map(|compiled| compiled.service()) {
+            if let Some(names) = self.by_service.get_mut(service) {
+                names.remove(name);
+            }
+        }
+        let Some(entry) = self.entries.get(name) else { return };
+        for service in entry.versions().filter_map(|compiled| compiled.service()) {
+            self.by_service.entry(service.clone()).or_default().insert(name.clone());
+        }
+        self.by_service.retain(|_, names| !names.is_empty());
+    }
+
+    /// Takes over endpoints; nothing of a published snapshot changes but the sets in its clusters.
+    pub(crate) fn apply_endpoints(&mut self, changed: &[Resource], errors: &mut Vec<ResourceError>) -> bool {
+        let mut any = false;
+        for resource in changed {
+            let Some((service, clusters)) = self.by_service.get_key_value(resource.name.as_str()) else {
+                // An answer to a question that we no longer ask.
+                continue;
+            };
+            let (service, clusters) = (service.clone(), clusters.clone());
+            match self.assignments.get_mut(&service) {
+                Some(known) if known.bytes == resource.bytes => known.bytes = resource.bytes.clone(),
+                known => {
+                    any = true;
+                    let before = known.and_then(|known| known.good.take());
+                    let (good, malformed) = match endpoint::compile(&service, &resource.bytes) {
+                        Ok(good) => (Some(good), None),
+                        Err(malformed) => (before, Some(ResourceError::malformed(&service, None, malformed))),
+                    };
+                    self.assignments.insert(service.clone(), AssignmentEntry { bytes: resource.bytes.clone(), good, malformed });
+                    for name in &clusters {
+                        self.swap_endpoints(name);
+                    }
+                }
+            }
+            if let Some(entry) = self.assignments.get(&service) {
+                errors.extend(entry.malformed.clone());
+                errors.extend(entry.good.iter().flat_map(|(_, unsupported)| unsupported.iter().filter_map(Unsupported::error)));
+            }
+            for entry in clusters.iter().filter_map(|name| self.entries.get(name)) {
+                errors.extend(entry.endpoints_unsupported.iter().filter_map(Unsupported::error));
+            }
+        }
+        any
+    }
+
+    /// Puts the endpoints that the published version of a cluster has now into its state.
+    fn swap_endpoints(&mut self, name: &Arc<str>) {
+        let Some(entry) = self.entries.get_mut(name) else { return };
+        let Some(active) = &entry.active else { return };
+        let assignment = match &active.endpoints {
+            Endpoints::Fixed(assignment) => Some(assignment),
+            Endpoints::Eds(service) => {
+                self.assignments.get(service).and_then(|entry| entry.good.as_ref()).map(|(assignment, _)| assignment)
+            }
+        };
+        let Some(assignment) = assignment else { return };
+        let state = self.states.cluster(name);
+        entry.endpoints_unsupported.clear();
+        let previous = state.endpoints.load_full();
+        let endpoints = assignment.endpoints(name, &active.matched, &previous, &mut entry.endpoints_unsupported);
+        state.endpoints.store(Arc::new(endpoints));
+    }
+
+    /// Publishes what need not wait any longer; `true` when the table has changed.
+    pub(crate) fn settle(&mut self, table: &mut Table<Arc<Cluster>>) -> bool {
+        let ready: Vec<Arc<str>> = self
+            .waiting
+            .iter()
+            .filter(|name| {
+                let latest = self.entries.get(*name).and_then(|entry| entry.latest.as_ref());
+                latest.is_none_or(|latest| self.has_endpoints(latest))
+            })
+            .cloned()
+            .collect();
+        for name in &ready {
+            self.waiting.remove(name);
+            let Some(entry) = self.entries.get_mut(name) else { continue };
+            let before = std::mem::replace(&mut entry.active, entry.latest.clone());
+            self.reindex(name, before.iter());
+            // The state is made before the set is put into it, and held by the cluster from here on.
+            let state = self.states.cluster(name);
+            self.swap_endpoints(name);
+            if let Some(cluster) = self.publishable(name, state) {
+                table.insert(name.clone(), Arc::new(cluster));
+            }
+        }
+        !ready.is_empty()
+    }
+
+    fn has_endpoints(&self, compiled: &Compiled) -> bool {
+        match &compiled.endpoints {
+            Endpoints::Fixed(_) => true,
+            Endpoints::Eds(service) => self.assignments.get(service).is_some_and(|entry| entry.good.is_some()),
+        }
+    }
+
+    fn publishable(&self, name: &Arc<str>, state: Arc<crate::upstream::ClusterState>) -> Option<Cluster> {
+        let active = self.entries.get(name)?.active.as_ref()?;
+        let mut settings = active.settings.clone();
+        if let Some(reason) = self.tunnel_refusals.get(&**name) {
+            settings.transport = TransportTerms::Unsupported(reason.as_str().into());
+            settings.tunnel = None;
+        }
+        Some(Cluster { facts: active.facts.clone(), settings, transport_hash: active.transport_hash, state })
+    }
+
+    /// Refuses tunnels, by cluster, for what listeners say; `true` when that is news.
+    pub(crate) fn refuse_tunnels(&mut self, refusals: BTreeMap<String, String>) -> bool {
+        if refusals == self.tunnel_refusals {
+            return false;
+        }
+        let touched: Vec<_> = refusals.keys().chain(self.tunnel_refusals.keys()).cloned().collect();
+        self.tunnel_refusals = refusals;
+        for name in touched {
+            if let Some((name, _)) = self.entries.get_key_value(name.as_str()) {
+                self.waiting.insert(name.clone());
+            }
+        }
+        true
+    }
+
+    /// Takes clusters away that istiod has removed and no chain names; `true` when the table has changed.
+    pub(crate) fn drop_unnamed(&mut self, named: &HashSet<&str>, table: &mut Table<Arc<Cluster>>) -> bool {
+        let drop: Vec<Arc<str>> = self.gone.iter().filter(|name| !named.contains(&***name)).cloned().collect();
+        let mut any = false;
+        for name in &drop {
+            self.gone.remove(name);
+            self.waiting.remove(name);
+            let versions: Vec<_> = self.entries.remove(name).iter().flat_map(Entry::versions).cloned().collect();
+            self.reindex(name, versions.iter());
+            any |= table.remove(name).is_some();
+        }
+        self.assignments.retain(|service, _| self.by_service.contains_key(service));
+        any
+    }
+
+    /// Whether any cluster waits to be taken away.
+    pub(crate) fn any_gone(&self) -> bool {
+        !self.gone.is_empty()
+    }
+
+    /// Whether a chain that names this cluster has to wait: it is coming, and was never there.
+    pub(crate) fn is_coming(&self, name: &str) -> bool {
+        self.entries.get(name).is_some_and(|entry| entry.active.is_none() && entry.latest.is_some()) && !self.gone.contains(name)
+    }
+
+    /// Names of the endpoint assignments that are wanted.
+    pub(crate) fn wanted_assignments(&self) -> BTreeSet<String> {
+        self.by_service.keys().map(|service| service.to_string()).collect()
+    }
+
+    /// Names of the secrets that are wanted.
+    pub(crate) fn wanted_secrets(&self) -> BTreeSet<String> {
+        self.entries.values().filter_map(|entry| entry.latest.as_ref()).flat_map(|compiled| compiled.secrets.iter().cloned()).collect()
+    }
+
+    /// Clusters that wait for endpoints.
+    pub(crate) fn waiting(&self) -> impl ExactSizeIterator<Item = &Arc<str>> {
+        self.waiting.iter()
+    }
+
+    /// What is not done.
+    pub(crate) fn unsupported(&self, list: &mut Vec<Unsupported>) {
+        for entry in self.entries.values() {
+            list.extend(entry.latest.iter().flat_map(|compiled| compiled.unsupported.iter().cloned()));
+            list.extend(entry.endpoints_unsupported.iter().cloned());
+        }
+        let good = self.assignments.values().filter_map(|entry| entry.good.as_ref());
+        list.extend(good.flat_map(|(_, unsupported)| unsupported.iter().cloned()));
+    }
+}
+
+// === impl Entry ===
+
+impl Entry {
+    fn versions(&self) -> impl Iterator<Item = &Arc<Compiled>> {
+        self.latest.iter().chain(&self.active)
+    }
+
+    fn errors(&self) -> impl Iterator<Item = ResourceError> {
+        let refused = self.latest.iter().flat_map(|compiled| compiled.unsupported.iter().filter_map(Unsupported::error));
+        self.malformed.clone().into_iter().chain(refused)
+    }
+}
+
+// === impl Compiled ===
+
+impl Compiled {
+    /// The name of its endpoints in EDS.
+    fn service(&self) -> Option<&Arc<str>> {
+        match &self.endpoints {
+            Endpoints::Eds(service) => Some(service),
+            Endpoints::Fixed(_) => None,
+        }
+    }
+}

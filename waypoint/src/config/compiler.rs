@@ -1,0 +1,348 @@
+//! The one writer of the configuration.
+//!
+//! [`Compiler::apply`] takes one answer of istiod for one type, compiles what changed, publishes what need not wait, and says what was
+//! wrong, what is not done and what else is wanted. It belongs on the control plane's threads. The order in a push is clusters,
+//! endpoints, listeners; in any other order the result is the same, only later.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use cairn_telemetry::access_log::LogFiles;
+
+use super::{
+    clusters::Clusters,
+    listeners::{Listeners, Published},
+    report::{Malformed, ResourceError, Unsupported},
+    store::Store,
+    workload,
+};
+use crate::{snapshot::Snapshot, workloads::Workloads};
+/// Type URL of clusters.
+pub const CLUSTERS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
+/// Type URL of endpoint assignments.
+pub const ENDPOINTS: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
+/// Type URL of listeners.
+pub const LISTENERS: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
+/// Type URL of workloads alone.
+pub const WORKLOADS: &str = "type.googleapis.com/istio.workload.Workload";
+/// Type URL of workloads and services.
+pub const ADDRESSES: &str = "type.googleapis.com/istio.workload.Address";
+/// Type URL of secrets.
+pub const SECRETS: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
+/// Type URL of extension configurations.
+pub const EXTENSIONS: &str = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig";
+
+/// Names that a sentence about what is missing lists.
+const NAMES_IN_WORDS: usize = 5;
+
+/// Bytes of a NACK's words, after which only the number of further errors is told.
+const MAX_WORDS: usize = 6 * 1024;
+
+/// One resource as istiod sent it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resource {
+    /// Its name.
+    pub name: String,
+    /// istiod's version of it, where it has one.
+    pub version: String,
+    /// The type of the message.
+    pub type_url: String,
+    /// The encoded message.
+    pub bytes: Bytes,
+}
+
+/// What came of an answer.
+#[derive(Clone, Debug, Default)]
+pub struct Applied {
+    /// What was wrong with the resources in it: all of it, also what was wrong before and was sent again.
+    pub errors: Vec<ResourceError>,
+    /// The version that was published, when anything in the snapshot changed.
+    pub published: Option<u64>,
+    /// For each type of dependent resources the names wanted from now on; only types whose names changed.
+    pub wants: BTreeMap<&'static str, BTreeSet<String>>,
+}
+
+/// The one writer.
+#[derive(Debug)]
+pub struct Compiler {
+    workloads: Arc<Workloads>,
+    publish: Arc<ArcSwap<Snapshot>>,
+    store: Arc<Store>,
+    clusters: Clusters,
+    listeners: Listeners,
+    /// What is published, to be changed and published again.
+    snapshot: Snapshot,
+    /// Types of which an answer has come.
+    received: BTreeSet<String>,
+    /// What was wanted last.
+    wanted: BTreeMap<&'static str, BTreeSet<String>>,
+}
+
+// === impl Compiler ===
+
+impl Compiler {
+    /// A writer for `publish`. Access logs are written to `log_files`; without, nothing is served and no file is opened.
+    pub fn new(workloads: Arc<Workloads>, publish: Arc<ArcSwap<Snapshot>>, log_files: Option<LogFiles>) -> Self {
+        let snapshot = Snapshot::empty(workloads.clone());
+        Self {
+            workloads,
+            publish,
+            store: Arc::default(),
+            clusters: Clusters::default(),
+            listeners: Listeners::new(log_files),
+            snapshot,
+            received: BTreeSet::new(),
+            wanted: BTreeMap::new(),
+        }
+    }
+
+    /// The resources as they came, and the list of what is not done; for administrative pages.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// Everything that is not done.
+    pub fn unsupported(&self) -> Arc<[Unsupported]> {
+        self.store.unsupported()
+    }
+
+    /// Takes over one answer: resources of one type that are new or were sent again, and names that are gone.
+    pub fn apply(&mut self, type_url: &str, changed: Vec<Resource>, removed: Vec<String>) -> Applied {
+        let mut errors = Vec::new();
+        let any = match type_url {
+            CLUSTERS => self.clusters.apply_clusters(&changed, &removed, &mut errors),
+            ENDPOINTS => self.clusters.apply_endpoints(&changed, &mut errors),
+            LISTENERS => self.listeners.apply(&changed, &removed, &mut errors),
+            WORKLOADS | ADDRESSES => {
+                self.apply_workloads(type_url, &changed, &removed, &mut errors);
+                false
+            }
+            SECRETS | EXTENSIONS => true,
+            other => {
+                let what = format!("{other} was not asked for");
+                errors.push(ResourceError::malformed(other, None, Malformed { field: String::new(), what }));
+                return Applied { errors, ..Applied::default() };
+            }
+        };
+        self.keep(type_url, &changed, &removed, &errors);
+        let first = self.received.insert(type_url.to_owned());
+        let mut applied = Applied { errors, ..Applied::default() };
+        if any || first {
+            applied.published = self.settle();
+            applied.wants = self.wants();
+            self.list_unsupported();
+        }
+        applied
+    }
+
+    /// Puts the resources into the store, with what is wrong with them.
+    fn keep(&self, type_url: &str, changed: &[Resource], removed: &[String], errors: &[ResourceError]) {
+        // Extension configurations are only ever replaced (xds §1.9).
+        let removed = if type_url == EXTENSIONS { &[][..] } else { removed };
+        for name in removed {
+            self.store.remove(type_url, name);
+        }
+        let resources = changed.iter().map(|resource| (resource.name.clone(), resource.version.clone(), resource.bytes.clone()));
+        self.store.put(type_url, resources);
+        let mut wrong: BTreeMap<&str, Vec<&ResourceError>> = BTreeMap::new();
+        for error in errors {
+            wrong.entry(&error.resource).or_default().push(error);
+        }
+        for resource in changed {
+            let words = wrong.get(resource.name.as_str()).map(|errors| words(errors));
+            self.store.set_error(type_url, &resource.name, words);
+        }
+    }
+
+    fn apply_workloads(&mut self, type_url: &str, changed: &[Resource], removed: &[String], errors: &mut Vec<ResourceError>) {
+        for resource in changed {
+            if self.store.resource(type_url, &resource.name).is_some_and(|stored| stored.bytes == resource.bytes) {
+                continue;
+            }
+            let applied = match type_url {
+                WORKLOADS => workload::apply_workload(&resource.name, &resource.bytes, &self.workloads),
+                _ => workload::apply_address(&resource.name, &resource.bytes, &self.workloads),
+            };
+            if let Err(malformed) = applied {
+                errors.push(ResourceError::malformed(&resource.name, None, malformed));
+            }
+        }
+        for name in removed {
+            self.workloads.remove(name);
+        }
+    }
+
+    /// Publishes what need not wait any longer, as one new version.
+    fn settle(&mut self) -> Option<u64> {
+        let mut any = false;
+        self.clusters.refuse_tunnels(self.listeners.tunnel_refusals());
+        any |= self.clusters.settle(&mut self.snapshot.clusters);
+        let Snapshot { version: _, terminate, matcher, chains, clusters: _, workloads: _ } = &mut self.snapshot;
+        any |= self.listeners.settle(&self.clusters, Published { terminate, matcher, chains });
+        if self.clusters.any_gone() {
+            any |= self.clusters.drop_unnamed(&self.listeners.named_clusters(), &mut self.snapshot.clusters);
+        }
+        if !any {
+            return None;
+        }
+        self.snapshot.version += 1;
+        let Snapshot { version, terminate, matcher, chains, clusters, workloads } = &self.snapshot;
+        self.publish.store(Arc::new(Snapshot {
+            version: *version,
+            terminate: terminate.clone(),
+            matcher: matcher.clone(),
+            chains: chains.clone(),
+            clusters: clusters.clone(),
+            workloads: workloads.clone(),
+        }));
+        Some(*version)
+    }
+
+    /// Names of dependent resources, where they are others than the last time.
+    fn wants(&mut self) -> BTreeMap<&'static str, BTreeSet<String>> {
+        let now = BTreeMap::from([
+            (ENDPOINTS, self.clusters.wanted_assignments()),
+            (SECRETS, self.clusters.wanted_secrets()),
+            (EXTENSIONS, self.listeners.wanted_extensions()),
+        ]);
+        let news = |(type_url, names): &(&&'static str, &BTreeSet<String>)| match self.wanted.get(**type_url) {
+            Some(before) => before != *names,
+            None => !names.is_empty(),
+        };
+        let changed = now.iter().filter(news).map(|(type_url, names)| (*type_url, names.clone())).collect();
+        self.wanted = now;
+        changed
+    }
+
+    fn list_unsupported(&self) {
+        let mut list = Vec::new();
+        self.clusters.unsupported(&mut list);
+        self.listeners.unsupported(&mut list);
+        self.store.set_unsupported(list);
+    }
+
+    /// What has to come before the proxy can serve (architecture rule 11), in words; empty when everything is there.
+    pub fn missing(&self) -> Vec<String> {
+        let mut missing = Vec::new();
+        if !self.received.contains(CLUSTERS) {
+            missing.push("clusters (CDS)".to_owned());
+        }
+        if self.clusters.waiting().len() > 0 {
+            missing.push(format!("endpoints (EDS) of {}", some(self.clusters.waiting())));
+        }
+        if !self.received.contains(LISTENERS) {
+            missing.push("listeners (LDS)".to_owned());
+        } else {
+            missing.extend(self.listeners.missing().map(|name| format!("the listener {name}")));
+        }
+        for (type_url, kind) in [(SECRETS, "secrets (SDS)"), (EXTENSIONS, "extension configurations (ECDS)")] {
+            let have = self.store.names(type_url);
+            let wanted = self.wanted.get(type_url).into_iter().flatten();
+            let absent: Vec<_> = wanted.filter(|name| !have.contains(*name)).collect();
+            if !absent.is_empty() {
+                missing.push(format!("{kind}: {}", some(absent.into_iter())));
+            }
+        }
+        if missing.is_empty() && self.listeners.waiting().len() > 0 {
+            missing.push(format!("clusters of {}", some(self.listeners.waiting())));
+        }
+        missing
+    }
+}
+
+/// A few names, and how many more there are.
+fn some<N: std::fmt::Display>(names: impl ExactSizeIterator<Item = N>) -> String {
+    let more = names.len().saturating_sub(NAMES_IN_WORDS);
+    let first: Vec<String> = names.take(NAMES_IN_WORDS).map(|name| name.to_string()).collect();
+    match more {
+        0 => first.join(", "),
+        more => format!("{} and {more} more", first.join(", ")),
+    }
+}
+
+/// Errors as the words of one NACK.
+fn words<E: std::borrow::Borrow<ResourceError>>(errors: &[E]) -> String {
+    let mut words = String::new();
+    for (index, error) in errors.iter().enumerate() {
+        let sentence = error.borrow().to_string();
+        if words.len() + sentence.len() > MAX_WORDS && index > 0 {
+            words.push_str(&format!("; and {} more", errors.len() - index));
+            break;
+        }
+        if index > 0 {
+            words.push_str("; ");
+        }
+        words.push_str(&sentence);
+    }
+    words
+}
+
+// === impl Applied ===
+
+impl Applied {
+    /// The words of the NACK, when there has to be one: which resource, which field, what is wrong with it.
+    pub fn nack(&self) -> Option<String> {
+        (!self.errors.is_empty()).then(|| words(&self.errors))
+    }
+}
+
+// === impl Resource ===
+
+impl From<cairn_xds::Changed> for Resource {
+    fn from(changed: cairn_xds::Changed) -> Self {
+        let cairn_xds::Changed { name, version, aliases: _, type_url, bytes } = changed;
+        Self { name, version, type_url: type_url.as_str().to_owned(), bytes }
+    }
+}
+
+// === impl Consumer ===
+
+impl cairn_xds::Consumer for Compiler {
+    fn apply(&mut self, update: cairn_xds::Update) -> cairn_xds::Verdict {
+        let cairn_xds::Update { type_url, system_version, nonce: _, changed, removed, received: _, bytes: _ } = update;
+        self.store.set_version(type_url.as_str(), &system_version);
+        let applied = Compiler::apply(self, type_url.as_str(), changed.into_iter().map(Resource::from).collect(), removed);
+        let error = applied.nack();
+        let wishes = applied.wants.into_iter().map(|(type_url, names)| cairn_xds::Wish::exactly(type_url, names)).collect();
+        cairn_xds::Verdict { error, wishes }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cairn_proto::envoy::{
+        config::{
+            cluster::v3::Cluster, core::v3::TypedExtensionConfig, endpoint::v3::ClusterLoadAssignment, listener::v3::Listener,
+        },
+        extensions::transport_sockets::tls::v3::Secret,
+    };
+
+    use super::{super::any::{Named as _, type_url}, *};
+
+    #[test]
+    fn the_type_urls_are_those_of_the_messages() {
+        assert_eq!(CLUSTERS, type_url::<Cluster>());
+        assert_eq!(ENDPOINTS, type_url::<ClusterLoadAssignment>());
+        assert_eq!(LISTENERS, type_url::<Listener>());
+        assert_eq!(EXTENSIONS, type_url::<TypedExtensionConfig>());
+        assert_eq!(SECRETS, type_url::<Secret>());
+        assert!(WORKLOADS.ends_with(cairn_proto::istio::workload::Workload::NAME));
+        assert!(ADDRESSES.ends_with(cairn_proto::istio::workload::Address::NAME));
+    }
+
+    #[test]
+    fn the_words_of_a_nack_have_an_end() {
+        let error = |number: usize| {
+            let malformed = Malformed { field: format!("filters[{number}]"), what: "is wrong".repeat(20) };
+            ResourceError::malformed("main_internal", Some("inbound-vip|80|http|web.app"), malformed)
+        };
+        let words = words(&(0..1000).map(error).collect::<Vec<_>>());
+        assert!(words.len() < MAX_WORDS + 100, "{}", words.len());
+        assert!(words.ends_with(" more"), "{words}");
+        assert!(words.starts_with("main_internal, chain inbound-vip|80|http|web.app, filters[0]: is wrong"), "{words}");
+    }
+}

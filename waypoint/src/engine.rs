@@ -1,0 +1,168 @@
+//! The proxy put together: configuration in, connections served, an orderly end.
+//!
+//! `cairn run`, `cairn proxy` and `cairn demo` differ in where configuration and certificates come from, and in nothing else. Two
+//! runtimes: one for connections, one for everything else (configuration, certificates, metrics, log writers), so that work of the
+//! control plane never stands in a request's way (architecture §4, rule 8).
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use cairn_exchange::Exchange;
+use cairn_hbone::drain;
+use cairn_identity::Identity;
+use cairn_telemetry::{IstioStats, LogFiles, Registry};
+use tokio::{runtime::Runtime, time::sleep};
+
+use crate::{
+    proxy::{DataSettings, Live, Proxy},
+    serve::listener,
+    snapshot::Snapshot,
+    upstream::Connector,
+    workloads::Workloads,
+};
+
+/// How often idle connections to endpoints are looked over.
+const SWEEP: Duration = Duration::from_secs(10);
+/// Threads for everything that is not a connection.
+const CONTROL_THREADS: usize = 2;
+
+/// Told of each finished request and connection.
+pub type Observer = Box<dyn Fn(&Exchange) + Send + Sync>;
+
+/// What an engine is made of.
+pub struct Parts {
+    /// Who we are.
+    pub identity: Identity,
+    /// The network that we are in.
+    pub network: String,
+    /// The version that `istio_build` tells.
+    pub version: String,
+    /// Settings of the data path.
+    pub settings: DataSettings,
+    /// Told of each finished request and connection.
+    pub observer: Option<Observer>,
+}
+
+/// A proxy that can be given configuration and told to listen.
+pub struct Engine {
+    /// What connections share.
+    pub proxy: Arc<Proxy>,
+    /// Where new configurations are published.
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Who is who in the mesh.
+    pub workloads: Arc<Workloads>,
+    /// Metrics.
+    pub registry: Registry,
+    /// Log files.
+    pub logs: LogFiles,
+    /// Ends connections: GOAWAY, and no more requests on idle ones.
+    pub connections: drain::Trigger,
+    /// Ends listening.
+    pub listening: drain::Trigger,
+}
+
+/// The two runtimes.
+pub struct Runtimes {
+    /// For connections.
+    pub data: Runtime,
+    /// For everything else.
+    pub control: Runtime,
+}
+
+// === impl Runtimes ===
+
+impl Runtimes {
+    /// Runtimes with this many workers for connections; `None` is one a core.
+    pub fn new(workers: Option<usize>) -> io::Result<Self> {
+        let mut data = tokio::runtime::Builder::new_multi_thread();
+        if let Some(workers) = workers {
+            data.worker_threads(workers.max(1));
+        }
+        let data = data.thread_name("connections").enable_all().build()?;
+        let control = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(CONTROL_THREADS)
+            .thread_name("control")
+            .enable_all()
+            .build()?;
+        Ok(Self { data, control })
+    }
+}
+
+// === impl Engine ===
+
+impl Engine {
+    /// An engine without configuration. Log writers run on the calling runtime.
+    pub fn new(parts: Parts) -> Self {
+        let registry = Registry::default();
+        let logs = LogFiles::new(tokio::runtime::Handle::current(), &registry);
+        let workloads = Arc::new(Workloads::new(parts.network));
+        let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::empty(workloads.clone())));
+        let istio = IstioStats::new(&registry, cairn_telemetry::istio::Settings::new(parts.version));
+        let (connections, connections_watch) = drain::channel();
+        let (listening, _) = drain::channel();
+        let pool = cairn_hbone::PoolSettings {
+            windows: parts.settings.tunnel_server.windows.clone(),
+            ..cairn_hbone::PoolSettings::default()
+        };
+        let proxy = Arc::new(Proxy {
+            snapshot: snapshot.clone(),
+            connector: Connector::new(parts.identity.clone(), pool),
+            identity: parts.identity,
+            istio,
+            observer: parts.observer,
+            drain: connections_watch,
+            settings: parts.settings,
+            connections: AtomicU64::new(1),
+            live: Live::default(),
+        });
+        Self { proxy, snapshot, workloads, registry, logs, connections, listening }
+    }
+
+    /// Addresses to listen on, by settings or by what istiod said.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        if let Some(address) = self.proxy.settings.listen {
+            return vec![address];
+        }
+        self.snapshot.load().terminate.as_ref().map(|terminate| terminate.addresses.clone()).unwrap_or_default()
+    }
+
+    /// Opens the listening sockets and accepts tunnels on the calling runtime. Call it when the configuration is complete: before that
+    /// no CONNECT is accepted (architecture §4, rule 11).
+    pub fn listen(&self) -> io::Result<Vec<SocketAddr>> {
+        let mut bound = Vec::new();
+        for address in self.addresses() {
+            let socket = listener::bind(address).map_err(|error| {
+                io::Error::new(error.kind(), format!("cannot listen for tunnels on {address}: {error}; is another proxy running there?"))
+            })?;
+            bound.push(socket.local_addr()?);
+            tokio::spawn(listener::accept(self.proxy.clone(), socket, self.listening.watch()));
+        }
+        tokio::spawn(sweep(self.proxy.clone()));
+        Ok(bound)
+    }
+
+    /// Whether anything is under way.
+    pub fn is_idle(&self) -> bool {
+        use std::sync::atomic::Ordering::Relaxed;
+        let live = &self.proxy.live;
+        live.streams.load(Relaxed) == 0 && live.exchanges.load(Relaxed) == 0
+    }
+}
+
+/// Closes connections to endpoints that were idle for too long.
+async fn sweep(proxy: Arc<Proxy>) {
+    loop {
+        sleep(SWEEP).await;
+        let snapshot = proxy.snapshot.load_full();
+        for (_, cluster) in snapshot.clusters.iter() {
+            for endpoint in cluster.state.endpoints.load().iter() {
+                endpoint.state.connections.sweep(&cluster.settings);
+            }
+        }
+    }
+}

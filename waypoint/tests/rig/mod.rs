@@ -1,0 +1,404 @@
+//! A mesh of one process: a client that opens tunnels, the proxy, and destinations behind HBONE, all on loopback addresses of their
+//! own. Configuration is put together by hand, so that a test says just what it needs.
+#![allow(dead_code, unreachable_pub, reason = "each test uses a part of the rig")]
+
+use std::{
+    convert::Infallible,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use cairn_exchange::{ClusterFacts, SpiffeId};
+use cairn_filters::FilterChain;
+use cairn_hbone::{Connect, Destination, Opened, Peer, Pool, PoolSettings, ServerSettings, TcpTls, TunnelStream, drain};
+use cairn_identity::{ClientTerms, Identity, ServerTerms, generate::Authority};
+use cairn_policy::{
+    matcher::{PathMatch, PathMatcher},
+    retry::{RetryOn, RetryPolicy},
+    route::{Forward, Route, RouteAction, RouteMatch, RouteTable, Target as RouteTarget, VirtualHost},
+};
+use cairn_waypoint::{
+    engine::{Engine, Parts},
+    proxy::DataSettings,
+    snapshot::{
+        Chain, ChainKind, HttpChain, HttpSettings, Snapshot, Table, TcpChain, Terminate,
+        matcher::{Input, Node, Ranges},
+    },
+    upstream::{
+        Cluster, ClusterSettings, ClusterState, Endpoint, EndpointSet, EndpointState, Health, Locality, LocalityGroup, Target,
+    },
+};
+use http::{HeaderMap, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_rustls::TlsAcceptor;
+
+static NEXT_NET: AtomicU8 = AtomicU8::new(1);
+
+/// The mesh.
+pub struct Rig {
+    pub authority: Authority,
+    pub engine: Engine,
+    pub address: SocketAddr,
+    net: [u8; 2],
+    tasks: Vec<JoinHandle<()>>,
+    client: Pool,
+    version: std::cell::Cell<u64>,
+}
+
+/// What a destination's application does with a stream.
+pub type App = Arc<dyn Fn(TunnelStream, String) -> futures_util::future::BoxFuture<'static, ()> + Send + Sync>;
+
+/// A pod behind HBONE.
+pub struct Pod {
+    pub address: SocketAddr,
+    /// CONNECTs seen.
+    pub connects: Arc<AtomicU32>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+pub fn id(account: &str) -> SpiffeId {
+    SpiffeId::workload("cluster.local", "app", account).unwrap()
+}
+
+impl Rig {
+    pub async fn start() -> Self {
+        let authority = Authority::new("rig").unwrap();
+        let identity = Identity::fixed(authority.issue(&id("waypoint")).unwrap());
+        // Tests of several processes may run at once: the process number tells their networks apart.
+        let net = [(std::process::id() % 120 + 100) as u8, NEXT_NET.fetch_add(1, Ordering::Relaxed)];
+        let address = SocketAddr::from(([127, net[0], net[1], 1], 15008));
+        let settings = DataSettings { listen: Some(address), ..DataSettings::default() };
+        let engine = Engine::new(Parts { identity, network: String::new(), version: "test".into(), settings, observer: None });
+        let client = client(&authority, id("client"));
+        Self { authority, engine, address, net, tasks: Vec::new(), client, version: std::cell::Cell::new(0) }
+    }
+
+    /// Publishes a configuration and starts listening.
+    pub async fn serve(&self, config: Config) {
+        self.publish(config);
+        self.engine.listen().unwrap();
+    }
+
+    /// Publishes another configuration.
+    pub fn publish(&self, config: Config) {
+        self.version.set(self.version.get() + 1);
+        let mut snapshot = Snapshot::empty(self.engine.workloads.clone());
+        snapshot.version = self.version.get();
+        snapshot.terminate = Some(Arc::new(Terminate {
+            addresses: vec![self.address],
+            tls: ServerTerms::hbone(["spiffe://cluster.local/"]),
+            max_concurrent_streams: 100,
+            keepalive: None,
+            refuse: None,
+        }));
+        snapshot.matcher = Some(Arc::new(config.matcher()));
+        let mut chains = Table::default();
+        for chain in config.chains {
+            chains.insert(chain.name.clone(), Arc::new(chain));
+        }
+        let mut clusters = Table::default();
+        for cluster in config.clusters.into_iter().chain([originate()]) {
+            clusters.insert(cluster.name().clone(), Arc::new(cluster));
+        }
+        snapshot.chains = chains;
+        snapshot.clusters = clusters;
+        self.engine.snapshot.store(Arc::new(snapshot));
+    }
+
+    /// An address of this rig's network.
+    pub fn ip(&self, last: u8) -> IpAddr {
+        Ipv4Addr::new(127, self.net[0], self.net[1], last).into()
+    }
+
+    /// A pod whose application is given each accepted stream.
+    pub async fn pod(&self, last: u8, app: App) -> Pod {
+        let address = SocketAddr::new(self.ip(last), 8080);
+        let listener = TcpListener::bind(SocketAddr::new(self.ip(last), 15008)).await.unwrap();
+        let identity = Identity::fixed(self.authority.issue(&id("pod")).unwrap());
+        let tls = identity.server_config(&ServerTerms::hbone(["spiffe://cluster.local/"])).unwrap();
+        let connects = Arc::new(AtomicU32::new(0));
+        let seen = connects.clone();
+        let task = tokio::spawn(async move {
+            let (_trigger, watch) = drain::channel();
+            loop {
+                let (tcp, from) = listener.accept().await.unwrap();
+                let (tls, app, seen, watch) = (tls.clone(), app.clone(), seen.clone(), watch.clone());
+                tokio::spawn(async move {
+                    let Ok(io) = TlsAcceptor::from(tls).accept(tcp).await else { return };
+                    let peer = Peer { id: None, address: from, local_address: from, local_id: None };
+                    let on_connect = |connect: Connect| {
+                        seen.fetch_add(1, Ordering::SeqCst);
+                        let app = app.clone();
+                        tokio::spawn(async move {
+                            let authority = connect.authority.to_string();
+                            if let Ok(stream) = connect.accept(HeaderMap::new()) {
+                                app(stream, authority).await;
+                            }
+                        });
+                    };
+                    let _ = cairn_hbone::serve(io, Arc::new(peer), &ServerSettings::default(), watch, on_connect).await;
+                });
+            }
+        });
+        Pod { address, connects, task }
+    }
+
+    /// Opens a stream to an authority as the usual client.
+    pub async fn open(&self, authority: &str) -> Result<Opened, cairn_hbone::OpenError> {
+        self.client.open(&Destination { address: self.address, trust: 0 }, authority, HeaderMap::new()).await
+    }
+
+    /// An HTTP/1.1 client in a stream of its own.
+    pub async fn http1(&self, authority: &str) -> hyper::client::conn::http1::SendRequest<Full<Bytes>> {
+        let opened = self.open(authority).await.unwrap();
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(opened.stream)).await.unwrap();
+        tokio::spawn(connection.with_upgrades());
+        sender
+    }
+}
+
+/// A pool that opens tunnels with this identity.
+pub fn client(authority: &Authority, as_: SpiffeId) -> Pool {
+    let identity = Identity::fixed(authority.issue(&as_).unwrap());
+    let terms = ClientTerms::hbone(["spiffe://cluster.local/"]);
+    let dial = TcpTls::new(
+        move |_| identity.client_config(&terms).ok_or_else(|| "no certificate".to_owned()),
+        |_, certificates| Ok(cairn_identity::peer_id(certificates).ok()),
+    );
+    Pool::new(PoolSettings::default(), dial)
+}
+
+fn originate() -> Cluster {
+    let settings = ClusterSettings {
+        tunnel: Some(ClientTerms::hbone(["spiffe://cluster.local/"])),
+        connect_timeout: Duration::from_secs(2),
+        ..ClusterSettings::default()
+    };
+    cluster_with("connect_originate", Vec::new(), settings)
+}
+
+/// An application that speaks HTTP/1.1.
+pub fn http_app<F, Fut>(answer: F) -> App
+where
+    F: Fn(Request<hyper::body::Incoming>) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+{
+    Arc::new(move |stream, _| {
+        let answer = answer.clone();
+        Box::pin(async move {
+            let service = service_fn(move |request| {
+                let answer = answer(request);
+                async move { Ok::<_, Infallible>(answer.await) }
+            });
+            let _ = hyper::server::conn::http1::Builder::new()
+                .half_close(true)
+                .serve_connection(TokioIo::new(stream), service)
+                .with_upgrades()
+                .await;
+        })
+    })
+}
+
+/// An application that answers with its name, the path and the body's length.
+pub fn echo_app(name: &'static str) -> App {
+    http_app(move |request| async move {
+        let path = request.uri().path().to_owned();
+        let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+        Response::new(Full::from(format!("{name} {path} {}", body.len())))
+    })
+}
+
+/// A configuration: chains by address, and clusters.
+#[derive(Default)]
+pub struct Config {
+    places: Vec<(SocketAddr, Node)>,
+    chains: Vec<Chain>,
+    clusters: Vec<Cluster>,
+}
+
+impl Config {
+    /// An HTTP service with default routes to a cluster of its own.
+    #[must_use]
+    pub fn http(self, service: &str, endpoints: &[SocketAddr]) -> Self {
+        self.http_with(service, endpoints, |_| {}, |_| {})
+    }
+
+    /// The same with other settings and routes.
+    #[must_use]
+    pub fn http_with(
+        mut self,
+        service: &str,
+        endpoints: &[SocketAddr],
+        chain: impl FnOnce(&mut HttpChain),
+        cluster: impl FnOnce(&mut ClusterSettings),
+    ) -> Self {
+        let address: SocketAddr = service.parse().unwrap();
+        let name: Arc<str> = format!("inbound-vip|{}|http|{}", address.port(), address.ip()).into();
+        self.places.push((address, Node::Chain(name.clone())));
+        let mut http = http_chain(&name);
+        chain(&mut http);
+        self.chains.push(Chain { name: name.clone(), service_port: address.port(), kind: ChainKind::Http(http), refuse: None });
+        let mut settings = cluster_settings();
+        cluster(&mut settings);
+        self.clusters.push(cluster_with(&name, endpoints.to_vec(), settings));
+        self
+    }
+
+    /// A TCP service.
+    #[must_use]
+    pub fn tcp(mut self, service: &str, endpoints: &[SocketAddr]) -> Self {
+        let address: SocketAddr = service.parse().unwrap();
+        let name: Arc<str> = format!("inbound-vip|{}|tcp|{}", address.port(), address.ip()).into();
+        self.places.push((address, Node::Chain(name.clone())));
+        self.chains.push(tcp_chain(&name, address.port()));
+        self.clusters.push(cluster_with(&name, endpoints.to_vec(), cluster_settings()));
+        self
+    }
+
+    /// A service of which it is not known what is spoken.
+    #[must_use]
+    pub fn detect(mut self, service: &str, endpoints: &[SocketAddr]) -> Self {
+        self = self.http(service, endpoints).tcp(service, endpoints);
+        let Some((_, tcp)) = self.places.pop() else { return self };
+        let Some((address, http)) = self.places.pop() else { return self };
+        let map = [("'http/1.1'".into(), http.clone()), ("'h2c'".into(), http)].into_iter().collect();
+        self.places.push((address, Node::Exact { input: Input::ApplicationProtocol, map, otherwise: Some(Box::new(tcp)) }));
+        self
+    }
+
+    /// A cluster beside those of the services.
+    #[must_use]
+    pub fn cluster(mut self, name: &str, endpoints: &[SocketAddr]) -> Self {
+        self.clusters.push(cluster_with(name, endpoints.to_vec(), cluster_settings()));
+        self
+    }
+
+    /// The chain added last refuses.
+    #[must_use]
+    pub fn refusing(mut self, reason: &str) -> Self {
+        if let Some(chain) = self.chains.last_mut() {
+            chain.refuse = Some(cairn_waypoint::snapshot::Refusal::because(reason));
+        }
+        self
+    }
+
+    fn matcher(&self) -> Node {
+        let mut ranges = Ranges::default();
+        for (address, node) in &self.places {
+            let map = [(address.port().to_string().into(), node.clone())].into_iter().collect();
+            let by_port = Node::Exact { input: Input::DestinationPort, map, otherwise: None };
+            ranges.add([ipnet::IpNet::from(address.ip())], by_port);
+        }
+        Node::Ranges { input: Input::DestinationIp, ranges, otherwise: None }
+    }
+}
+
+fn cluster_settings() -> ClusterSettings {
+    ClusterSettings { panic_threshold: 0.0, connect_timeout: Duration::from_secs(2), ..ClusterSettings::default() }
+}
+
+/// istiod's default route (xds §4.2).
+pub fn default_route(cluster: &str) -> Route {
+    let retry = RetryPolicy {
+        on: RetryOn::parse("connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes").0,
+        retries: 2,
+        avoid_previous_hosts: true,
+        ..RetryPolicy::default()
+    };
+    let forward = Forward { retry: Some(retry), ..Forward::to(RouteTarget::Cluster(cluster.into())) };
+    route("/", forward)
+}
+
+/// A route by prefix.
+pub fn route(prefix: &str, forward: Forward) -> Route {
+    let mut route = Route::new(RouteMatch::path(PathMatcher::new(PathMatch::Prefix(prefix.into()), false)), RouteAction::Forward(Box::new(forward)));
+    route.name = Some("default".into());
+    route
+}
+
+/// A table of these routes.
+pub fn routes(routes: Vec<Route>) -> RouteTable {
+    let host = VirtualHost::any("inbound|http|80", routes.into_iter().map(Arc::new).collect());
+    RouteTable::new("test", vec![Arc::new(host)]).unwrap()
+}
+
+fn http_chain(cluster: &str) -> HttpChain {
+    HttpChain {
+        settings: HttpSettings { websocket: true, stream_idle_timeout: None, ..HttpSettings::default() },
+        filters: FilterChain::default(),
+        routes: routes(vec![default_route(cluster)]),
+        access_logs: Default::default(),
+        metrics: true,
+        shared: None,
+    }
+}
+
+fn tcp_chain(name: &Arc<str>, port: u16) -> Chain {
+    let tcp = TcpChain {
+        targets: vec![(name.clone(), 1)],
+        total_weight: 1,
+        idle_timeout: None,
+        max_duration: None,
+        hash_source_ip: false,
+        access_logs: Default::default(),
+        metrics: Some(Duration::from_secs(5)),
+    };
+    Chain { name: name.clone(), service_port: port, kind: ChainKind::Tcp(tcp), refuse: None }
+}
+
+fn cluster_with(name: &str, endpoints: Vec<SocketAddr>, settings: ClusterSettings) -> Cluster {
+    let locality = Arc::new(Locality::default());
+    let endpoints = endpoints
+        .into_iter()
+        .map(|address| {
+            Arc::new(Endpoint {
+                target: Target::Tunnel { address, gateway: None },
+                display: format!("envoy://connect_originate/{address}").into(),
+                health: Health::Healthy,
+                weight: 1,
+                locality: locality.clone(),
+                state: Arc::new(EndpointState::default()),
+            })
+        })
+        .collect();
+    let state = ClusterState::default();
+    state.endpoints.store(Arc::new(EndpointSet::new(vec![(0, LocalityGroup { locality, weight: 1, endpoints })])));
+    let facts = ClusterFacts { name: name.into(), alt_stat_name: None, service: None };
+    Cluster { facts: Arc::new(facts), settings, transport_hash: 0, state: Arc::new(state) }
+}
+
+/// Sends a request and reads all of the answer.
+pub async fn fetch(sender: &mut hyper::client::conn::http1::SendRequest<Full<Bytes>>, path: &str) -> (StatusCode, HeaderMap, Bytes) {
+    send(sender, Request::get(path).header("host", "web").body(Full::default()).unwrap()).await
+}
+
+/// Sends a request and reads all of the answer.
+pub async fn send(
+    sender: &mut hyper::client::conn::http1::SendRequest<Full<Bytes>>,
+    request: Request<Full<Bytes>>,
+) -> (StatusCode, HeaderMap, Bytes) {
+    sender.ready().await.unwrap();
+    let answer = sender.send_request(request).await.unwrap();
+    let (parts, body) = answer.into_parts();
+    (parts.status, parts.headers, body.collect().await.unwrap().to_bytes())
+}
