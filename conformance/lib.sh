@@ -25,8 +25,17 @@ at_exit() { cleanups=("$1" "${cleanups[@]}"); }
 cleanup() {
 	local code=$? command
 	trap - EXIT TERM INT
+	if ((code != 0 && code != 77)); then keep_logs; fi
 	for command in "${cleanups[@]}"; do eval "$command" || true; done
 	exit "$code"
+}
+# keep_logs: what a suite that failed leaves to look at, beside its own log.
+keep_logs() {
+	local kept
+	kept=$CAIRN_CACHE/logs/$(basename "$0" .sh)
+	rm -rf "$kept"
+	(cd "$work" && find . -name '*.log' -size -20M -exec cp --parents -t "$(mkdir -p "$kept" && echo "$kept")" {} +) || return 0
+	echo "logs of the programs that took part: $kept"
 }
 trap cleanup EXIT
 trap 'exit 143' TERM INT
@@ -111,7 +120,12 @@ k8slab_programs() {
 	local lab=$conformance/k8slab istio=istio.io/istio programs=$1
 	mkdir -p "$programs"
 	# Hard links where the cache is on the same file system: containers see this folder, not the cache.
-	gather() { cp -rl "$built/." "$programs/" 2>/dev/null || cp -r "$built/." "$programs/"; }
+	gather() {
+		local file
+		for file in "$built"/*; do # not .complete
+			cp -rl "$file" "$programs/" 2>/dev/null || cp -r "$file" "$programs/"
+		done
+	}
 	go_program k8s "$lab/cp" 'go build -ldflags "$(cat ldflags)" -o "$OUT/k8s" .'
 	gather
 	go_program k8slab-istio "$lab/istio" 'go vet ./labzt ./manifests ./xdsstrip && go build -ldflags "$(cat ldflags)" -o "$OUT/" ./manifests ./labzt ./xdsstrip' \

@@ -153,7 +153,7 @@ conformance() {
 		--namespace-labels=istio.io/dataplane-mode=ambient,istio.io/use-waypoint=namespace \
 		--organization=k8slab --project=k8slab --url=https://example.com --version=v0 --contact=k8slab \
 		--skip-tests="${K8SLAB_SKIP:-MeshHTTPRoute307Redirect}" --report-output="$run/report.yaml" --cleanup-base-resources=false "$@" 2>&1 | tee "$run/conformance.log" |
-		grep -E '^ *--- (PASS|FAIL|SKIP)|^(PASS|FAIL|ok)' || true
+		grep -E '^ *--- (PASS|FAIL)|^(PASS|FAIL|ok)' || true
 	sed -n '/^profiles/,$p' "$run/report.yaml" 2>/dev/null || true
 }
 

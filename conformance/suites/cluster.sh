@@ -15,26 +15,22 @@ cairn
 
 export K8SLAB_DIR=$work/lab K8SLAB_BIN=$programs K8SLAB_CAIRN=$cairn
 chmod 755 "$work" # containers run as other users
-! ip netns list | grep -q '^k8slab\b' || { echo "another k8slab is up: end it with k8slab.sh down"; exit 1; }
+[[ ! -e /run/netns/k8slab ]] || { echo "another k8slab is up: end it with k8slab.sh down"; exit 1; }
 at_exit "'$lab/k8slab.sh' down"
-at_exit "keep_logs"
-keep_logs() { # what a failed run leaves to look at
-	mkdir -p "$CAIRN_CACHE/logs/cluster"
-	cp "$K8SLAB_DIR"/run/*.log "$CAIRN_CACHE/logs/cluster/" 2>/dev/null || true
+keep_pod_logs() { # k8slab keeps them without a suffix, and takes them away with the pods
 	local dir
-	for dir in "$K8SLAB_DIR"/pods/*/; do
-		[[ -d $dir/log ]] && cp -r "$dir/log" "$CAIRN_CACHE/logs/cluster/$(basename "$dir")" 2>/dev/null
+	for dir in "$K8SLAB_DIR"/pods/*/log; do
+		[[ -d $dir ]] && (cd "$dir" && for f in *; do cp "$f" "$work/$(basename "$(dirname "$dir")")-$f.log"; done)
 	done
 	return 0
 }
-rm -rf "$CAIRN_CACHE/logs/cluster"
 "$lab/k8slab.sh" up
 "$lab/k8slab.sh" istio
 export KUBECONFIG=$K8SLAB_DIR/pki/admin.kubeconfig
 kubectl() { "$programs/k8s" kubectl "$@"; }
 good=0 bad=0
 ok() {
-	echo "ok     $*"
+	note "ok: $*"
 	good=$((good + 1))
 }
 failed() {
@@ -43,16 +39,26 @@ failed() {
 	counts "$good" "$bad"
 }
 
-# running NAMESPACE GATEWAY: the programs that run as the Gateway's waypoint, by the files they were started from.
-running() {
-	local pod uid pid
+# processes NAMESPACE GATEWAY: their ids, of the Gateway's waypoint pods.
+processes() {
+	local pod uid
 	for pod in $(kubectl -n "$1" get pods -l "gateway.networking.k8s.io/gateway-name=$2" --field-selector status.phase=Running -o name); do
 		uid=$(kubectl -n "$1" get "$pod" -o 'jsonpath={.metadata.uid}')
-		for pid in $(ip netns pids "$(ip netns list | awk -v u="$uid" 'index($1, "k8slab-") == 1 && index(u, substr($1, 8)) == 1 { print $1 }')" 2>/dev/null); do
-			tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null
-			echo
-		done
+		ip netns pids "$(ip netns list | awk -v u="$uid" 'index($1, "k8slab-") == 1 && index(u, substr($1, 8)) == 1 { print $1 }')" 2>/dev/null || true
 	done
+}
+# running NAMESPACE GATEWAY: their command lines, which begin with the file of the image.
+running() {
+	local pid
+	for pid in $(processes "$@"); do
+		tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null
+		echo
+	done
+}
+# confined PID: as the pod spec says, whoever the pod's kubelet is.
+confined() {
+	awk '/^Uid:/ && $2 == 1337 { ok++ } /^Cap(Prm|Eff|Bnd):/ && $2 ~ /^0+$/ { ok++ } /^NoNewPrivs:/ && $2 == 1 { ok++ } END { exit ok != 5 }' "/proc/$1/status" &&
+		awk '$5 == "/" && $6 ~ /^ro/ { ok = 1 } END { exit !ok }' "/proc/$1/mountinfo"
 }
 # wait_until SECONDS COMMAND...
 wait_until() {
@@ -63,8 +69,9 @@ wait_until() {
 		sleep 0.5
 	done
 }
-runs_program() { running "$1" "$2" | grep -q "/entrypoint/$3 "; }
+runs_program() { [[ $(running "$1" "$2") == *"/entrypoint/$3 "* ]]; } # no pipe: grep -q would end it early
 runs_no_program() { ! runs_program "$@"; }
+program() { running "$1" "$2" | sed -n "s#.*\(/entrypoint/$3 .*\)#\1#p" | sed -n 1p; }
 
 # The swap, on a Gateway of its own.
 kubectl create namespace swap
@@ -80,13 +87,13 @@ gateway() { # gateway [ANNOTATIONS]
 }
 gateway
 if wait_until 60 runs_program swap waypoint no-waypoint.sh; then
-	ok "without the annotation the image of the installation runs: $(running swap waypoint | grep entrypoint | head -1)"
+	ok "without the annotation the image of the installation runs: $(program swap waypoint no-waypoint.sh)"
 else
 	failed "without the annotation the image of the installation does not run"
 fi
 gateway 'annotations: {sidecar.istio.io/proxyImage: "example.com/cairn:dev"}, '
 if wait_until 60 runs_program swap waypoint "$(basename "$cairn")"; then
-	ok "with the annotation Cairn runs: $(running swap waypoint | grep "/entrypoint/$(basename "$cairn") " | head -1)"
+	ok "with the annotation Cairn runs: $(program swap waypoint "$(basename "$cairn")")"
 else
 	failed "with the annotation Cairn does not run"
 fi
@@ -98,6 +105,16 @@ else
 	failed "istiod's own Deployment with Cairn is not Ready"
 	kubectl -n swap get pods -o wide || true
 	kubectl -n swap logs deployment/waypoint --tail 30 || true
+fi
+unconfined=0 seen=0
+for pid in $(processes swap waypoint); do
+	seen=$((seen + 1))
+	confined "$pid" || { unconfined=$((unconfined + 1)); grep -E '^(Uid|Cap|NoNewPrivs)' "/proc/$pid/status" || true; }
+done
+if ((seen && !unconfined)); then
+	ok "it runs as uid 1337, without capabilities, on a read-only root"
+else
+	failed "$unconfined of $seen processes of the pod are not confined as its spec says"
 fi
 if kubectl -n swap wait --for condition=Programmed gateway/waypoint --timeout 30s; then
 	ok "istiod reports the Gateway as Programmed"
@@ -126,4 +143,4 @@ for test in "${expected[@]}"; do
 	grep -qE -- "--- (PASS|FAIL): TestConformance/$test " "$work/suite" || failed "$test did not run"
 done
 counts "$good" "$bad"
-((bad == 0))
+((bad == 0)) || { keep_pod_logs; exit 1; }

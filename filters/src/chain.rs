@@ -92,7 +92,8 @@ impl FilterChain {
     }
 
     /// The request's head is there: calls the filters that have not been called, in order, until one stops, replies or wants the
-    /// whole body. After [`Verdict::Stop`] and its resumption call this again.
+    /// whole body. Call it again until [`Self::is_done`]: after a [`Verdict::Stop`] whose resumption says [`Verdict::Continue`], and
+    /// after [`Self::decode_whole_body`].
     pub fn decode_head(&self, run: &mut Run, exchange: &mut Exchange) -> Verdict {
         while let Some(filter) = self.filters.get(run.entered) {
             if run.waiting_for_body {
@@ -112,6 +113,11 @@ impl FilterChain {
             }
         }
         Verdict::Continue
+    }
+
+    /// Whether every filter has let the request's head, and where it wanted it the body, pass.
+    pub fn is_done(&self, run: &Run) -> bool {
+        run.entered >= self.filters.len() && !run.waiting_for_body
     }
 
     /// Whether a filter has to see the whole body before the request can go on.

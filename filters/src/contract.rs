@@ -1,8 +1,8 @@
 //! What a filter may do, and when.
 //!
 //! For a request the filters are called in order, `decode_head`, then body and trailers; for its answer in reverse order,
-//! `encode_head`, body, trailers. A filter that replies ends the way inward: the reply passes the encode side of the filters that ran
-//! before it, as an answer from upstream would. A filter says once, when it is compiled, what it needs of bodies; a chain whose filters
+//! `encode_head`, body, trailers. A filter that replies ends the way inward: the reply passes the encode side of the filters that ran,
+//! its own among them, as an answer from upstream would, and of no others. A filter says once, when it is compiled, what it needs of bodies; a chain whose filters
 //! need nothing streams bodies without calling anybody.
 
 use std::{any::Any, borrow::Cow, fmt, future::Future, pin::Pin};

@@ -69,6 +69,15 @@ pub(crate) fn of_clients(
     }))
 }
 
+/// A root of another mesh can have the name of ours; then its signature is what fails. The peer is told what it has to mend: it is not
+/// known here who issued its certificate.
+fn unknown_issuer(error: Error) -> Error {
+    match error {
+        Error::InvalidCertificate(CertificateError::BadSignature) => CertificateError::UnknownIssuer.into(),
+        other => other,
+    }
+}
+
 /// Verifies the servers of a client.
 pub(crate) fn of_servers(
     roots: Arc<RootCertStore>,
@@ -148,7 +157,7 @@ impl ClientCertVerifier for ClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
+        let verified = self.chain.verify_client_cert(end_entity, intermediates, now).map_err(unknown_issuer)?;
         self.prefixes.check(end_entity)?;
         Ok(verified)
     }

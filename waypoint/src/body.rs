@@ -3,12 +3,13 @@
 use std::{
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use bytes::Bytes;
 use cairn_exchange::clock::Instant;
 use cairn_filters::Run;
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 
@@ -41,8 +42,8 @@ pub enum Incoming {
     /// None.
     #[default]
     Empty,
-    /// All of them at once.
-    Whole(Bytes),
+    /// All of them at once, and the trailers behind them.
+    Whole(Bytes, Option<Box<HeaderMap>>),
     /// HTTP/1. Its trailers are not passed on, as Envoy does not by default.
     Http1(hyper::body::Incoming),
     /// HTTP/2.
@@ -54,13 +55,17 @@ pub struct RequestSource {
     incoming: Incoming,
     record: Vec<Bytes>,
     recorded: usize,
-    trailers: Option<http::HeaderMap>,
+    /// How much of the record the current attempt has read.
+    position: usize,
+    trailers: Option<HeaderMap>,
     /// Whether what passes is kept.
     recording: bool,
     /// Whether bytes have passed that were not kept.
     lost: bool,
     /// Which attempt may read.
     attempt: u32,
+    /// The task that waits for more of it.
+    reader: Option<Waker>,
     /// Bytes received from the client.
     pub received: u64,
     /// When the last byte came.
@@ -81,7 +86,6 @@ struct Observer {
 pub struct RequestBody {
     source: Option<Arc<Mutex<RequestSource>>>,
     attempt: u32,
-    position: usize,
     hint: SizeHint,
     ended: bool,
 }
@@ -99,6 +103,11 @@ impl Incoming {
         if body.is_end_stream() { Incoming::Empty } else { Incoming::Http2(body) }
     }
 
+    /// All of a body at once.
+    pub fn whole(data: Bytes, trailers: Option<HeaderMap>) -> Self {
+        if data.is_empty() && trailers.is_none() { Incoming::Empty } else { Incoming::Whole(data, trailers.map(Box::new)) }
+    }
+
     /// Whether nothing (more) comes.
     pub fn is_empty(&self) -> bool {
         self.is_end_stream()
@@ -113,10 +122,16 @@ impl Body for Incoming {
         let this = self.get_mut();
         match this {
             Incoming::Empty => Poll::Ready(None),
-            Incoming::Whole(bytes) => {
-                let bytes = std::mem::take(bytes);
+            Incoming::Whole(data, trailers) => {
+                let (data, trailers) = (std::mem::take(data), trailers.take());
                 *this = Incoming::Empty;
-                if bytes.is_empty() { Poll::Ready(None) } else { Poll::Ready(Some(Ok(Frame::data(bytes)))) }
+                if data.is_empty() {
+                    return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(*trailers))));
+                }
+                if trailers.is_some() {
+                    *this = Incoming::Whole(Bytes::new(), trailers);
+                }
+                Poll::Ready(Some(Ok(Frame::data(data))))
             }
             Incoming::Http1(body) => loop {
                 match ready!(Pin::new(&mut *body).poll_frame(cx)) {
@@ -151,7 +166,7 @@ impl Body for Incoming {
     fn is_end_stream(&self) -> bool {
         match self {
             Incoming::Empty => true,
-            Incoming::Whole(bytes) => bytes.is_empty(),
+            Incoming::Whole(data, trailers) => data.is_empty() && trailers.is_none(),
             Incoming::Http1(body) => body.is_end_stream(),
             Incoming::Http2(body) => body.is_end_stream(),
         }
@@ -160,7 +175,7 @@ impl Body for Incoming {
     fn size_hint(&self) -> SizeHint {
         match self {
             Incoming::Empty => SizeHint::with_exact(0),
-            Incoming::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Incoming::Whole(data, _) => SizeHint::with_exact(data.len() as u64),
             Incoming::Http1(body) => body.size_hint(),
             Incoming::Http2(body) => {
                 if body.is_end_stream() {
@@ -182,10 +197,12 @@ impl RequestSource {
             incoming,
             record: Vec::new(),
             recorded: 0,
+            position: 0,
             trailers: None,
             recording,
             lost: false,
             attempt: 0,
+            reader: None,
             received: 0,
             ended: None,
             failed: false,
@@ -203,11 +220,48 @@ impl RequestSource {
         !self.lost && !self.failed
     }
 
-    /// Nothing has to be sent again: forgets what was kept.
+    /// Nothing has to be sent again: forgets what was kept, as soon as the current attempt has read it.
     pub fn stop_recording(&mut self) {
         self.recording = false;
+        self.forget();
+    }
+
+    /// The exchange is over: nobody reads what has not been read, and who waits for it gives up.
+    pub fn close(&mut self) {
+        self.attempt = u32::MAX;
+        self.incoming = Incoming::Empty;
+        self.recording = false;
         self.record = Vec::new();
-        self.lost |= self.recorded > 0;
+        self.lost = true;
+        self.wake_reader();
+    }
+
+    /// Forgets the record when nobody needs it any more.
+    fn forget(&mut self) {
+        if !self.recording && self.position >= self.record.len() {
+            self.lost |= self.recorded > 0;
+            self.record = Vec::new();
+            self.position = 0;
+        }
+    }
+
+    /// What of the record the current attempt has not read yet.
+    fn replay(&mut self) -> Option<Bytes> {
+        let data = self.record.get(self.position)?.clone();
+        self.position += 1;
+        self.forget();
+        Some(data)
+    }
+
+    /// Whether the data has been read to its end, and no trailers follow.
+    fn is_all(&self) -> bool {
+        self.ended.is_some() && self.trailers.is_none() && self.position >= self.record.len()
+    }
+
+    fn wake_reader(&mut self) {
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
+        }
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
@@ -231,11 +285,16 @@ impl RequestSource {
                     http.filters.decode_data(&mut observer.run.lock(), &mut data, self.incoming.is_end_stream());
                 }
                 self.recorded += data.len();
+                if self.incoming.is_end_stream() {
+                    self.ended.get_or_insert_with(cairn_exchange::clock::now);
+                }
                 if self.recording && self.recorded <= MAX_RECORDED {
                     self.record.push(data.clone());
+                    self.position = self.record.len();
                 } else {
                     self.recording = false;
                     self.record = Vec::new();
+                    self.position = 0;
                     self.lost = true;
                 }
                 Poll::Ready(Some(Ok(Frame::data(data))))
@@ -268,9 +327,13 @@ impl RequestBody {
     /// The body for the next attempt; attempts before it can read no more.
     pub fn next_attempt(source: &Arc<Mutex<RequestSource>>) -> Self {
         let mut locked = source.lock();
-        locked.attempt += 1;
+        locked.attempt = locked.attempt.saturating_add(1);
+        locked.position = 0;
+        // The attempt before it has to learn that it is over.
+        locked.wake_reader();
         let hint = if locked.attempt == 1 { locked.incoming.size_hint() } else { SizeHint::default() };
-        Self { source: Some(source.clone()), attempt: locked.attempt, position: 0, hint, ended: false }
+        let attempt = if locked.can_repeat() { locked.attempt } else { 0 };
+        Self { source: Some(source.clone()), attempt, hint, ended: false }
     }
 
     /// Whether all of it was sent.
@@ -290,26 +353,28 @@ impl Body for RequestBody {
         if source.attempt != this.attempt {
             return Poll::Ready(Some(Err(BodyError::NotAgain)));
         }
-        if let Some(data) = source.record.get(this.position) {
-            this.position += 1;
-            return Poll::Ready(Some(Ok(Frame::data(data.clone()))));
+        if this.ended {
+            return Poll::Ready(None);
         }
-        if this.position == 0 && source.lost && this.attempt > 1 {
-            return Poll::Ready(Some(Err(BodyError::NotAgain)));
+        if let Some(data) = source.replay() {
+            this.ended = source.is_all();
+            return Poll::Ready(Some(Ok(Frame::data(data))));
         }
         if source.ended.is_some() {
             this.ended = true;
-            return Poll::Ready(source.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))));
+            return Poll::Ready(source.trailers.clone().map(|trailers| Ok(Frame::trailers(trailers))));
         }
-        let next = ready!(source.poll_next(cx));
-        match &next {
-            Some(Ok(frame)) if frame.is_data() => this.position = source.record.len().max(this.position + 1),
-            Some(Ok(_)) | None => {
-                this.ended = true;
-                source.trailers = None;
+        let Poll::Ready(next) = source.poll_next(cx) else {
+            if !source.reader.as_ref().is_some_and(|reader| reader.will_wake(cx.waker())) {
+                source.reader = Some(cx.waker().clone());
             }
-            Some(Err(_)) => {}
-        }
+            return Poll::Pending;
+        };
+        this.ended = match &next {
+            Some(Ok(frame)) if frame.is_data() => source.is_all(),
+            Some(Ok(_)) | None => true,
+            Some(Err(_)) => false,
+        };
         Poll::Ready(next)
     }
 

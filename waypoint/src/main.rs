@@ -1,1 +1,31 @@
-fn main() {}
+//! `cairn`: the waypoint proxy and what belongs to it.
+
+use std::process::ExitCode;
+
+use cairn_waypoint::cli::{demo, run, show};
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cairn", version, about = "An L7 waypoint proxy for Istio ambient mesh")]
+struct Cairn {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs a small mesh on this machine.
+    Demo(demo::Demo),
+    /// Serves captured configuration.
+    Run(run::Run),
+    /// Prints the compiled form of a configuration.
+    Show(show::Show),
+}
+
+fn main() -> ExitCode {
+    match Cairn::parse().command {
+        Command::Demo(args) => demo::main(&args),
+        Command::Run(args) => run::main(&args),
+        Command::Show(args) => show::main(&args),
+    }
+}

@@ -1,1 +1,28 @@
-//! (being written)
+//! The commands of `cairn`.
+
+pub mod demo;
+pub mod run;
+pub mod show;
+
+use std::time::Duration;
+
+/// The newest version of Istio that we are tested with, which the proxy claims.
+pub const ISTIO_VERSION: &str = "1.31.0";
+
+/// How long the last log lines may take to be written.
+pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Waits for SIGTERM or SIGINT.
+pub async fn signalled() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        (Ok(mut terminate), Ok(mut interrupt)) => {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        }
+        // Without handlers the signals end the process by themselves.
+        _ => std::future::pending().await,
+    }
+}

@@ -115,13 +115,15 @@ impl Clusters {
         for service in before.filter_map(|compiled| compiled.service()) {
             if let Some(names) = self.by_service.get_mut(service) {
                 names.remove(name);
+                if names.is_empty() {
+                    self.by_service.remove(service);
+                }
             }
         }
         let Some(entry) = self.entries.get(name) else { return };
         for service in entry.versions().filter_map(|compiled| compiled.service()) {
             self.by_service.entry(service.clone()).or_default().insert(name.clone());
         }
-        self.by_service.retain(|_, names| !names.is_empty());
     }
 
     /// Takes over endpoints; nothing of a published snapshot changes but the sets in its clusters.

@@ -216,7 +216,7 @@ pub(crate) fn take(manager: HttpConnectionManager, at: Where, notes: &mut Notes)
         stream_error_on_invalid_http_message,
     );
     check_codec(codec_type, notes)?;
-    check_tracing(tracing, notes);
+    let trace_sampling = tracing_of(tracing, notes);
 
     let mut settings = HttpSettings {
         path: PathNormalization {
@@ -233,6 +233,7 @@ pub(crate) fn take(manager: HttpConnectionManager, at: Where, notes: &mut Notes)
         },
         server: server_header(server_header_transformation, &server_name, notes)?,
         proxy_100_continue,
+        trace_sampling,
         ..HttpSettings::default()
     };
     if let Some(kilobytes) = max_request_headers_kb {
@@ -268,10 +269,15 @@ fn check_codec(codec: i32, notes: &mut Notes) -> Result<(), Malformed> {
 }
 
 /// Without a provider nothing is traced, whatever tags istiod has written (xds §7.6).
-fn check_tracing(tracing: Option<Tracing>, notes: &mut Notes) {
-    if let Some(provider) = tracing.and_then(|tracing| tracing.provider) {
+/// The share that is sampled by chance is told in the request id all the same.
+fn tracing_of(tracing: Option<Tracing>, notes: &mut Notes) -> Option<u32> {
+    let tracing = tracing?;
+    if let Some(provider) = &tracing.provider {
         notes.ignore("tracing.provider", format!("traces to {} are not sent yet", provider.name));
     }
+    let percent = tracing.random_sampling.map_or(100.0, |percent| percent.value);
+    // Envoy's own unit: one in ten thousand; a percentage out of range is cut.
+    Some((percent * 100.0).clamp(0.0, 10_000.0) as u32)
 }
 
 fn escaped_slashes(action: i32, notes: &Notes) -> Result<EscapedSlashes, Malformed> {

@@ -19,17 +19,20 @@ mod chain;
 mod cluster;
 mod clusters;
 pub mod compiler;
+pub mod dump;
 mod endpoint;
 mod hcm;
 mod headers;
 mod http_filters;
 mod listener;
 mod listeners;
+pub mod load;
 mod matcher;
 pub mod report;
 mod retry;
 mod route;
 mod route_action;
+pub mod show;
 mod state;
 pub mod store;
 mod tcp;
@@ -39,6 +42,9 @@ mod upstream_http;
 mod value;
 mod wire;
 mod workload;
+
+#[cfg(test)]
+mod tests;
 
 pub use compiler::{Applied, Compiler, Resource};
 pub use report::{Effect, ResourceError, Unsupported};

@@ -19,6 +19,10 @@ const MAX_REQUEST_LINE: usize = 16 * 1024;
 /// Longest method (llhttp's are shorter).
 const MAX_METHOD: usize = 32;
 
+/// Silence after bytes that may become HTTP: their rest was lost on its way more often than its sender waits for an answer. Longer
+/// than a TCP retransmission takes.
+const UNDECIDED_PATIENCE: Duration = Duration::from_millis(500);
+
 /// How far a look at the first bytes leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Look {
@@ -28,15 +32,15 @@ pub enum Look {
     More,
 }
 
-/// Reads until it is known what is spoken; gives that and the bytes that were read. Silence of `patience` at any point means
-/// [`Spoken::Other`], and so does the client's end.
+/// Reads until it is known what is spoken; gives that and the bytes that were read. Silence of `patience` at the beginning means
+/// [`Spoken::Other`], and so do the client's end and a longer silence in what may become HTTP.
 pub async fn detect(stream: &mut TunnelStream, patience: Duration) -> std::io::Result<(Spoken, Bytes)> {
-    read_until(stream, patience, look).await
+    read_until(stream, patience, patience.max(UNDECIDED_PATIENCE), look).await
 }
 
 /// For a chain that speaks HTTP anyway: whether it is HTTP/2. Waits for the client.
 pub async fn preface(stream: &mut TunnelStream, patience: Duration) -> std::io::Result<(Spoken, Bytes)> {
-    read_until(stream, patience, |bytes| {
+    read_until(stream, patience, patience, |bytes| {
         let common = bytes.iter().zip(PREFACE).take_while(|(a, b)| a == b).count();
         match (common == bytes.len(), common == PREFACE.len()) {
             (_, true) => Look::Is(Spoken::Http2),
@@ -49,11 +53,13 @@ pub async fn preface(stream: &mut TunnelStream, patience: Duration) -> std::io::
 
 async fn read_until(
     stream: &mut TunnelStream,
-    patience: Duration,
+    at_first: Duration,
+    later: Duration,
     look: impl Fn(&[u8]) -> Look,
 ) -> std::io::Result<(Spoken, Bytes)> {
     let mut held = Bytes::new();
     loop {
+        let patience = if held.is_empty() { at_first } else { later };
         let next = match timeout(patience, poll_fn(|cx| stream.poll_data(cx))).await {
             Err(_) | Ok(None) => return Ok((Spoken::Other, held)),
             Ok(Some(Err(error))) => return Err(error),

@@ -17,7 +17,7 @@ use cairn_policy::{
     route::{Forward, Found, WeightedCluster},
 };
 use http::{HeaderName, HeaderValue, Response, StatusCode};
-use tokio::time::{sleep, timeout_at};
+use tokio::time::{sleep_until, timeout_at};
 
 use super::{
     ResponseBody, reply,
@@ -92,7 +92,8 @@ pub async fn forward(mut journey: Journey<'_>, found: Found<'_>, to: &Forward) -
             (None, outcome) => break outcome,
             (Some(pause), outcome) => {
                 drop(outcome);
-                sleep(pause).await;
+                // A pause does not outlast the request's time.
+                sleep_until(request::latest(Some(pause)).into_iter().chain(deadline).min().unwrap_or_else(clock::now)).await;
             }
         }
     };
@@ -180,7 +181,7 @@ impl Attempts<'_> {
         if by_policy.is_some() {
             return by_policy;
         }
-        if failure.unsent && self.unsent + self.plan.made < UNSENT_TRIES && self.picking.has_others() {
+        if failure.unsent && self.unsent + self.plan.made < UNSENT_TRIES && self.picking.has_others() && can_repeat(journey) {
             self.unsent += 1;
             return Some(Duration::ZERO);
         }
@@ -188,7 +189,7 @@ impl Attempts<'_> {
     }
 
     fn decide(&mut self, journey: &Journey<'_>, outcome: &Outcome<'_>, answer: Option<&http::HeaderMap>) -> Option<Duration> {
-        if !journey.tail.source.as_ref().is_none_or(|source| source.lock().can_repeat()) {
+        if !can_repeat(journey) {
             return None;
         }
         self.plan.decide(self.policy, outcome)?;
@@ -199,6 +200,11 @@ impl Attempts<'_> {
     fn tried_again(&self) -> bool {
         self.plan.made + self.unsent > 0
     }
+}
+
+/// Whether the request's body, if it has one, could be sent again.
+fn can_repeat(journey: &Journey<'_>) -> bool {
+    journey.tail.source.as_ref().is_none_or(|source| source.lock().can_repeat())
 }
 
 /// Edits in Envoy's order: what the weighted cluster says, then route, virtual host and table, then the rewrites of the route.
@@ -246,14 +252,14 @@ fn answer_client(
         source.lock().stop_recording();
     }
     tail.exchange.because(ResponseFlags::NONE, "via_upstream");
-    if !journey.http.settings.suppress_envoy_headers
+    let switched = head.status == StatusCode::SWITCHING_PROTOCOLS;
+    if !(journey.http.settings.suppress_envoy_headers || switched)
         && let (Some(received), Some(sent)) = (tail.exchange.moments.first_upstream_received, tail.exchange.moments.first_upstream_sent)
     {
         let took = received.saturating_sub(sent).as_millis();
         head.headers.insert(SERVICE_TIME, HeaderValue::from(u64::try_from(took).unwrap_or(u64::MAX)));
     }
     edit_response(&mut head, tail, found, weighted);
-    let switched = head.status == StatusCode::SWITCHING_PROTOCOLS;
     let response = request::finish_head(tail, Some(journey.http), head);
     leased.lease = Some(lease);
     let mut tail = journey.tail;
@@ -287,8 +293,10 @@ fn fail(mut journey: Journey<'_>, found: Found<'_>, failure: Failure, attempts: 
     let how = if tried_again { "retried and the latest reset reason" } else { "reset reason" };
     let body = format!("upstream connect error or disconnect/reset before headers. {how}: {}", failure.reason);
     let details = format!("upstream_reset_before_response_started{{{inside}}}");
-    let reply = LocalReply::new(StatusCode::SERVICE_UNAVAILABLE, failure.flags, details, body);
-    journey.reply_by_route(reply, found)
+    // An endpoint that breaks the protocol is a bad gateway, everything else an unavailable service: as Envoy's router answers.
+    let broken = failure.flags.contains(ResponseFlags::UPSTREAM_PROTOCOL_ERROR);
+    let status = if broken { StatusCode::BAD_GATEWAY } else { StatusCode::SERVICE_UNAVAILABLE };
+    journey.reply_by_route(LocalReply::new(status, failure.flags, details, body), found)
 }
 
 fn nobody() -> Failure {
@@ -354,6 +362,13 @@ fn failure_of(error: AttemptError, tail: &Tail) -> Failure {
             Outcome::Reset(Reset { refused: true, request_started: true }),
             ResponseFlags::UPSTREAM_REMOTE_RESET,
             "remote refused stream reset",
+            None,
+            true,
+        ),
+        AttemptError::Closed => failure(
+            Outcome::Reset(Reset { refused: false, request_started: false }),
+            ResponseFlags::UPSTREAM_CONNECTION_TERMINATION,
+            "connection termination",
             None,
             true,
         ),

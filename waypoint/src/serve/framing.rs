@@ -49,6 +49,11 @@ enum Then {
 // === impl Framing ===
 
 impl Framing {
+    /// Whether a head has begun and not ended.
+    pub fn is_in_head(&self) -> bool {
+        self.state == State::Head && !self.partial.is_empty()
+    }
+
     /// Looks at the next bytes of the connection; `max_head` bounds what is kept of an unfinished head.
     pub fn observe(&mut self, mut data: &[u8], max_head: usize) -> Result<(), Violation> {
         while !data.is_empty() {

@@ -9,7 +9,8 @@ use std::{
     future::poll_fn,
     pin::pin,
     sync::Arc,
-    task::Poll,
+    task::{Poll, ready},
+    time::Duration,
 };
 
 use cairn_exchange::Protocol;
@@ -31,17 +32,17 @@ const MIN_BUFFER: usize = 8 * 1024;
 
 /// Serves requests until the connection ends.
 pub async fn serve(inner: Arc<Inner>, io: InnerIo) {
-    let (max_head, max_headers) = limits(&inner);
+    let limits = limits(&inner);
     let relay = inner.relay.clone().unwrap_or_default();
-    let (io, early) = io.watched(max_head, relay.queue.clone());
+    let (io, early) = io.watched(limits.max_head, limits.head_timeout, relay.queue.clone());
     let service = service_fn({
         let inner = inner.clone();
         move |request| answer(inner.clone(), request)
     });
     let connection = http1::Builder::new()
         .half_close(true)
-        .max_buf_size(max_head.max(MIN_BUFFER))
-        .max_headers(max_headers)
+        .max_buf_size(limits.max_head.max(MIN_BUFFER))
+        .max_headers(limits.max_headers)
         .auto_date_header(false)
         .serve_connection(io, service)
         .with_upgrades();
@@ -50,6 +51,10 @@ pub async fn serve(inner: Arc<Inner>, io: InnerIo) {
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = drain.drained() => {
+            connection.as_mut().graceful_shutdown();
+            connection.as_mut().await
+        }
+        () = inner.idle(limits.idle_timeout) => {
             connection.as_mut().graceful_shutdown();
             connection.as_mut().await
         }
@@ -62,10 +67,23 @@ pub async fn serve(inner: Arc<Inner>, io: InnerIo) {
     }
 }
 
+/// Limits of a connection.
+struct Limits {
+    max_head: usize,
+    max_headers: usize,
+    head_timeout: Option<Duration>,
+    idle_timeout: Option<Duration>,
+}
+
 /// Limits by the chain that serves the connection now.
-fn limits(inner: &Inner) -> (usize, usize) {
+fn limits(inner: &Inner) -> Limits {
     let (_, chain) = inner.http_chain();
-    let of = |settings: &HttpSettings| (settings.max_request_head, settings.max_request_headers);
+    let of = |settings: &HttpSettings| Limits {
+        max_head: settings.max_request_head,
+        max_headers: settings.max_request_headers,
+        head_timeout: settings.request_headers_timeout,
+        idle_timeout: settings.idle_timeout,
+    };
     match chain.as_ref().map(|chain| &chain.kind) {
         Some(ChainKind::Http(http)) => of(&http.settings),
         _ => of(&HttpSettings::default()),
@@ -80,12 +98,22 @@ async fn answer(inner: Arc<Inner>, mut request: Request<hyper::body::Incoming>) 
     let arrived = Arrived { method: parts.method, uri: parts.uri, headers: parts.headers, protocol, body: Incoming::http1(body), upgrade };
     let mut exchange = pin!(request::serve(inner, arrived));
     let Some(relay) = relay else { return Ok(exchange.await) };
-    // Informational answers wake this task; hyper then flushes, and the connection writes them.
-    loop {
-        tokio::select! {
-            biased;
-            response = exchange.as_mut() => return Ok(response),
-            () = relay.arrived.notified() => poll_fn(|cx| { cx.waker().wake_by_ref(); Poll::Ready(()) }).await,
+    // An informational answer wakes this connection's task: hyper finds nothing new here, flushes, and the connection writes it.
+    // One that came together with the final answer goes first too.
+    let mut response = None;
+    poll_fn(|cx| {
+        relay.connection.register(cx.waker());
+        if response.is_none() {
+            response = Some(ready!(exchange.as_mut().poll(cx)));
         }
-    }
+        if relay.queue.is_waiting() {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        match response.take() {
+            Some(response) => Poll::Ready(Ok(response)),
+            None => Poll::Pending,
+        }
+    })
+    .await
 }

@@ -52,6 +52,7 @@ async fn run(inner: Arc<Inner>, io: InnerIo) -> Result<(), h2::Error> {
         .max_send_buffer_size(MAX_SEND_BUFFER)
         .handshake::<_, Bytes>(io)
         .await?;
+    let idle_timeout = settings.idle_timeout;
     drop(chain);
     let mut drain = inner.proxy.drain.clone();
     let mut draining = false;
@@ -59,6 +60,11 @@ async fn run(inner: Arc<Inner>, io: InnerIo) -> Result<(), h2::Error> {
         let accepted = tokio::select! {
             accepted = connection.accept() => accepted,
             () = drain.drained(), if !draining => {
+                draining = true;
+                connection.graceful_shutdown();
+                continue;
+            }
+            () = inner.idle(idle_timeout), if !draining => {
                 draining = true;
                 connection.graceful_shutdown();
                 continue;

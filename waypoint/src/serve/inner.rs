@@ -1,9 +1,17 @@
 //! One inner connection: a client's TCP connection, in a CONNECT stream.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
-use cairn_exchange::Connection;
+use cairn_exchange::{Connection, clock};
 use parking_lot::Mutex;
+use tokio::time::sleep_until;
 
 use crate::{
     proxy::Proxy,
@@ -28,6 +36,10 @@ pub struct Inner {
     pub spoken: Option<Spoken>,
     /// Where informational answers go; HTTP/1 only.
     pub relay: Option<Arc<InformationalRelay>>,
+    /// Requests under way.
+    active: AtomicU32,
+    /// When there was last one, in milliseconds since the connection was opened.
+    idle_since: AtomicU64,
     /// The chain of the last request, by version of the configuration.
     last: Mutex<Option<(u64, Arc<Chain>)>>,
 }
@@ -37,7 +49,7 @@ pub struct Inner {
 impl Inner {
     /// An inner connection of which the protocol is not known yet.
     pub fn new(proxy: Arc<Proxy>, connection: Arc<Connection>, address: Option<SocketAddr>, source: Option<Box<str>>) -> Self {
-        Self { proxy, connection, address, source, spoken: None, relay: None, last: Mutex::new(None) }
+        Self { proxy, connection, address, source, spoken: None, relay: None, active: AtomicU32::new(0), idle_since: AtomicU64::new(0), last: Mutex::new(None) }
     }
 
     /// The same once it is known what is spoken.
@@ -45,6 +57,32 @@ impl Inner {
     pub fn speaking(self, spoken: Spoken) -> Self {
         let relay = matches!(spoken, Spoken::Http11 | Spoken::Http10).then(Arc::default);
         Self { spoken: Some(spoken), relay, ..self }
+    }
+
+    /// A request begins.
+    pub fn busy(&self) {
+        self.active.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// A request has ended.
+    pub fn done(&self) {
+        let passed = clock::now().saturating_duration_since(self.connection.opened);
+        self.idle_since.store(u64::try_from(passed.as_millis()).unwrap_or(u64::MAX), Ordering::Release);
+        self.active.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Completes when there has been no request for so long; never without a limit.
+    pub async fn idle(&self, limit: Option<Duration>) {
+        let Some(limit) = limit.filter(|limit| !limit.is_zero()) else { return std::future::pending().await };
+        loop {
+            let now = clock::now();
+            let since = self.connection.opened + Duration::from_millis(self.idle_since.load(Ordering::Acquire));
+            let busy = self.active.load(Ordering::Acquire) > 0;
+            match if busy { now } else { since } + limit {
+                end if end <= now => return,
+                end => sleep_until(end).await,
+            }
+        }
     }
 
     /// What a matcher may look at.

@@ -12,7 +12,8 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
+    time::Duration,
 };
 
 use bytes::{Buf as _, Bytes};
@@ -20,7 +21,10 @@ use cairn_hbone::TunnelStream;
 use h2::Reason;
 use http::StatusCode;
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::Sleep,
+};
 
 use super::framing::Framing;
 
@@ -46,6 +50,10 @@ pub struct InnerIo {
 struct Watch {
     framing: Framing,
     max_head: usize,
+    /// Time for a head to arrive.
+    head_timeout: Option<Duration>,
+    /// Runs while a head has begun and not ended.
+    head_timer: Option<Pin<Box<Sleep>>>,
     informational: Arc<Informational>,
     /// Bytes of ours of which a part was written.
     writing: Bytes,
@@ -75,6 +83,11 @@ impl Informational {
         }
     }
 
+    /// Whether an answer waits to be written.
+    pub fn is_waiting(&self) -> bool {
+        self.waiting.load(Ordering::Acquire)
+    }
+
     fn take(&self) -> Bytes {
         if !self.waiting.swap(false, Ordering::AcqRel) {
             return Bytes::new();
@@ -98,11 +111,18 @@ impl InnerIo {
 
     /// The same for HTTP/1: requests are watched. An answer that was given without a request is left in the returned place.
     #[must_use]
-    pub fn watched(mut self, max_head: usize, informational: Arc<Informational>) -> (Self, Arc<Mutex<Option<Early>>>) {
+    pub fn watched(
+        mut self,
+        max_head: usize,
+        head_timeout: Option<Duration>,
+        informational: Arc<Informational>,
+    ) -> (Self, Arc<Mutex<Option<Early>>>) {
         let early = Arc::default();
         let mut watch = Watch {
             framing: Framing::default(),
             max_head,
+            head_timeout,
+            head_timer: None,
             informational,
             writing: Bytes::new(),
             refused: false,
@@ -113,11 +133,17 @@ impl InnerIo {
         (self, early)
     }
 
-    /// Ends the connection so that the client sees that something was cut: a reset, never a clean end.
+    /// Ends the connection so that the client sees that something was cut: a reset, never a clean end. An answer that was given
+    /// without a request is all that there is to say, and goes out first.
     pub fn abort(&mut self) {
-        if let Some(stream) = self.stream.take() {
-            stream.reset(Reason::CONNECT_ERROR);
+        let Some(mut stream) = self.stream.take() else { return };
+        if let Some(watch) = self.watch.as_mut().filter(|watch| watch.refused && !watch.writing.is_empty()) {
+            let sent = stream.poll_send(&mut Context::from_waker(Waker::noop()), &mut watch.writing, true);
+            if matches!(sent, Poll::Ready(Ok(_))) && stream.is_write_ended() {
+                return;
+            }
         }
+        stream.reset(Reason::CONNECT_ERROR);
     }
 
     fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
@@ -131,7 +157,11 @@ impl InnerIo {
         let Some(stream) = &mut self.stream else {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         };
-        match ready!(stream.poll_data(cx)) {
+        let next = stream.poll_data(cx);
+        if next.is_pending() && self.watch.as_mut().is_some_and(|watch| watch.poll_head_late(cx).is_ready()) {
+            return Poll::Ready(Ok(Bytes::new()));
+        }
+        match ready!(next) {
             None => Poll::Ready(Ok(Bytes::new())),
             Some(Err(error)) => Poll::Ready(Err(error)),
             Some(Ok(mut data)) => {
@@ -173,6 +203,19 @@ impl Watch {
             self.refused = true;
             self.answer(StatusCode::BAD_REQUEST, "http1.content_length_and_chunked_not_allowed");
         }
+    }
+
+    /// Completes when a head that has begun does not end in time; then it has been answered.
+    fn poll_head_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(limit) = self.head_timeout.filter(|_| self.framing.is_in_head()) else {
+            self.head_timer = None;
+            return Poll::Pending;
+        };
+        let timer = self.head_timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+        ready!(timer.as_mut().poll(cx));
+        self.refused = true;
+        self.answer(StatusCode::REQUEST_TIMEOUT, "request_header_timeout");
+        Poll::Ready(())
     }
 
     /// Answers without a request.
@@ -262,8 +305,15 @@ impl AsyncWrite for InnerIo {
         true
     }
 
+    /// While hyper waits for an answer it reads nothing, but it flushes: here it learns that the client is gone.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.get_mut().poll_informational(cx, true)
+        let this = self.get_mut();
+        if let Some(stream) = &mut this.stream
+            && let Poll::Ready(error) = stream.poll_reset(cx)
+        {
+            return Poll::Ready(Err(error));
+        }
+        this.poll_informational(cx, true)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

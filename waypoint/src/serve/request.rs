@@ -10,8 +10,9 @@ use cairn_exchange::{Exchange, Protocol, RequestHead, ResponseFlags, Scheme, clo
 use cairn_filters::{LocalReply, ResponseHead, Run, Verdict};
 use cairn_policy::{
     headers::{
+        TraceReason,
         incoming::Arrival,
-        is_upgrade, upgrade_kind,
+        is_upgrade, upgrade_kind, with_trace_reason,
     },
     route::{Facts, Found, RouteAction, no_metadata, request_location},
 };
@@ -26,7 +27,7 @@ use super::{
 };
 use crate::{
     body::{Incoming, RequestSource},
-    snapshot::{ChainKind, HttpChain, Snapshot},
+    snapshot::{ChainKind, HttpChain, HttpSettings, Snapshot},
 };
 
 /// A request as its protocol's reader hands it over.
@@ -134,34 +135,10 @@ impl Journey<'_> {
             return self.reply_closing(*reply, close);
         }
         let mut body = body;
-        loop {
-            let exchange = &mut self.tail.exchange;
-            let mut verdict = self.tail.run.with(|run| self.http.filters.decode_head(run, exchange));
-            loop {
-                match verdict {
-                    Verdict::Continue => break,
-                    Verdict::Reply(reply) => return self.reply(reply),
-                    Verdict::Stop(wait) => verdict = wait.await(&mut self.tail.exchange),
-                }
-            }
-            let Some(limit) = self.tail.run.with(|run| self.http.filters.wants_whole_body(run)) else { break };
-            let mut whole = match collect(body, limit).await {
-                Ok(whole) => whole,
-                Err(reply) => return self.reply_closing(reply, true),
-            };
-            let exchange = &mut self.tail.exchange;
-            let verdict = self.tail.run.with(|run| self.http.filters.decode_whole_body(run, exchange, &mut whole));
-            body = Incoming::Whole(whole);
-            if let Verdict::Reply(reply) = verdict {
-                return self.reply(reply);
-            }
-            if let Verdict::Stop(wait) = verdict
-                && let Verdict::Reply(reply) = wait.await(&mut self.tail.exchange)
-            {
-                return self.reply(reply);
-            }
+        match self.decode(&mut body).await {
+            Ok(()) => self.keep(body),
+            Err((reply, close)) => return self.reply_closing(*reply, close || !body.is_end_stream()),
         }
-        self.keep(body);
         let head = match &self.tail.exchange.request {
             Some(head) => head,
             None => return self.reply(reply::bad_request("missing_request")),
@@ -190,6 +167,46 @@ impl Journey<'_> {
                 }
                 self.reply_by_route(reply, found)
             }
+        }
+    }
+
+    /// Leads the request through the filters. One that buffers gets the whole body before those behind it see anything; an error is
+    /// an answer, and whether the connection ends behind it.
+    async fn decode(&mut self, body: &mut Incoming) -> Result<(), (Box<LocalReply>, bool)> {
+        let filters = &self.http.filters;
+        while !self.tail.run.with(|run| filters.is_done(run)) {
+            let exchange = &mut self.tail.exchange;
+            let verdict = self.tail.run.with(|run| filters.decode_head(run, exchange));
+            self.resume(verdict).await?;
+            let Some(limit) = self.tail.run.with(|run| filters.wants_whole_body(run)) else { continue };
+            let (mut whole, trailers) = collect(body, limit).await.map_err(|reply| (reply, true))?;
+            let exchange = &mut self.tail.exchange;
+            let verdict = self.tail.run.with(|run| filters.decode_whole_body(run, exchange, &mut whole));
+            *body = Incoming::whole(whole, trailers);
+            self.resume(verdict).await?;
+            self.fit_length(body);
+        }
+        Ok(())
+    }
+
+    /// Waits for what a filter waits for, until it lets the request go on.
+    async fn resume(&mut self, mut verdict: Verdict) -> Result<(), (Box<LocalReply>, bool)> {
+        loop {
+            match verdict {
+                Verdict::Continue => return Ok(()),
+                Verdict::Reply(reply) => return Err((Box::new(reply), false)),
+                Verdict::Stop(wait) => verdict = wait.await(&mut self.tail.exchange),
+            }
+        }
+    }
+
+    /// A filter may have changed the body: its length has to be told anew.
+    fn fit_length(&mut self, body: &Incoming) {
+        let Some(head) = &mut self.tail.exchange.request else { return };
+        if head.headers.contains_key(header::CONTENT_LENGTH)
+            && let Some(length) = body.size_hint().exact()
+        {
+            head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
         }
     }
 
@@ -227,6 +244,7 @@ impl Journey<'_> {
             let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
             HeaderValue::from_str(id.hyphenated().encode_lower(&mut text)).unwrap_or(HeaderValue::from_static(""))
         });
+        trace_reason(settings, &mut head.headers);
         normalize(settings, head)
     }
 
@@ -263,8 +281,20 @@ impl Journey<'_> {
     }
 }
 
+/// Writes into the request id whether the request is traced, so that every proxy on its way decides alike.
+fn trace_reason(settings: &HttpSettings, headers: &mut HeaderMap) {
+    let (Some(share), true) = (settings.trace_sampling, settings.request_id_trace_reason) else { return };
+    let client = headers.contains_key("x-client-trace-id");
+    let forced = headers.contains_key("x-envoy-force-trace");
+    let Some(id) = headers.get_mut("x-request-id") else { return };
+    let reason = TraceReason::decide(id, client, forced, share);
+    if reason != TraceReason::of(id) {
+        *id = with_trace_reason(id, reason);
+    }
+}
+
 /// What a chain does to paths.
-fn normalize(settings: &crate::snapshot::HttpSettings, head: &mut RequestHead) -> Result<(), Box<LocalReply>> {
+fn normalize(settings: &HttpSettings, head: &mut RequestHead) -> Result<(), Box<LocalReply>> {
     use cairn_policy::path::Normalized;
     match settings.path.apply(&head.path) {
         Normalized::Same => Ok(()),
@@ -304,27 +334,24 @@ fn underscores(setting: crate::snapshot::chain::Underscores, headers: &mut Heade
     }
 }
 
-/// Reads a whole body.
-async fn collect(mut body: Incoming, limit: usize) -> Result<Bytes, LocalReply> {
+/// Reads a whole body, and the trailers behind it.
+async fn collect(body: &mut Incoming, limit: usize) -> Result<(Bytes, Option<HeaderMap>), Box<LocalReply>> {
     let too_large = || {
-        LocalReply::new(StatusCode::PAYLOAD_TOO_LARGE, ResponseFlags::NONE, "request_payload_too_large", "Payload Too Large")
+        let status = StatusCode::PAYLOAD_TOO_LARGE;
+        Box::new(LocalReply::new(status, ResponseFlags::NONE, "request_payload_too_large", "Payload Too Large"))
     };
     let mut whole = BytesMut::new();
-    loop {
-        let frame = std::future::poll_fn(|cx| std::pin::Pin::new(&mut body).poll_frame(cx)).await;
-        match frame {
-            None => return Ok(whole.freeze()),
-            Some(Err(_)) => return Err(reply::bad_request("http1.codec_error")),
-            Some(Ok(frame)) => {
-                if let Ok(data) = frame.into_data() {
-                    if whole.len() + data.len() > limit {
-                        return Err(too_large());
-                    }
-                    whole.extend_from_slice(&data);
-                }
-            }
+    let mut trailers = None;
+    while let Some(frame) = std::future::poll_fn(|cx| std::pin::Pin::new(&mut *body).poll_frame(cx)).await {
+        let frame = frame.map_err(|_| Box::new(reply::bad_request("http1.codec_error")))?;
+        match frame.into_data() {
+            Ok(data) if whole.len() + data.len() > limit => return Err(too_large()),
+            Ok(data) if whole.is_empty() => whole = BytesMut::from(data),
+            Ok(data) => whole.extend_from_slice(&data),
+            Err(frame) => trailers = frame.into_trailers().ok(),
         }
     }
+    Ok((whole.freeze(), trailers))
 }
 
 /// Answers with our own words; `close` ends the connection behind the answer.
@@ -346,7 +373,7 @@ fn end_reply(mut tail: Box<Tail>, http: Option<&HttpChain>, head: ResponseHead, 
     if close && tail.exchange.protocol != Protocol::Http2 {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    let body = if is_head || body.is_empty() { Incoming::Empty } else { Incoming::Whole(body) };
+    let body = if is_head { Incoming::Empty } else { Incoming::whole(body, None) };
     response.map(|()| ResponseBody::new(body, tail))
 }
 

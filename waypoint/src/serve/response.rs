@@ -45,6 +45,8 @@ pub struct Tail {
     pub lease: Option<Leased>,
     /// When the answer has to be complete.
     pub deadline: Option<Pin<Box<Sleep>>>,
+    /// Everything is settled.
+    settled: bool,
 }
 
 /// A connection to an endpoint that belongs to an exchange, counted there while it lasts.
@@ -134,8 +136,13 @@ impl Tail {
         }
     }
 
-    /// The exchange is over.
+    /// The exchange is over; `clean` when the connection to the endpoint may be used again.
     pub fn finish(mut self: Box<Self>, clean: bool) {
+        self.settle(clean);
+    }
+
+    fn settle(&mut self, clean: bool) {
+        self.settled = true;
         let exchange = &mut self.exchange;
         let elapsed = exchange.elapsed();
         exchange.moments.last_sent = Some(elapsed);
@@ -149,7 +156,7 @@ impl Tail {
             exchange.moments.request_received =
                 source.ended.map(|ended| ended.saturating_duration_since(exchange.start));
             request_done = source.ended.is_some();
-            source.stop_recording();
+            source.close();
         } else {
             exchange.moments.request_received.get_or_insert_default();
         }
@@ -173,6 +180,7 @@ impl Tail {
             observer(&self.exchange);
         }
         proxy.live.exchanges.fetch_sub(1, Ordering::Relaxed);
+        self.inner.done();
     }
 }
 
@@ -303,11 +311,13 @@ fn why_cut(error: &BodyError) -> (ResponseFlags, &'static str) {
     }
 }
 
-impl Drop for ResponseBody {
+impl Drop for Tail {
     /// The client went away: hyper and h2 drop what they cannot deliver, and there is no other sign of it.
     fn drop(&mut self) {
-        if self.tail.is_some() {
-            self.fail(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION, "downstream_remote_disconnect");
+        if !self.settled {
+            self.exchange.details = None;
+            self.exchange.because(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION, "downstream_remote_disconnect");
+            self.settle(false);
         }
     }
 }
@@ -316,6 +326,7 @@ impl Tail {
     /// The beginning of an exchange, before anything is known but its start.
     pub fn begin(inner: Arc<Inner>, exchange: Exchange) -> Box<Self> {
         inner.proxy.live.exchanges.fetch_add(1, Ordering::Relaxed);
+        inner.busy();
         Box::new(Self {
             inner,
             exchange,
@@ -324,6 +335,7 @@ impl Tail {
             source: None,
             lease: None,
             deadline: None,
+            settled: false,
         })
     }
 

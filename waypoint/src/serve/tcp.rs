@@ -16,7 +16,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use cairn_exchange::{Exchange, Protocol, ResponseFlags, Upstream, clock};
 use cairn_hbone::{Connect, TunnelStream};
 use cairn_telemetry::istio::TcpReport;
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 use tokio::{
     io::{AsyncRead as _, AsyncWrite as _, ReadBuf},
     time::Instant,
@@ -26,7 +26,7 @@ use super::{Inner, tunnel};
 use crate::{
     proxy::under,
     snapshot::{Chain, ChainKind, Snapshot, TcpChain},
-    upstream::{Cluster, ConnectError, Endpoint, Picking, UpstreamIo},
+    upstream::{ConnectError, Endpoint, Picking, UpstreamIo},
 };
 
 /// Endpoints that are tried for one connection: of which no byte was sent, so that another try harms nobody.
@@ -38,14 +38,22 @@ const READ_SIZE: usize = 16 * 1024;
 
 /// A port that is declared as TCP: connects first, then answers.
 pub async fn declared(inner: Arc<Inner>, snapshot: &Snapshot, chain: &Arc<Chain>, connect: Connect) {
-    let mut passage = match Passage::open(&inner, snapshot, chain).await {
+    let mut connect = connect;
+    let opened = tokio::select! {
+        opened = Passage::open(&inner, snapshot, chain) => opened,
+        () = connect.cancelled() => {
+            tracing::info!(authority = %inner.connection.authority, client = %inner.connection.remote_address, "CONNECT cancelled before its endpoint was connected");
+            return;
+        }
+    };
+    let mut passage = match opened {
         Ok(passage) => passage,
         Err(refused) => {
             tunnel::refuse(&inner, connect, refused.status, &refused.why);
             return;
         }
     };
-    match connect.accept(HeaderMap::new()) {
+    match connect.accept(tunnel::answer_headers()) {
         Ok(stream) => passage.run(stream, Bytes::new()).await,
         Err(_) => passage.close(End::ClientGone),
     }
@@ -89,7 +97,6 @@ struct Passage {
     chain: Arc<Chain>,
     exchange: Option<Exchange>,
     endpoint: Arc<Endpoint>,
-    cluster: Arc<Cluster>,
     io: Option<UpstreamIo>,
     report: Option<TcpReport>,
 }
@@ -138,7 +145,6 @@ impl Passage {
                         chain: chain.clone(),
                         exchange: Some(exchange),
                         endpoint,
-                        cluster: cluster.clone(),
                         io: Some(connected.io),
                         report: None,
                     });
@@ -252,7 +258,6 @@ impl Passage {
 impl Drop for Passage {
     fn drop(&mut self) {
         self.endpoint.state.active.fetch_sub(1, Ordering::Relaxed);
-        let _ = &self.cluster;
     }
 }
 
@@ -294,6 +299,15 @@ struct Relay {
     moved: Instant,
 }
 
+/// How a direction ended early.
+enum Cut {
+    /// The side that reads takes no more. It may have sent everything before (END_STREAM, then a reset that says so): whether it is
+    /// gone for good, the other direction learns when it has read to the end.
+    TakesNoMore,
+    /// One side is gone.
+    Gone(End),
+}
+
 /// One direction: what was read and not yet written, and how far its end has got.
 #[derive(Default)]
 struct Direction {
@@ -322,17 +336,21 @@ impl Relay {
             return Poll::Ready(End::Clean);
         };
         if !self.up.ended
-            && let Poll::Ready(end) = self.up.client_to_endpoint(cx, client, endpoint, &mut self.received, &mut self.moved)
-            && let Err(end) = end
+            && let Poll::Ready(done) = self.up.client_to_endpoint(cx, client, endpoint, &mut self.received, &mut self.moved)
         {
-            return Poll::Ready(end);
+            match done {
+                Ok(()) | Err(Cut::TakesNoMore) => self.up.end(),
+                Err(Cut::Gone(end)) => return Poll::Ready(end),
+            }
         }
         if !self.down.ended
-            && let Poll::Ready(end) =
+            && let Poll::Ready(done) =
                 self.down.endpoint_to_client(cx, client, endpoint, &mut self.buffer, &mut self.sent, &mut self.moved)
-            && let Err(end) = end
         {
-            return Poll::Ready(end);
+            match done {
+                Ok(()) | Err(Cut::TakesNoMore) => self.down.end(),
+                Err(Cut::Gone(end)) => return Poll::Ready(end),
+            }
         }
         if self.up.ended && self.down.ended { Poll::Ready(End::Clean) } else { Poll::Pending }
     }
@@ -360,6 +378,11 @@ impl Relay {
 }
 
 impl Direction {
+    fn end(&mut self) {
+        self.ended = true;
+        self.pending = Bytes::new();
+    }
+
     fn client_to_endpoint(
         &mut self,
         cx: &mut Context<'_>,
@@ -367,28 +390,25 @@ impl Direction {
         endpoint: &mut UpstreamIo,
         count: &mut u64,
         moved: &mut Instant,
-    ) -> Poll<Result<(), End>> {
+    ) -> Poll<Result<(), Cut>> {
         loop {
             while !self.pending.is_empty() {
                 match endpoint {
                     UpstreamIo::Tunnel(stream) => {
-                        ready!(stream.poll_send(cx, &mut self.pending, false)).map_err(|_| End::EndpointGone)?;
+                        ready!(stream.poll_send(cx, &mut self.pending, false)).map_err(|_| Cut::TakesNoMore)?;
                     }
                     UpstreamIo::Plain(stream) => {
-                        let written =
-                            ready!(Pin::new(stream).poll_write(cx, &self.pending)).map_err(|_| End::EndpointGone)?;
+                        let written = ready!(Pin::new(stream).poll_write(cx, &self.pending)).map_err(|error| cut(&error))?;
                         self.pending.advance(written);
                     }
                 }
             }
             if self.read_ended {
-                ready!(Pin::new(&mut *endpoint).poll_shutdown(cx)).map_err(|_| End::EndpointGone)?;
-                self.ended = true;
-                return Poll::Ready(Ok(()));
+                return Pin::new(&mut *endpoint).poll_shutdown(cx).map_err(|error| cut(&error));
             }
             match ready!(client.poll_data(cx)) {
                 None => self.read_ended = true,
-                Some(Err(_)) => return Poll::Ready(Err(End::ClientGone)),
+                Some(Err(_)) => return Poll::Ready(Err(Cut::Gone(End::ClientGone))),
                 Some(Ok(data)) => {
                     *count += data.len() as u64;
                     *moved = clock::now();
@@ -406,20 +426,18 @@ impl Direction {
         buffer: &mut BytesMut,
         count: &mut u64,
         moved: &mut Instant,
-    ) -> Poll<Result<(), End>> {
+    ) -> Poll<Result<(), Cut>> {
         loop {
             while !self.pending.is_empty() {
-                ready!(client.poll_send(cx, &mut self.pending, false)).map_err(|_| End::ClientGone)?;
+                ready!(client.poll_send(cx, &mut self.pending, false)).map_err(|_| Cut::TakesNoMore)?;
             }
             if self.read_ended {
-                ready!(Pin::new(&mut *client).poll_shutdown(cx)).map_err(|_| End::ClientGone)?;
-                self.ended = true;
-                return Poll::Ready(Ok(()));
+                return Pin::new(&mut *client).poll_shutdown(cx).map_err(|_| Cut::TakesNoMore);
             }
             let data = match endpoint {
                 UpstreamIo::Tunnel(stream) => match ready!(stream.poll_data(cx)) {
                     None => Bytes::new(),
-                    Some(Err(_)) => return Poll::Ready(Err(End::EndpointGone)),
+                    Some(Err(_)) => return Poll::Ready(Err(Cut::Gone(End::EndpointGone))),
                     Some(Ok(data)) => data,
                 },
                 UpstreamIo::Plain(stream) => {
@@ -431,7 +449,7 @@ impl Direction {
                         // Nothing is kept for a connection that is silent.
                         *buffer = BytesMut::new();
                     }
-                    ready!(read).map_err(|_| End::EndpointGone)?;
+                    ready!(read).map_err(|_| Cut::Gone(End::EndpointGone))?;
                     buffer.split_to(filled).freeze()
                 }
             };
@@ -444,4 +462,10 @@ impl Direction {
             }
         }
     }
+}
+
+/// What a failed write to a plain connection means. A reset is told once, here or to the reader; a broken pipe comes after the
+/// endpoint's own end, which may still have to be read.
+fn cut(error: &std::io::Error) -> Cut {
+    if error.kind() == std::io::ErrorKind::BrokenPipe { Cut::TakesNoMore } else { Cut::Gone(End::EndpointGone) }
 }

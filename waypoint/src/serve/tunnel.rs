@@ -11,9 +11,9 @@ use std::{
 
 use cairn_exchange::{Connection, clock};
 use cairn_hbone::Connect;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 
-use super::{Inner, detect, http1, http2, inner_io::InnerIo, tcp};
+use super::{Inner, date, detect, http1, http2, inner_io::InnerIo, tcp};
 use crate::{
     proxy::{Proxy, under},
     snapshot::{Chain, Serves, matcher::Spoken},
@@ -64,17 +64,27 @@ fn arrived(proxy: Arc<Proxy>, connect: &Connect) -> Inner {
     Inner::new(proxy, Arc::new(connection), address, source)
 }
 
+/// What stands in the head of every answer to a CONNECT, as from Envoy.
+pub fn answer_headers() -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(3);
+    headers.insert(header::DATE, date::now());
+    headers.insert(header::SERVER, HeaderValue::from_static("istio-envoy"));
+    headers
+}
+
 /// Answers the CONNECT with an error that says why.
 pub fn refuse(inner: &Inner, connect: Connect, status: StatusCode, why: &str) {
     inner.proxy.live.refused.fetch_add(1, Ordering::Relaxed);
     let peer = inner.connection.peer.as_ref().map_or("-", |peer| peer.as_str());
     tracing::info!(authority = %inner.connection.authority, client = %inner.connection.remote_address, peer, %status, why, "CONNECT refused");
-    connect.refuse(status, HeaderMap::new(), format!("{}: {why}\n", inner.connection.authority));
+    let mut headers = answer_headers();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    connect.refuse(status, headers, format!("{}: {why}\n", inner.connection.authority));
 }
 
 /// An HTTP port: everything in the tunnel is HTTP.
 async fn http(inner: Inner, connect: Connect, _chain: Option<&Chain>) {
-    let Ok(mut stream) = connect.accept(HeaderMap::new()) else { return };
+    let Ok(mut stream) = connect.accept(answer_headers()) else { return };
     match detect::preface(&mut stream, FIRST_BYTE_TIMEOUT).await {
         Ok((Spoken::Http2, held)) => http2::serve(Arc::new(inner.speaking(Spoken::Http2)), InnerIo::new(stream, held)).await,
         Ok((_, held)) if !held.is_empty() => {
@@ -87,7 +97,7 @@ async fn http(inner: Inner, connect: Connect, _chain: Option<&Chain>) {
 
 /// A port of which istiod does not know what is spoken.
 async fn undeclared(inner: Inner, connect: Connect) {
-    let Ok(mut stream) = connect.accept(HeaderMap::new()) else { return };
+    let Ok(mut stream) = connect.accept(answer_headers()) else { return };
     let patience = inner.proxy.settings.detect_timeout;
     let (spoken, held) = match detect::detect(&mut stream, patience).await {
         Ok(found) => found,

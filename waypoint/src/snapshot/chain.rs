@@ -80,6 +80,8 @@ pub struct HttpSettings {
     pub server: cairn_policy::headers::outgoing::ServerHeader,
     /// Whether the trace reason is written into the request id.
     pub request_id_trace_reason: bool,
+    /// Share of the requests, of ten thousand, that are traced by chance; `None` where nothing is traced.
+    pub trace_sampling: Option<u32>,
     /// Whether `Upgrade: websocket` is served.
     pub websocket: bool,
     /// Other upgrade types that are served, in lower case.
@@ -175,6 +177,7 @@ impl Default for HttpSettings {
             incoming: Default::default(),
             server: Default::default(),
             request_id_trace_reason: true,
+            trace_sampling: None,
             websocket: false,
             upgrades: Vec::new(),
             accept_http10: false,

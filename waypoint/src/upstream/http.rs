@@ -13,7 +13,8 @@ use std::{
 
 use cairn_exchange::{Protocol, RequestHead};
 use cairn_filters::ResponseHead;
-use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use futures_util::task::AtomicWaker;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use http_body::Body as _;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -66,8 +67,8 @@ pub struct Attempt<'a> {
 pub struct InformationalRelay {
     /// Where the client's connection takes them from.
     pub queue: Arc<Informational>,
-    /// Wakes the request's task, which makes the client's connection flush.
-    pub arrived: tokio::sync::Notify,
+    /// Wakes the client's connection, which then flushes.
+    pub connection: AtomicWaker,
 }
 
 /// An answer.
@@ -99,6 +100,8 @@ pub enum AttemptError {
     Connect(ConnectError),
     /// The endpoint refused the stream before it did anything.
     Refused,
+    /// The endpoint closed the connection before anything was sent.
+    Closed,
     /// The endpoint closed the connection.
     Terminated,
     /// The endpoint reset the stream.
@@ -132,11 +135,16 @@ impl Attempt<'_> {
     }
 
     async fn send_http1(&self, request: &RequestHead, body: RequestBody) -> Result<Answer, AttemptError> {
+        let body_ended = body.is_end_stream();
         let mut message = http::Request::new(body);
         *message.method_mut() = request.method.clone();
         *message.uri_mut() = Uri::from(request.path.clone());
         let mut headers = request.headers.clone();
         headers.insert(header::HOST, request.authority.clone());
+        // A request without a body says so where its method leaves it open, as Envoy's does.
+        if body_ended && !has_no_body(&request.method) {
+            headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+        }
         *message.headers_mut() = headers;
         if let Some(relay) = self.informational {
             let relay = relay.clone();
@@ -151,11 +159,11 @@ impl Attempt<'_> {
                 None => (self.open_http1().await?, false),
             };
             if connection.sender.ready().await.is_err() {
-                stale += 1;
                 if reused {
+                    stale += 1;
                     continue;
                 }
-                return Err(AttemptError::Terminated);
+                return Err(AttemptError::Closed);
             }
             connection.requests += 1;
             match connection.sender.try_send_request(message).await {
@@ -177,7 +185,8 @@ impl Attempt<'_> {
                         message = unsent;
                         stale += 1;
                     }
-                    _ => return Err(AttemptError::from(failed.into_error())),
+                    Some(_) => return Err(AttemptError::Closed),
+                    None => return Err(AttemptError::from(failed.into_error())),
                 },
             }
         }
@@ -215,18 +224,8 @@ impl Attempt<'_> {
         *message.headers_mut() = request.headers.clone();
         message.headers_mut().remove(header::TRANSFER_ENCODING);
 
-        let lease = match self.endpoint.state.connections.take_http2(&self.key, &self.cluster.settings) {
-            Some(lease) => lease,
-            None => self.open_http2().await?,
-        };
+        let (lease, mut sender) = self.http2().await?;
         let local_address = lease.local_address();
-        let mut sender = match lease.sender().ready().await {
-            Ok(sender) => sender,
-            Err(error) => {
-                lease.retire();
-                return Err(AttemptError::from(error));
-            }
-        };
         let end = body.is_end_stream();
         let (answer, stream) = sender.send_request(message, end).map_err(|error| {
             lease.retire();
@@ -256,6 +255,26 @@ impl Attempt<'_> {
         })
     }
 
+    /// A connection that takes another request: one that is there, or a new one.
+    async fn http2(&self) -> Result<(Http2Lease, h2::client::SendRequest<bytes::Bytes>), AttemptError> {
+        for _ in 0..MAX_STALE {
+            let Some(lease) = self.endpoint.state.connections.take_http2(&self.key, &self.cluster.settings) else { break };
+            match lease.sender().ready().await {
+                Ok(sender) => return Ok((lease, sender)),
+                // It ended while nobody used it, or takes no more requests.
+                Err(_) => lease.retire(),
+            }
+        }
+        let lease = self.open_http2().await?;
+        match lease.sender().ready().await {
+            Ok(sender) => Ok((lease, sender)),
+            Err(_) => {
+                lease.retire();
+                Err(AttemptError::Closed)
+            }
+        }
+    }
+
     async fn open_http2(&self) -> Result<Http2Lease, AttemptError> {
         let connected = self.connect().await?;
         let (sender, connection) = h2::client::Builder::new()
@@ -278,6 +297,11 @@ impl Attempt<'_> {
     }
 }
 
+/// Methods of which everybody knows that there is no body.
+fn has_no_body(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::DELETE | Method::TRACE | Method::CONNECT)
+}
+
 /// Most header fields of an answer.
 const MAX_RESPONSE_HEADERS: usize = 100;
 
@@ -298,7 +322,7 @@ impl InformationalRelay {
         }
         text.extend_from_slice(b"\r\n");
         self.queue.push(text.into());
-        self.arrived.notify_one();
+        self.connection.wake();
     }
 }
 
@@ -320,6 +344,8 @@ impl From<h2::Error> for AttemptError {
     fn from(error: h2::Error) -> Self {
         match error.reason() {
             Some(h2::Reason::REFUSED_STREAM) => AttemptError::Refused,
+            // RFC 9113 §6.8: streams above the last one that GOAWAY names were not looked at; the others are not told of it.
+            Some(_) if error.is_go_away() && error.is_remote() => AttemptError::Refused,
             Some(reason) if error.is_reset() && error.is_remote() => AttemptError::Reset(reason),
             Some(reason) if error.is_library() => AttemptError::Protocol(reason.to_string()),
             _ => AttemptError::Terminated,

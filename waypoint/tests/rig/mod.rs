@@ -37,7 +37,11 @@ use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+    task::JoinHandle,
+};
 use tokio_rustls::TlsAcceptor;
 
 static NEXT_NET: AtomicU8 = AtomicU8::new(1);
@@ -51,6 +55,21 @@ pub struct Rig {
     tasks: Vec<JoinHandle<()>>,
     client: Pool,
     version: std::cell::Cell<u64>,
+    /// What the proxy told of finished requests and connections.
+    pub told: Arc<parking_lot::Mutex<Vec<Told>>>,
+}
+
+/// What is told of a request or connection at its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    pub status: Option<u16>,
+    pub flags: String,
+    pub details: String,
+    pub attempts: u32,
+    pub received: u64,
+    pub sent: u64,
+    pub messages: (u64, u64),
+    pub grpc_status: Option<u32>,
 }
 
 /// What a destination's application does with a stream.
@@ -82,15 +101,61 @@ pub fn id(account: &str) -> SpiffeId {
 
 impl Rig {
     pub async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    /// With other settings.
+    pub async fn start_with(change: impl FnOnce(&mut DataSettings)) -> Self {
         let authority = Authority::new("rig").unwrap();
         let identity = Identity::fixed(authority.issue(&id("waypoint")).unwrap());
         // Tests of several processes may run at once: the process number tells their networks apart.
         let net = [(std::process::id() % 120 + 100) as u8, NEXT_NET.fetch_add(1, Ordering::Relaxed)];
         let address = SocketAddr::from(([127, net[0], net[1], 1], 15008));
-        let settings = DataSettings { listen: Some(address), ..DataSettings::default() };
-        let engine = Engine::new(Parts { identity, network: String::new(), version: "test".into(), settings, observer: None });
+        let mut settings = DataSettings { listen: Some(address), ..DataSettings::default() };
+        change(&mut settings);
+        let told = Arc::new(parking_lot::Mutex::new(Vec::new()));
+        let book = told.clone();
+        let observer: cairn_waypoint::engine::Observer = Box::new(move |exchange| book.lock().push(Told::of(exchange)));
+        let parts = Parts { identity, network: String::new(), version: "test".into(), settings, observer: Some(observer) };
+        let engine = Engine::new(parts);
         let client = client(&authority, id("client"));
-        Self { authority, engine, address, net, tasks: Vec::new(), client, version: std::cell::Cell::new(0) }
+        Self { authority, engine, address, net, tasks: Vec::new(), client, version: std::cell::Cell::new(0), told }
+    }
+
+    /// Waits until nothing is under way any more: no stream, no exchange, no request counted at an endpoint or a cluster.
+    pub async fn settled(&self) {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+        loop {
+            let left = self.under_way();
+            if left == [0; 4] {
+                return;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "still under way (streams, exchanges, endpoints, clusters): {left:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// What is under way: streams, exchanges, requests by endpoints, requests by clusters.
+    pub fn under_way(&self) -> [u64; 4] {
+        let live = &self.engine.proxy.live;
+        let mut left = [live.streams.load(Ordering::SeqCst), live.exchanges.load(Ordering::SeqCst), 0, 0];
+        for (_, cluster) in self.engine.snapshot.load().clusters.iter() {
+            for endpoint in cluster.state.endpoints.load().iter() {
+                left[2] += u64::from(endpoint.state.active.load(Ordering::SeqCst));
+            }
+            left[3] += u64::from(cluster.state.requests.load(Ordering::SeqCst));
+        }
+        left
+    }
+
+    /// What was told last, once so many have been told of.
+    pub async fn told(&self, count: usize) -> Told {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+        while self.told.lock().len() < count {
+            assert!(tokio::time::Instant::now() < deadline, "only these were told of: {:?}", self.told.lock());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        self.told.lock().last().cloned().unwrap()
     }
 
     /// Publishes a configuration and starts listening.
@@ -132,6 +197,20 @@ impl Rig {
 
     /// A pod whose application is given each accepted stream.
     pub async fn pod(&self, last: u8, app: App) -> Pod {
+        self.pod_that(last, move |connect| {
+            let app = app.clone();
+            tokio::spawn(async move {
+                let authority = connect.authority.to_string();
+                if let Ok(stream) = connect.accept(HeaderMap::new()) {
+                    app(stream, authority).await;
+                }
+            });
+        })
+        .await
+    }
+
+    /// A pod that does with a CONNECT what it likes.
+    pub async fn pod_that(&self, last: u8, on_connect: impl Fn(Connect) + Clone + Send + Sync + 'static) -> Pod {
         let address = SocketAddr::new(self.ip(last), 8080);
         let listener = TcpListener::bind(SocketAddr::new(self.ip(last), 15008)).await.unwrap();
         let identity = Identity::fixed(self.authority.issue(&id("pod")).unwrap());
@@ -142,19 +221,13 @@ impl Rig {
             let (_trigger, watch) = drain::channel();
             loop {
                 let (tcp, from) = listener.accept().await.unwrap();
-                let (tls, app, seen, watch) = (tls.clone(), app.clone(), seen.clone(), watch.clone());
+                let (tls, on_connect, seen, watch) = (tls.clone(), on_connect.clone(), seen.clone(), watch.clone());
                 tokio::spawn(async move {
                     let Ok(io) = TlsAcceptor::from(tls).accept(tcp).await else { return };
                     let peer = Peer { id: None, address: from, local_address: from, local_id: None };
                     let on_connect = |connect: Connect| {
                         seen.fetch_add(1, Ordering::SeqCst);
-                        let app = app.clone();
-                        tokio::spawn(async move {
-                            let authority = connect.authority.to_string();
-                            if let Ok(stream) = connect.accept(HeaderMap::new()) {
-                                app(stream, authority).await;
-                            }
-                        });
+                        on_connect(connect);
                     };
                     let _ = cairn_hbone::serve(io, Arc::new(peer), &ServerSettings::default(), watch, on_connect).await;
                 });
@@ -168,12 +241,62 @@ impl Rig {
         self.client.open(&Destination { address: self.address, trust: 0 }, authority, HeaderMap::new()).await
     }
 
+    /// A plain connection to the proxy.
+    pub async fn dial(&self) -> tokio::net::TcpStream {
+        tokio::net::TcpStream::connect(self.address).await.unwrap()
+    }
+
+    /// HTTP/2 in a tunnel connection that was opened by hand, as this client.
+    pub async fn by_hand(&self, as_: SpiffeId) -> h2::client::SendRequest<Bytes> {
+        let identity = Identity::fixed(self.authority.issue(&as_).unwrap());
+        let terms = ClientTerms::hbone(["spiffe://cluster.local/"]);
+        let connector = tokio_rustls::TlsConnector::from(identity.client_config(&terms).unwrap());
+        let name = rustls::pki_types::ServerName::from(self.address.ip());
+        let tls = connector.connect(name, self.dial().await).await.unwrap();
+        let (sender, connection) = h2::client::handshake(tls).await.unwrap();
+        tokio::spawn(connection);
+        sender
+    }
+
+    /// HTTP/2 in a stream of its own.
+    pub async fn http2(&self, authority: &str) -> h2::client::SendRequest<Bytes> {
+        let (sender, connection) = h2::client::handshake(self.open(authority).await.unwrap().stream).await.unwrap();
+        tokio::spawn(connection);
+        sender
+    }
+
+    /// What comes back for raw bytes, until the end.
+    pub async fn raw(&self, authority: &str, bytes: &[u8]) -> (String, Option<std::io::Error>) {
+        let mut stream = self.open(authority).await.unwrap().stream;
+        // A refusal may come before all was sent.
+        let _ = stream.write_all(bytes).await;
+        let mut answer = Vec::new();
+        let ended = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut answer)).await.unwrap();
+        (String::from_utf8_lossy(&answer).into_owned(), ended.err())
+    }
+
     /// An HTTP/1.1 client in a stream of its own.
     pub async fn http1(&self, authority: &str) -> hyper::client::conn::http1::SendRequest<Full<Bytes>> {
         let opened = self.open(authority).await.unwrap();
         let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(opened.stream)).await.unwrap();
         tokio::spawn(connection.with_upgrades());
         sender
+    }
+}
+
+impl Told {
+    fn of(exchange: &cairn_exchange::Exchange) -> Self {
+        let counts = &exchange.counts;
+        Self {
+            status: exchange.status.map(|status| status.as_u16()),
+            flags: exchange.flags.to_string(),
+            details: exchange.details.as_deref().unwrap_or_default().to_owned(),
+            attempts: exchange.attempts,
+            received: counts.received,
+            sent: counts.sent,
+            messages: (counts.request_messages, counts.response_messages),
+            grpc_status: exchange.grpc_status,
+        }
     }
 }
 
@@ -266,12 +389,30 @@ impl Config {
 
     /// A TCP service.
     #[must_use]
-    pub fn tcp(mut self, service: &str, endpoints: &[SocketAddr]) -> Self {
+    pub fn tcp(self, service: &str, endpoints: &[SocketAddr]) -> Self {
+        self.tcp_with(service, tunnels(endpoints), |_| {}, |_| {})
+    }
+
+    /// The same with other settings, and endpoints that are reached in other ways.
+    #[must_use]
+    pub fn tcp_with(
+        mut self,
+        service: &str,
+        endpoints: Vec<Target>,
+        change: impl FnOnce(&mut TcpChain),
+        cluster: impl FnOnce(&mut ClusterSettings),
+    ) -> Self {
         let address: SocketAddr = service.parse().unwrap();
         let name: Arc<str> = format!("inbound-vip|{}|tcp|{}", address.port(), address.ip()).into();
         self.places.push((address, Node::Chain(name.clone())));
-        self.chains.push(tcp_chain(&name, address.port()));
-        self.clusters.push(cluster_with(&name, endpoints.to_vec(), cluster_settings()));
+        let mut chain = tcp_chain(&name, address.port());
+        if let ChainKind::Tcp(tcp) = &mut chain.kind {
+            change(tcp);
+        }
+        self.chains.push(chain);
+        let mut settings = cluster_settings();
+        cluster(&mut settings);
+        self.clusters.push(cluster_of(&name, endpoints, settings));
         self
     }
 
@@ -366,14 +507,23 @@ fn tcp_chain(name: &Arc<str>, port: u16) -> Chain {
     Chain { name: name.clone(), service_port: port, kind: ChainKind::Tcp(tcp), refuse: None }
 }
 
+/// Endpoints behind HBONE.
+pub fn tunnels(endpoints: &[SocketAddr]) -> Vec<Target> {
+    endpoints.iter().map(|address| Target::Tunnel { address: *address, gateway: None }).collect()
+}
+
 fn cluster_with(name: &str, endpoints: Vec<SocketAddr>, settings: ClusterSettings) -> Cluster {
+    cluster_of(name, tunnels(&endpoints), settings)
+}
+
+fn cluster_of(name: &str, targets: Vec<Target>, settings: ClusterSettings) -> Cluster {
     let locality = Arc::new(Locality::default());
-    let endpoints = endpoints
+    let endpoints = targets
         .into_iter()
-        .map(|address| {
+        .map(|target| {
             Arc::new(Endpoint {
-                target: Target::Tunnel { address, gateway: None },
-                display: format!("envoy://connect_originate/{address}").into(),
+                display: format!("{target:?}").into(),
+                target,
                 health: Health::Healthy,
                 weight: 1,
                 locality: locality.clone(),

@@ -1,0 +1,113 @@
+//! `cairn run`: serves captured configuration, with certificates from files or generated ones.
+//!
+//! For tests, for debugging, and to look at an incident again: the same engine as in the pod, without istiod.
+
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
+
+use anyhow::{Context as _, Result};
+use cairn_exchange::{SpiffeId, clock};
+use cairn_identity::{Identity, Source, generate::Authority};
+use clap::Args;
+
+use crate::{
+    config::{Compiler, load},
+    engine::{Engine, Parts, Runtimes},
+    proxy::DataSettings,
+};
+
+/// Serves captured configuration.
+#[derive(Args, Debug)]
+pub struct Run {
+    /// A folder with a capture (cds.pb, eds.pb, lds.pb, …), or a file with Envoy's /config_dump JSON.
+    #[arg(long, value_name = "PATH")]
+    config: PathBuf,
+    /// A folder with cert-chain.pem, key.pem and root-cert.pem; without it, certificates are generated.
+    #[arg(long, value_name = "DIR")]
+    certs: Option<PathBuf>,
+    /// With generated certificates: where to put root, and certificate and key of a client.
+    #[arg(long, value_name = "DIR", conflicts_with = "certs")]
+    write_certs: Option<PathBuf>,
+    /// With generated certificates: who the proxy is.
+    #[arg(long, value_name = "SPIFFE_ID", default_value = "spiffe://cluster.local/ns/app/sa/waypoint")]
+    identity: String,
+    /// Listen for tunnels here instead of where the configuration says.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<SocketAddr>,
+    /// Threads for connections; without it one a core.
+    #[arg(long, value_name = "N")]
+    concurrency: Option<usize>,
+    /// The network that the proxy is in.
+    #[arg(long, default_value = "")]
+    network: String,
+}
+
+/// Runs until a signal ends it.
+pub fn main(args: &Run) -> ExitCode {
+    match serve(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cairn run: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(args: &Run) -> Result<()> {
+    let answers = load::load(&args.config)?;
+    let runtimes = Runtimes::new(args.concurrency).context("the runtimes cannot be started")?;
+    let _control = runtimes.control.enter();
+    let settings = DataSettings { listen: args.listen, ..DataSettings::default() };
+    let engine = Engine::new(Parts {
+        identity: identity(args)?,
+        network: args.network.clone(),
+        version: super::ISTIO_VERSION.into(),
+        settings,
+        observer: None,
+    });
+    let mut compiler = Compiler::new(engine.workloads.clone(), engine.snapshot.clone(), Some(engine.logs.clone()));
+    for answer in answers {
+        let applied = compiler.apply(&answer.type_url, answer.resources, Vec::new());
+        for error in applied.errors {
+            eprintln!("cairn run: {error}");
+        }
+    }
+    for item in compiler.unsupported().iter() {
+        tracing::info!("not supported: {item}");
+    }
+    let engine = Arc::new(engine);
+    let bound = runtimes.data.block_on(async { engine.listen() })?;
+    anyhow::ensure!(!bound.is_empty(), "{}: the configuration has no listener connect_terminate; give an address with --listen", args.config.display());
+    for address in bound {
+        eprintln!("cairn run: listening for tunnels on {address}");
+    }
+    runtimes.control.block_on(super::signalled());
+    runtimes.control.block_on(engine.logs.flush(super::FLUSH_TIMEOUT));
+    Ok(())
+}
+
+fn identity(args: &Run) -> Result<Identity> {
+    if let Some(dir) = &args.certs {
+        let file = |name: &str| dir.join(name);
+        return Ok(Identity::start(Source::Files {
+            chain: file("cert-chain.pem"),
+            key: file("key.pem"),
+            root: file("root-cert.pem"),
+        }));
+    }
+    let authority = Authority::new("cairn run")?;
+    let id: SpiffeId = args.identity.parse()?;
+    if let Some(dir) = &args.write_certs {
+        std::fs::create_dir_all(dir).with_context(|| format!("{} cannot be made", dir.display()))?;
+        let client = SpiffeId::workload(id.trust_domain(), "default", "client")?;
+        let pem = authority.issue_pem(&client, clock::wall(), CLIENT_LIFE)?;
+        for (name, content) in [("cert-chain.pem", &pem.chain), ("key.pem", &pem.key), ("root-cert.pem", &pem.roots)] {
+            let path = dir.join(name);
+            std::fs::write(&path, content).with_context(|| format!("{} cannot be written", path.display()))?;
+        }
+        eprintln!("cairn run: certificates of a client {client} are in {}", dir.display());
+    }
+    Ok(Identity::fixed(authority.issue(&id)?))
+}
+
+/// Life of a generated client certificate.
+const CLIENT_LIFE: std::time::Duration = std::time::Duration::from_secs(365 * 24 * 3600);

@@ -1,0 +1,138 @@
+//! Clusters and endpoints.
+
+use std::fmt::{self, Write};
+
+use super::{limit, time};
+use crate::upstream::{
+    Breakers, Cluster, ClusterSettings, Discovery, Endpoint, EndpointSet, Health, LbPolicy, Locality, Target, TransportTerms, UpstreamProtocol,
+};
+
+pub(super) fn write(out: &mut String, cluster: &Cluster) -> fmt::Result {
+    let Cluster { facts, settings, transport_hash: _, state } = cluster;
+    writeln!(out, "  {}", facts.name)?;
+    if let Some(service) = &facts.service {
+        writeln!(out, "    service {} ({}/{})", service.host, service.namespace, service.name)?;
+    }
+    write_settings(out, settings)?;
+    write_endpoints(out, &state.endpoints.load())
+}
+
+fn write_settings(out: &mut String, settings: &ClusterSettings) -> fmt::Result {
+    let ClusterSettings {
+        discovery,
+        lb,
+        locality_weighted,
+        panic_threshold,
+        connect_timeout,
+        protocol,
+        transport,
+        idle_timeout,
+        max_connection_duration,
+        max_requests_per_connection,
+        http2_max_concurrent_streams,
+        breakers,
+        tunnel,
+        tcp_keepalive,
+        preserve_header_case,
+        names,
+    } = settings;
+    let lb = match lb {
+        LbPolicy::RoundRobin => "round robin".to_owned(),
+        LbPolicy::LeastRequest { choices } => format!("least request of {choices}"),
+        LbPolicy::Random => "random".to_owned(),
+        LbPolicy::RingHash { minimum_size } => format!("ring hash, at least {minimum_size}"),
+        LbPolicy::Maglev { table_size } => format!("Maglev, {table_size}"),
+        LbPolicy::ClusterProvided => "as discovered".to_owned(),
+    };
+    let discovery = match discovery {
+        Discovery::Static => "static".to_owned(),
+        Discovery::Eds(_) => "EDS".to_owned(),
+        Discovery::OriginalDestination(original) => match original.port_override {
+            Some(port) => format!("original destination, port {port}"),
+            None => "original destination".to_owned(),
+        },
+        Discovery::StrictDns => "DNS".to_owned(),
+        Discovery::LogicalDns => "DNS, first address".to_owned(),
+        Discovery::DynamicForwardProxy => "by host of the request".to_owned(),
+    };
+    let protocol = match protocol {
+        UpstreamProtocol::Http1 => "HTTP/1.1",
+        UpstreamProtocol::Http2 => "HTTP/2",
+        UpstreamProtocol::Downstream => "HTTP as the client",
+    };
+    write!(out, "    {discovery}; {lb}; {protocol}; connect {}, idle {}", time(*connect_timeout), limit(*idle_timeout))?;
+    if let Some(most) = max_connection_duration {
+        write!(out, ", connection {}", time(*most))?;
+    }
+    if let Some(most) = max_requests_per_connection {
+        write!(out, ", {most} requests a connection")?;
+    }
+    if let Some(most) = http2_max_concurrent_streams {
+        write!(out, ", {most} streams a connection")?;
+    }
+    if *locality_weighted {
+        write!(out, "; localities by weight")?;
+    }
+    if *preserve_header_case {
+        write!(out, "; header case kept")?;
+    }
+    writeln!(out, "; panic below {panic_threshold} %")?;
+    let Breakers { max_connections, max_pending_requests, max_requests, max_retries } = breakers;
+    let limits = [max_connections, max_pending_requests, max_requests, max_retries];
+    if limits.iter().any(|limit| **limit != u32::MAX) {
+        let words = ["connections", "pending", "requests", "retries"].iter().zip(limits).filter(|(_, limit)| **limit != u32::MAX);
+        let words: Vec<_> = words.map(|(name, limit)| format!("{limit} {name}")).collect();
+        writeln!(out, "    at most {}", words.join(", "))?;
+    }
+    if let Some(keepalive) = tcp_keepalive {
+        let seconds = |time: Option<std::time::Duration>| time.map_or("system's".to_owned(), super::time);
+        let probes = keepalive.probes.map_or("system's".to_owned(), |probes| probes.to_string());
+        writeln!(out, "    TCP keepalive after {}, every {}, {probes} probes", seconds(keepalive.time), seconds(keepalive.interval))?;
+    }
+    if let TransportTerms::Unsupported(reason) = transport {
+        writeln!(out, "    REFUSED: {reason}")?;
+    }
+    if let Some(tunnel) = tunnel {
+        let alpn: Vec<_> = tunnel.alpn.iter().map(|name| String::from_utf8_lossy(name)).collect();
+        let who = tunnel.uri_san_prefixes.join("*, ") + "*";
+        writeln!(out, "    tunnels to {who}; TLS {:?} to {:?}, ALPN {}", tunnel.min_version, tunnel.max_version, alpn.join(", "))?;
+    }
+    for name in names {
+        writeln!(out, "    name {}:{}, weight {}", name.host, name.port, name.weight)?;
+    }
+    Ok(())
+}
+
+fn write_endpoints(out: &mut String, set: &EndpointSet) -> fmt::Result {
+    for (number, priority) in set.priorities.iter().enumerate() {
+        for group in &priority.localities {
+            for endpoint in &group.endpoints {
+                let Locality { region, zone, sub_zone } = &*group.locality;
+                let place: Vec<_> = [region, zone, sub_zone].into_iter().filter(|part| !part.is_empty()).map(|part| &**part).collect();
+                write!(out, "    endpoint {}", target(endpoint))?;
+                write!(out, ", priority {number}, weight {}", endpoint.weight)?;
+                if !place.is_empty() {
+                    write!(out, ", {} (weight {})", place.join("/"), group.weight)?;
+                }
+                writeln!(out, "{}", match endpoint.health {
+                    Health::Healthy => "",
+                    Health::Degraded => ", degraded",
+                    Health::Unhealthy => ", unhealthy",
+                    Health::Draining => ", draining",
+                })?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn target(endpoint: &Endpoint) -> String {
+    match &endpoint.target {
+        Target::Tunnel { address, gateway: None } => format!("{address} by tunnel"),
+        Target::Tunnel { address, gateway: Some(gateway) } => format!("{address} by tunnel to {gateway}"),
+        Target::DoubleTunnel { gateway, target } => format!("{target} by tunnel in a tunnel to {gateway}"),
+        Target::Plain(address) => format!("{address} plainly"),
+        Target::Original { tunnel: true } => "where the client wanted to go, by tunnel".to_owned(),
+        Target::Original { tunnel: false } => "where the client wanted to go, plainly".to_owned(),
+    }
+}
