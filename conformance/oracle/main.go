@@ -74,6 +74,7 @@ func flags(name string) (*flag.FlagSet, *places) {
 	set.IntVar(&p.runner.Concurrency, "concurrency", 1, "Envoy's worker threads")
 	set.DurationVar(&p.runner.ReadyLimit, "ready", 20*time.Second, "how long the proxy may take to listen")
 	set.StringVar(&p.runner.Only, "only", "", "only cases whose name contains this")
+	set.BoolVar(&p.runner.TunnelsOnly, "tunnels-only", false, "the proxy has no readiness probe on 15021: it is ready when it accepts tunnels")
 	set.BoolVar(&p.runner.Verbose, "v", false, "log what is served")
 	return set, p
 }
@@ -149,6 +150,9 @@ func (p *places) each(f func(file *golden.File, manifests, captureDir, goldenPat
 }
 
 func (p *places) captureDir(root, name string) string {
+	if absolute, err := filepath.Abs(root); err == nil { // the proxy runs in another directory
+		root = absolute
+	}
 	dir := filepath.Join(root, "xds", p.istio, name)
 	if _, err := os.Stat(filepath.Join(dir, "capture.json")); err == nil {
 		return dir

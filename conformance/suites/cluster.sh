@@ -111,10 +111,10 @@ for pid in $(processes swap waypoint); do
 	seen=$((seen + 1))
 	confined "$pid" || { unconfined=$((unconfined + 1)); grep -E '^(Uid|Cap|NoNewPrivs)' "/proc/$pid/status" || true; }
 done
-if ((seen && !unconfined)); then
+if ((seen && !unconfined)) && runs_program swap waypoint "$(basename "$cairn")"; then
 	ok "it runs as uid 1337, without capabilities, on a read-only root"
 else
-	failed "$unconfined of $seen processes of the pod are not confined as its spec says"
+	failed "it does not run, or $unconfined of $seen processes of its pod are not confined as the spec says"
 fi
 if kubectl -n swap wait --for condition=Programmed gateway/waypoint --timeout 30s; then
 	ok "istiod reports the Gateway as Programmed"

@@ -1,5 +1,43 @@
-÷
-captured≥¸
+¡
+capturedË≤
+Btype.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignmentÎ
+1inbound-vip|8090|http|shop.demo.svc.cluster.localµ
+
+
+r1r1-a¥Å
+C
+#envoy.filters.listener.original_dst
+
+local127.0.1.11:8090
+:
+istio1
+/
+workload#!shop-v1-a;demo;shop;v1;Kubernetes"
+(
+&$127.0.1.11:8090
+connect_originate¥Å
+C
+#envoy.filters.listener.original_dst
+
+local127.0.1.12:8090
+:
+istio1
+/
+workload#!shop-v1-b;demo;shop;v1;Kubernetes"
+(
+&$127.0.1.12:8090
+connect_originate¥Å
+C
+#envoy.filters.listener.original_dst
+
+local127.0.1.13:8090
+:
+istio1
+/
+workload#!shop-v2-a;demo;shop;v2;Kubernetes"
+(
+&$127.0.1.13:8090
+connect_originate1inbound-vip|8090|http|shop.demo.svc.cluster.local≥¸
 Btype.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignmentµ
 2inbound-vip|80|http|shop-v1.demo.svc.cluster.local˛
 

@@ -11,7 +11,8 @@ mod workload;
 
 pub use flags::ResponseFlags;
 pub use record::{
-    ClusterFacts, Connection, Counts, Exchange, Moments, Protocol, RequestHead, Scheme, Service, Upstream, is_grpc_content_type,
+    ClusterFacts, Connection, Counts, Exchange, Moments, Protocol, RequestHead, Scheme, Service, ShadowDecision, Upstream,
+    is_grpc_content_type,
 };
 pub use spiffe::{InvalidSpiffeId, SpiffeId};
 pub use workload::Workload;

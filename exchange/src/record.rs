@@ -148,6 +148,17 @@ pub struct Counts {
     pub response_messages: u64,
 }
 
+/// What authorization rules that are only tried out (a dry run) would have done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShadowDecision {
+    /// What the names of the result begin with: `istio_dry_run_allow_`, …
+    pub prefix: Arc<str>,
+    /// Whether they would have let it pass.
+    pub allowed: bool,
+    /// The policy that matched, if one did.
+    pub policy: Option<Arc<str>>,
+}
+
 /// The record of one exchange.
 #[derive(Debug)]
 pub struct Exchange {
@@ -189,6 +200,10 @@ pub struct Exchange {
     pub termination_details: Option<Cow<'static, str>>,
     /// Why no connection to the endpoint could be made.
     pub transport_failure: Option<Cow<'static, str>>,
+    /// What rules that are only tried out would have done, in their order.
+    pub shadow: Vec<ShadowDecision>,
+    /// Whether an AUDIT policy matched: `access_log_hint`.
+    pub audited: bool,
     /// Bytes and messages.
     pub counts: Counts,
     /// Moments.
@@ -240,6 +255,8 @@ impl Exchange {
             details: None,
             termination_details: None,
             transport_failure: None,
+            shadow: Vec::new(),
+            audited: false,
             counts: Counts::default(),
             moments: Moments::default(),
             snapshot,

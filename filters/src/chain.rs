@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use cairn_exchange::Exchange;
+use cairn_policy::rbac::Rbac;
 use http::HeaderMap;
 use smallvec::SmallVec;
 
 use crate::{
     contract::{BodyNeed, HttpFilter, Needs, ResponseHead, Slot, Verdict},
-    grpc_stats,
+    grpc_stats, rbac,
 };
 
 /// One configured filter. What is built in is called without indirection.
@@ -17,6 +18,8 @@ use crate::{
 pub enum Filter {
     /// Counts gRPC messages.
     GrpcStats,
+    /// Denies by policy.
+    Rbac(Arc<Rbac>),
     /// Any other.
     Other(Arc<dyn HttpFilter>),
 }
@@ -45,6 +48,7 @@ impl Filter {
     pub fn name(&self) -> &str {
         match self {
             Filter::GrpcStats => "envoy.filters.http.grpc_stats",
+            Filter::Rbac(_) => "envoy.filters.http.rbac",
             Filter::Other(filter) => filter.name(),
         }
     }
@@ -52,6 +56,7 @@ impl Filter {
     fn needs(&self) -> Needs {
         match self {
             Filter::GrpcStats => grpc_stats::NEEDS,
+            Filter::Rbac(_) => Needs::default(),
             Filter::Other(filter) => filter.needs(),
         }
     }
@@ -74,6 +79,11 @@ impl FilterChain {
             };
         }
         Self { filters, needs }
+    }
+
+    /// The filters, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &Filter> {
+        self.filters.iter()
     }
 
     /// Names of the filters, in order.
@@ -106,6 +116,7 @@ impl FilterChain {
             let Some(slot) = slot else { continue };
             let verdict = match filter {
                 Filter::GrpcStats => grpc_stats::decode_head(slot, exchange),
+                Filter::Rbac(rbac) => rbac::decode_head(rbac, exchange),
                 Filter::Other(filter) => filter.decode_head(slot, exchange),
             };
             if !matches!(verdict, Verdict::Continue) {
@@ -142,6 +153,7 @@ impl FilterChain {
     pub fn watches_request(&self, run: &Run) -> bool {
         self.filters.iter().zip(&run.slots).any(|(filter, slot)| match filter {
             Filter::GrpcStats => matches!(slot, Slot::GrpcStats(_)),
+            Filter::Rbac(_) => false,
             Filter::Other(filter) => filter.needs().request == BodyNeed::Observe,
         })
     }
@@ -152,7 +164,7 @@ impl FilterChain {
             match filter {
                 Filter::GrpcStats => grpc_stats::decode_data(slot, data),
                 Filter::Other(filter) if filter.needs().request == BodyNeed::Observe => filter.decode_data(slot, data, end),
-                Filter::Other(_) => {}
+                Filter::Rbac(_) | Filter::Other(_) => {}
             }
         }
     }
@@ -171,6 +183,7 @@ impl FilterChain {
         for (filter, slot) in self.filters.iter().zip(&mut run.slots).rev() {
             match filter {
                 Filter::GrpcStats => grpc_stats::encode_head(slot, head),
+                Filter::Rbac(_) => {}
                 Filter::Other(filter) => filter.encode_head(slot, exchange, head),
             }
         }
@@ -181,6 +194,7 @@ impl FilterChain {
         for (filter, slot) in self.filters.iter().zip(&mut run.slots).rev() {
             match filter {
                 Filter::GrpcStats => grpc_stats::encode_data(slot, data),
+                Filter::Rbac(_) => {}
                 Filter::Other(filter) => filter.encode_data(slot, data, end),
             }
         }
@@ -200,6 +214,7 @@ impl FilterChain {
         for (filter, slot) in self.filters.iter().zip(&mut run.slots) {
             match filter {
                 Filter::GrpcStats => grpc_stats::finish(slot, exchange),
+                Filter::Rbac(_) => {}
                 Filter::Other(filter) => filter.finish(slot, exchange),
             }
         }

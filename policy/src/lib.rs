@@ -7,6 +7,7 @@
 //! * [`path`]: the one form that a path takes before anything looks at it.
 //! * [`route`]: which route a request takes, and what that route makes of it.
 //! * [`headers`]: which headers are added, removed and believed.
+//! * [`rbac`]: who may do what.
 //! * [`timeout`]: how long a request may take.
 //! * [`retry`]: whether, when and how often it is tried again.
 //! * [`balance`]: who gets the next request.
@@ -15,6 +16,7 @@ pub mod balance;
 pub mod headers;
 pub mod matcher;
 pub mod path;
+pub mod rbac;
 pub mod retry;
 pub mod route;
 pub mod timeout;

@@ -7,7 +7,10 @@
 use std::{
     io,
     net::SocketAddr,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -64,6 +67,8 @@ pub struct Engine {
     pub connections: drain::Trigger,
     /// Ends listening.
     pub listening: drain::Trigger,
+    /// Whether idle connections are looked over.
+    sweeping: AtomicBool,
 }
 
 /// The two runtimes.
@@ -120,7 +125,7 @@ impl Engine {
             connections: AtomicU64::new(1),
             live: Live::default(),
         });
-        Self { proxy, snapshot, workloads, registry, logs, connections, listening }
+        Self { proxy, snapshot, workloads, registry, logs, connections, listening, sweeping: AtomicBool::new(false) }
     }
 
     /// Addresses to listen on, by settings or by what istiod said.
@@ -134,16 +139,20 @@ impl Engine {
     /// Opens the listening sockets and accepts tunnels on the calling runtime. Call it when the configuration is complete: before that
     /// no CONNECT is accepted (architecture §4, rule 11).
     pub fn listen(&self) -> io::Result<Vec<SocketAddr>> {
-        let mut bound = Vec::new();
-        for address in self.addresses() {
-            let socket = listener::bind(address).map_err(|error| {
-                io::Error::new(error.kind(), format!("cannot listen for tunnels on {address}: {error}; is another proxy running there?"))
-            })?;
-            bound.push(socket.local_addr()?);
-            tokio::spawn(listener::accept(self.proxy.clone(), socket, self.listening.watch()));
+        self.addresses().into_iter().map(|address| self.listen_on(address)).collect()
+    }
+
+    /// Opens one listening socket, as [`Engine::listen`]; for addresses that istiod names later.
+    pub fn listen_on(&self, address: SocketAddr) -> io::Result<SocketAddr> {
+        let socket = listener::bind(address).map_err(|error| {
+            io::Error::new(error.kind(), format!("cannot listen for tunnels on {address}: {error}; is another proxy running there?"))
+        })?;
+        let local = socket.local_addr()?;
+        tokio::spawn(listener::accept(self.proxy.clone(), socket, self.listening.watch()));
+        if !self.sweeping.swap(true, Ordering::Relaxed) {
+            tokio::spawn(sweep(self.proxy.clone()));
         }
-        tokio::spawn(sweep(self.proxy.clone()));
-        Ok(bound)
+        Ok(local)
     }
 
     /// Whether anything is under way.

@@ -4,16 +4,21 @@
 //! * [`serve`] follows a tunnel to the answer of each request in it;
 //! * [`upstream`] holds clusters, endpoints, balancing and the connections to endpoints;
 //! * [`workloads`] knows who is who in the mesh;
+//! * [`settings`], [`consumer`], [`logging`] and [`shutdown`] are what the agent of a pod does around it;
 //! * [`admin`] and [`cli`] are for people and their tools.
 
 pub mod admin;
 pub mod body;
 pub mod cli;
 pub mod config;
+pub mod consumer;
 pub mod engine;
+pub mod logging;
 pub mod proxy;
 mod pump;
 pub mod serve;
+pub mod settings;
+pub mod shutdown;
 pub mod snapshot;
 pub mod upstream;
 pub mod workloads;

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use cairn_waypoint::cli::{demo, run, show};
+use cairn_waypoint::cli::{demo, proxy, run, show};
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -16,16 +16,22 @@ struct Cairn {
 enum Command {
     /// Runs a small mesh on this machine.
     Demo(demo::Demo),
+    /// Runs in the pod that istiod makes for a waypoint: `proxy waypoint …`.
+    Proxy(proxy::Proxy),
     /// Serves captured configuration.
     Run(run::Run),
     /// Prints the compiled form of a configuration.
     Show(show::Show),
+    /// Prints the versions of cairn and of the Istio that it stands for.
+    Version,
 }
 
 fn main() -> ExitCode {
     match Cairn::parse().command {
         Command::Demo(args) => demo::main(&args),
+        Command::Proxy(args) => proxy::main(&args),
         Command::Run(args) => run::main(&args),
         Command::Show(args) => show::main(&args),
+        Command::Version => cairn_waypoint::cli::version(),
     }
 }

@@ -22,15 +22,13 @@ pub use pod::{Pod, Present};
 pub use proxy_config::ProxyConfig;
 
 use crate::{
-    cli::proxy::Arguments,
+    cli::{ISTIO_VERSION, arguments::Arguments},
     config::compiler::{ADDRESSES, WORKLOADS},
     logging::LogSettings,
     proxy::DataSettings,
     shutdown::DrainSettings,
 };
 
-/// The newest version of Istio that this proxy is tested with, and claims to be: istiod chooses by it what it sends (xds §1.13).
-pub const ISTIO_VERSION: &str = "1.31.0";
 /// How long start waits for endpoints, secrets and extensions once clusters and listeners are in. Envoy waits as long for secrets
 /// and extensions, and without end for endpoints, which one unlucky cluster could turn into a proxy that never serves.
 const WARM_TIMEOUT: Duration = Duration::from_secs(15);

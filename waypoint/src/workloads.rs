@@ -30,11 +30,14 @@ pub struct MeshService {
 /// Number of shards by address; a writer holds one at a time for an insertion.
 const SHARDS: usize = 32;
 
+/// Workloads of one shard, by network and address.
+type Shard = RwLock<HashMap<(Arc<str>, IpAddr), Arc<Workload>, RandomState>>;
+
 /// The table. Lookups by address take a shard's read lock for the time of a hash lookup.
 #[derive(Debug)]
 pub struct Workloads {
     network: Arc<str>,
-    by_address: Vec<RwLock<HashMap<(Arc<str>, IpAddr), Arc<Workload>, RandomState>>>,
+    by_address: Vec<Shard>,
     services_by_address: RwLock<HashMap<IpAddr, Arc<MeshService>, RandomState>>,
     /// Addresses of each resource, to find what a removal or a change takes away.
     known: RwLock<HashMap<Arc<str>, Known, RandomState>>,
@@ -64,7 +67,7 @@ impl Workloads {
         &self.network
     }
 
-    fn shard(&self, address: IpAddr) -> Option<&RwLock<HashMap<(Arc<str>, IpAddr), Arc<Workload>, RandomState>>> {
+    fn shard(&self, address: IpAddr) -> Option<&Shard> {
         let low = match address {
             IpAddr::V4(v4) => u32::from(v4) as usize,
             IpAddr::V6(v6) => u128::from(v6) as usize,

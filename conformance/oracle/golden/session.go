@@ -38,6 +38,8 @@ type Runner struct {
 	ControlPlane func(*Session) (stop func(), err error)
 	// Destinations replaces the backend by other programs.
 	Destinations func(*Session) (stop func(), err error)
+	// TunnelsOnly is for a proxy without a readiness probe: it is ready when it accepts tunnels.
+	TunnelsOnly bool
 	// Token is the service account token that the proxy finds.
 	Token string
 }
@@ -64,7 +66,11 @@ type Session struct {
 
 // Open brings a scenario up.
 func (r *Runner) Open(f *File, manifests, captureDir string) (s *Session, err error) {
-	s = &Session{Runner: r, File: f, dir: filepath.Join(r.Work, f.Scenario)}
+	work, err := filepath.Abs(r.Work)
+	if err != nil {
+		return nil, err
+	}
+	s = &Session{Runner: r, File: f, dir: filepath.Join(work, f.Scenario)}
 	defer func() {
 		if err != nil {
 			s.Close()
@@ -192,7 +198,7 @@ func (s *Session) StartProxy() error {
 // Probe is how this proxy shows that it is ready: Envoy by accepting, a waypoint image by its readiness probe too.
 func (s *Session) Probe() rig.Probe {
 	probe := rig.Probe{Tunnels: net.JoinHostPort(s.World.Waypoint, fmt.Sprint(backend.HBONEPort))}
-	if s.Runner.Command != "" {
+	if s.Runner.Command != "" && !s.Runner.TunnelsOnly {
 		probe.Health = "http://" + net.JoinHostPort(s.World.Waypoint, "15021") + "/healthz/ready"
 	}
 	return probe

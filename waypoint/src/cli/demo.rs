@@ -24,8 +24,8 @@ use std::{
 use clap::Args;
 use entrance::Place;
 use mesh::{Mesh, Settings};
-use told::Paint;
 use tokio::signal::unix::{SignalKind, signal};
+use told::Paint;
 
 /// How long the end may take.
 const END: Duration = Duration::from_secs(2);
@@ -36,7 +36,7 @@ pub struct Demo {
     /// Sends the requests of the demonstration, shows whether each answer is right, and ends.
     #[arg(long)]
     check: bool,
-    /// Where the shop can be entered; the next three ports lead to its TCP port, the vault, and an address that is nobody's.
+    /// Where the shop can be entered; the next four ports lead to its HTTP/2 and TCP ports, the vault, and an address that is nobody's.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
     /// The mesh's addresses are 127.N.x.x; choose another digit to run several.
@@ -68,13 +68,15 @@ pub enum StartError {
         address: SocketAddr,
     },
     /// A pod that the mesh does not know.
-    #[error("the configuration has an endpoint at {0} but no workload with that address: capture wds.pb together with the other files")]
+    #[error(
+        "the configuration has an endpoint at {0} but no workload with that address: capture wds.pb together with the other files"
+    )]
     Nobody(IpAddr),
     /// A certificate.
     #[error("no certificates can be made: {0}")]
     Identity(String),
     /// The ports after the first entrance.
-    #[error("--listen {0} leaves no ports for the other three entrances: choose a port below 65533")]
+    #[error("--listen {0} leaves no ports for the other four entrances: choose a port below 65532")]
     PortTooHigh(SocketAddr),
     /// A port or an address.
     #[error("cannot listen on {address} for {what}: {error}. {remedy}")]
@@ -116,8 +118,15 @@ fn demonstrate(args: &Demo) -> Result<bool, StartError> {
         move |error| StartError::System { what, error }
     };
     let paint = Paint::for_stdout();
-    let settings = Settings { listen: args.listen, octet: args.loopback, config: args.config.clone() };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(system("no threads can be started"))?;
+    let settings = Settings {
+        listen: args.listen,
+        octet: args.loopback,
+        config: args.config.clone(),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(system("no threads can be started"))?;
     let right = runtime.block_on(async {
         let mut mesh = Mesh::start(&settings)?;
         let mut interrupted = signal(SignalKind::interrupt()).map_err(system("Ctrl-C cannot be waited for"))?;
@@ -154,8 +163,12 @@ fn print(text: &str) {
 /// What runs, and what to try.
 fn introduction(mesh: &Mesh, paint: Paint) -> String {
     let at = |place| mesh.entrance(place).map(|address| address.to_string()).unwrap_or_default();
-    let (shop, tcp, vault, nobody) = (at(Place::Shop), at(Place::ShopTcp), at(Place::Vault), at(Place::Nobody));
-    let pods: Vec<String> = mesh.pods.iter().map(|(name, address)| format!("{name} {}", address.ip())).collect();
+    let [shop, http2, tcp, vault, nobody] = Place::ALL.map(at);
+    let pods: Vec<String> = mesh
+        .pods
+        .iter()
+        .map(|(name, address)| format!("{name} {}", address.ip()))
+        .collect();
     let mut text = format!(
         "{}: a mesh on this machine, on the configuration that istiod made of examples/demo.yaml\n  waypoint  {}, tunnels with \
          mutual TLS in and out\n  pods      {}\n  entrance  http://{shop} plays the client's ztunnel\n",
@@ -167,22 +180,30 @@ fn introduction(mesh: &Mesh, paint: Paint) -> String {
         text.push_str(&format!("  {}  {refused}\n", paint.bad("refuses ")));
     }
     text.push_str("try\n");
-    let (_, tcp_port) = tcp.rsplit_once(':').unwrap_or_default();
     for (command, shows) in [
         (format!("curl http://{shop}/"), "four in five answers are by v1, one by v2"),
         (format!("curl -H 'x-version: v2' http://{shop}/"), "a header chooses v2"),
         (format!("curl http://{shop}/api/cart"), "the application is asked for /cart"),
         (format!("curl -i http://{shop}/old/page"), "a redirect"),
         (format!("curl -i http://{shop}/slow"), "a timeout after 300 ms"),
-        (format!("curl -i http://{shop}/broken"), "a route to a service that does not exist"),
-        (format!("curl --http2-prior-knowledge http://{shop}/"), "HTTP/2 all the way"),
-        (format!("echo hello | nc -N 127.0.0.1 {tcp_port}"), "a TCP port sends back what it gets"),
+        (
+            format!("curl -i http://{shop}/broken"),
+            "a route to a service that does not exist",
+        ),
+        (format!("curl --http2-prior-knowledge http://{http2}/"), "HTTP/2 all the way"),
+        (
+            format!("echo hello | curl -s -m 1 telnet://{tcp}"),
+            "a TCP port sends back what it gets",
+        ),
         (format!("curl -i http://{vault}/"), "visitors are not let in"),
         (format!("curl http://{nobody}/"), "an address that is nobody's"),
     ] {
         text.push_str(&format!("  {command:<54}  {}\n", paint.dim(shows)));
     }
-    text.push_str(&format!("each request is told below; Ctrl-C ends everything\n\n{}\n", paint.dim("who  what  answer  route  → endpoint  time  why")));
+    text.push_str(&format!(
+        "each request is told below; Ctrl-C ends everything\n\n{}\n",
+        paint.dim("who  what  answer  route  → endpoint  time  why")
+    ));
     text
 }
 
@@ -192,7 +213,7 @@ impl StartError {
     /// An entrance cannot be opened.
     fn entrance(address: SocketAddr, error: io::Error) -> Self {
         let port = if address.port() < 9000 { 9090 } else { 8080 };
-        let remedy = format!("Choose another first port, such as --listen 127.0.0.1:{port}: four ports from there on are used");
+        let remedy = format!("Choose another first port, such as --listen 127.0.0.1:{port}: five ports from there on are used");
         Self::listen(address, "requests", error, remedy)
     }
 
@@ -208,16 +229,40 @@ impl StartError {
 
     fn listen(address: SocketAddr, what: &'static str, error: io::Error, remedy: String) -> Self {
         match error.kind() {
-            ErrorKind::AddrInUse => Self::Listen { address, what, error: "another program listens there", remedy },
-            ErrorKind::PermissionDenied => Self::Listen { address, what, error: "this user may not", remedy },
+            ErrorKind::AddrInUse => Self::Listen {
+                address,
+                what,
+                error: "another program listens there",
+                remedy,
+            },
+            ErrorKind::PermissionDenied => Self::Listen {
+                address,
+                what,
+                error: "this user may not",
+                remedy,
+            },
             ErrorKind::AddrNotAvailable if address.ip().is_loopback() => {
-                let remedy = format!("Linux has all of 127.0.0.0/8; elsewhere add it: sudo ifconfig lo0 alias {}", address.ip());
-                Self::Listen { address, what, error: "this machine does not have the address", remedy }
+                let remedy = format!(
+                    "Linux has all of 127.0.0.0/8; elsewhere add it: sudo ifconfig lo0 alias {}",
+                    address.ip()
+                );
+                Self::Listen {
+                    address,
+                    what,
+                    error: "this machine does not have the address",
+                    remedy,
+                }
             }
-            ErrorKind::AddrNotAvailable => {
-                Self::Listen { address, what, error: "this machine does not have the address", remedy }
-            }
-            _ => Self::System { what: format!("cannot listen on {address} for {what}"), error },
+            ErrorKind::AddrNotAvailable => Self::Listen {
+                address,
+                what,
+                error: "this machine does not have the address",
+                remedy,
+            },
+            _ => Self::System {
+                what: format!("cannot listen on {address} for {what}"),
+                error,
+            },
         }
     }
 }
@@ -228,7 +273,10 @@ fn another(address: SocketAddr) -> String {
         IpAddr::V4(address) => address.octets()[1],
         IpAddr::V6(_) => 0,
     };
-    format!("End it, or run the mesh on other addresses with --loopback {}", (digit + 1) % 10)
+    format!(
+        "End it, or run the mesh on other addresses with --loopback {}",
+        (digit + 1) % 10
+    )
 }
 
 #[cfg(test)]
@@ -242,7 +290,7 @@ mod tests {
             (
                 StartError::entrance("127.0.0.1:8080".parse().unwrap(), in_use()),
                 "cannot listen on 127.0.0.1:8080 for requests: another program listens there. Choose another first port, such as \
-                 --listen 127.0.0.1:9090: four ports from there on are used",
+                 --listen 127.0.0.1:9090: five ports from there on are used",
             ),
             (
                 StartError::waypoint("127.0.0.1:15008".parse().unwrap(), in_use()),
@@ -250,7 +298,10 @@ mod tests {
                  on other addresses with --loopback 1",
             ),
             (
-                StartError::pod("127.0.1.11:15008".parse().unwrap(), io::Error::from(ErrorKind::AddrNotAvailable)),
+                StartError::pod(
+                    "127.0.1.11:15008".parse().unwrap(),
+                    io::Error::from(ErrorKind::AddrNotAvailable),
+                ),
                 "cannot listen on 127.0.1.11:15008 for a pod's tunnels: this machine does not have the address. Linux has all of \
                  127.0.0.0/8; elsewhere add it: sudo ifconfig lo0 alias 127.0.1.11",
             ),

@@ -1,10 +1,12 @@
 //! The commands of `cairn`.
 
+pub mod arguments;
 pub mod demo;
+pub mod proxy;
 pub mod run;
 pub mod show;
 
-use std::time::Duration;
+use std::{process::ExitCode, time::Duration};
 
 /// The newest version of Istio that we are tested with, which the proxy claims.
 pub const ISTIO_VERSION: &str = "1.31.0";
@@ -25,4 +27,10 @@ pub async fn signalled() {
         // Without handlers the signals end the process by themselves.
         _ => std::future::pending().await,
     }
+}
+
+/// Prints the versions of cairn and of the Istio that it stands for.
+pub fn version() -> ExitCode {
+    println!("cairn {} (for Istio {ISTIO_VERSION})", env!("CARGO_PKG_VERSION"));
+    ExitCode::SUCCESS
 }

@@ -10,8 +10,9 @@ use cairn_exchange::{
 use cairn_proto::envoy::{
     config::{
         accesslog::v3::{
-            AccessLog as EnvoyAccessLog, AccessLogFilter, AndFilter, ComparisonFilter, DurationFilter, OrFilter, ResponseFlagFilter,
-            StatusCodeFilter, access_log::ConfigType, access_log_filter::FilterSpecifier, comparison_filter::Op,
+            AccessLog as EnvoyAccessLog, AccessLogFilter, AndFilter, ComparisonFilter, DurationFilter, OrFilter,
+            ResponseFlagFilter, StatusCodeFilter, access_log::ConfigType, access_log_filter::FilterSpecifier,
+            comparison_filter::Op,
         },
         core::v3::{SubstitutionFormatString, substitution_format_string::Format},
     },
@@ -36,7 +37,11 @@ pub(crate) fn compile(logs: Vec<EnvoyAccessLog>, files: Option<&LogFiles>, notes
 }
 
 fn compile_sink(log: EnvoyAccessLog, files: Option<&LogFiles>, notes: &mut Notes) -> Result<Option<Sink>, Malformed> {
-    let EnvoyAccessLog { name, filter, config_type } = log;
+    let EnvoyAccessLog {
+        name,
+        filter,
+        config_type,
+    } = log;
     let Some(ConfigType::TypedConfig(any)) = config_type else {
         return Err(notes.malformed("", format!("log {name} has no configuration")));
     };
@@ -44,7 +49,10 @@ fn compile_sink(log: EnvoyAccessLog, files: Option<&LogFiles>, notes: &mut Notes
     let format = match typed(&any, notes)? {
         Typed::Message("envoy.extensions.access_loggers.file.v3.FileAccessLog", any) => {
             let log: FileAccessLog = unpack(any, Unknown::Ignored, notes)?;
-            let FileAccessLog { path: own_path, access_log_format } = log;
+            let FileAccessLog {
+                path: own_path,
+                access_log_format,
+            } = log;
             path = own_path;
             compile_format(access_log_format, notes)?
         }
@@ -74,7 +82,13 @@ fn compile_format(format: Option<AccessLogFormat>, notes: &mut Notes) -> Result<
         Some(AccessLogFormat::Format(text)) => compile_text(&text, false, notes),
         Some(AccessLogFormat::JsonFormat(json) | AccessLogFormat::TypedJsonFormat(json)) => compile_json(json, false, notes),
         Some(AccessLogFormat::LogFormat(format)) => {
-            let SubstitutionFormatString { omit_empty_values, content_type, formatters, json_format_options: _, format } = format;
+            let SubstitutionFormatString {
+                omit_empty_values,
+                content_type,
+                formatters,
+                json_format_options: _,
+                format,
+            } = format;
             ignore_set!(notes, content_type);
             // Formatters add operators; those that we know need no configuration, and others are no operators to the parser.
             drop(formatters);
@@ -85,7 +99,9 @@ fn compile_format(format: Option<AccessLogFormat>, notes: &mut Notes) -> Result<
                     let mut aside = Notes::of("");
                     let text = inline("text_format_source", source, &mut aside)
                         .and_then(|text| String::from_utf8(text).ok())
-                        .ok_or_else(|| notes.malformed("log_format.text_format_source", "is no text in the configuration itself"))?;
+                        .ok_or_else(|| {
+                            notes.malformed("log_format.text_format_source", "is no text in the configuration itself")
+                        })?;
                     compile_text(&text, omit_empty_values, notes)
                 }
                 None => Err(notes.malformed("log_format", "is empty")),
@@ -96,7 +112,10 @@ fn compile_format(format: Option<AccessLogFormat>, notes: &mut Notes) -> Result<
 
 fn compile_text(text: &str, omit_empty: bool, notes: &mut Notes) -> Result<LogFormat, Malformed> {
     match Template::parse(text) {
-        Ok(template) => Ok(LogFormat::Text { template, absent: if omit_empty { Absent::Empty } else { Absent::Dash } }),
+        Ok(template) => Ok(LogFormat::Text {
+            template,
+            absent: if omit_empty { Absent::Empty } else { Absent::Dash },
+        }),
         Err(error) => Err(notes.malformed("log_format", error.to_string())),
     }
 }

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use cairn_proto::{self as proto, TYPE_URL_PREFIX};
+use cairn_proto as proto;
 use prost::Message;
 use prost_reflect::{DynamicMessage, Value};
 
@@ -37,10 +37,14 @@ named! {
     "envoy.extensions.filters.http.cors.v3.Cors" => proto::envoy::extensions::filters::http::cors::v3::Cors,
     "envoy.extensions.filters.http.fault.v3.HTTPFault" => proto::envoy::extensions::filters::http::fault::v3::HttpFault,
     "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" => proto::envoy::extensions::filters::http::grpc_stats::v3::FilterConfig,
+    "envoy.extensions.filters.http.rbac.v3.RBAC" => proto::envoy::extensions::filters::http::rbac::v3::Rbac,
     "envoy.extensions.filters.http.router.v3.Router" => proto::envoy::extensions::filters::http::router::v3::Router,
     "envoy.extensions.filters.http.set_filter_state.v3.Config" => proto::envoy::extensions::filters::http::set_filter_state::v3::Config,
     "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager" => proto::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager,
     "envoy.extensions.filters.network.mongo_proxy.v3.MongoProxy" => proto::envoy::extensions::filters::network::mongo_proxy::v3::MongoProxy,
+    "envoy.extensions.filters.network.rbac.v3.RBAC" => proto::envoy::extensions::filters::network::rbac::v3::Rbac,
+    "envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig" => proto::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig,
+    "envoy.extensions.rbac.principals.mtls_authenticated.v3.Config" => proto::envoy::extensions::rbac::principals::mtls_authenticated::v3::Config,
     "envoy.extensions.filters.network.set_filter_state.v3.Config" => proto::envoy::extensions::filters::network::set_filter_state::v3::Config,
     "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy" => proto::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy,
     "envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig" => proto::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig,
@@ -59,11 +63,6 @@ named! {
     "udpa.type.v1.TypedStruct" => proto::udpa::r#type::v1::TypedStruct,
     "xds.type.matcher.v3.IPMatcher" => proto::xds::r#type::matcher::v3::IpMatcher,
     "xds.type.v3.TypedStruct" => proto::xds::r#type::v3::TypedStruct,
-}
-
-/// The type URL of a message.
-pub(crate) fn type_url<M: Named>() -> String {
-    format!("{TYPE_URL_PREFIX}{}", M::NAME)
 }
 
 /// The message's name in a type URL.
@@ -144,8 +143,12 @@ pub(crate) fn text<'a>(fields: &'a BTreeMap<String, prost_types::Value>, key: &s
 }
 
 fn list_unknown<M: Named>(bytes: &[u8], unknown: Unknown, notes: &mut Notes) {
-    let Some(descriptor) = proto::pool().get_message_by_name(M::NAME) else { return };
-    let Ok(message) = DynamicMessage::decode(descriptor, bytes) else { return };
+    let Some(descriptor) = proto::pool().get_message_by_name(M::NAME) else {
+        return;
+    };
+    let Ok(message) = DynamicMessage::decode(descriptor, bytes) else {
+        return;
+    };
     let mut found = Vec::new();
     walk(&message, "", 0, &mut found);
     for (place, number) in found {
@@ -163,7 +166,11 @@ fn walk(message: &DynamicMessage, place: &str, depth: usize, found: &mut Vec<(St
     }
     found.extend(message.unknown_fields().map(|field| (place.to_owned(), field.number())));
     for (field, value) in message.fields() {
-        let inside = if place.is_empty() { field.name().to_owned() } else { format!("{place}.{}", field.name()) };
+        let inside = if place.is_empty() {
+            field.name().to_owned()
+        } else {
+            format!("{place}.{}", field.name())
+        };
         walk_value(value, &inside, depth, found);
     }
 }

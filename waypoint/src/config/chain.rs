@@ -20,11 +20,12 @@ use cairn_proto::{
     stats::PluginConfig,
 };
 
+use cairn_policy::rbac::Rbac;
 use cairn_telemetry::access_log::LogFiles;
 
 use super::{
     any::{Typed, Unknown, decode, typed, unpack},
-    hcm,
+    hcm, rbac,
     report::{Malformed, Notes, Unsupported, ignore_set, refuse_set, unneeded},
     tcp,
     value::duration,
@@ -52,6 +53,8 @@ pub(crate) struct Compiled {
 pub(crate) struct Context {
     /// Istio's metrics, and how often for open connections.
     pub metrics: Option<Duration>,
+    /// RBAC filters of TCP, in order.
+    pub rbac: Vec<Rbac>,
     /// Clusters named so far.
     pub clusters: BTreeSet<Arc<str>>,
     /// Extension configurations named so far.
@@ -80,7 +83,10 @@ pub(crate) fn compile(listener: &str, name: &str, bytes: &Bytes, log_files: Opti
     if use_proxy_proto == Some(true) {
         notes.refuse("use_proxy_proto", "is not supported");
     }
-    let mut context = Context { log_files: log_files.cloned(), ..Context::default() };
+    let mut context = Context {
+        log_files: log_files.cloned(),
+        ..Context::default()
+    };
     let mut kind = None;
     for (index, filter) in filters.into_iter().enumerate() {
         if kind.is_some() {
@@ -88,10 +94,15 @@ pub(crate) fn compile(listener: &str, name: &str, bytes: &Bytes, log_files: Opti
         }
         kind = notes.at("filters", index, |notes| compile_filter(filter, &mut context, notes))?;
     }
+    if matches!(kind, Some(ChainKind::Http(_))) && !context.rbac.is_empty() {
+        notes.refuse("filters", "authorization of connections (network RBAC) before HTTP is not supported");
+    }
     let refuse = notes.refusal();
     let kind = match (kind, &refuse) {
         (Some(kind), _) => kind,
-        (None, Some(_)) => ChainKind::Refused { http: name == "direct-http" || name.split('|').nth(2).is_some_and(is_http) },
+        (None, Some(_)) => ChainKind::Refused {
+            http: name == "direct-http" || name.split('|').nth(2).is_some_and(is_http),
+        },
         (None, None) => return Err(notes.malformed("filters", "end in no filter that passes anything on")),
     };
     let chain = Chain {
@@ -100,8 +111,20 @@ pub(crate) fn compile(listener: &str, name: &str, bytes: &Bytes, log_files: Opti
         kind,
         refuse: refuse.map(Refusal::because),
     };
-    let Context { metrics: _, clusters, extensions, filter_names: _, log_files: _ } = context;
-    Ok(Compiled { chain: Arc::new(chain), clusters, extensions, unsupported: notes.into_list() })
+    let Context {
+        metrics: _,
+        rbac: _,
+        clusters,
+        extensions,
+        filter_names: _,
+        log_files: _,
+    } = context;
+    Ok(Compiled {
+        chain: Arc::new(chain),
+        clusters,
+        extensions,
+        unsupported: notes.into_list(),
+    })
 }
 
 /// Whether the subset part of a chain's name says HTTP: `http`, `http/v1`.
@@ -139,14 +162,26 @@ fn compile_filter(filter: Filter, context: &mut Context, notes: &mut Notes) -> R
                 let proxy = unpack(any, Unknown::Refuses, notes)?;
                 return tcp::compile(proxy, context, notes).map(|chain| Some(ChainKind::Tcp(chain)));
             }
-            "envoy.extensions.filters.network.set_filter_state.v3.Config" => set_filter_state(unpack(any, Unknown::Refuses, notes)?, notes),
+            "envoy.extensions.filters.network.set_filter_state.v3.Config" => {
+                set_filter_state(unpack(any, Unknown::Refuses, notes)?, notes)
+            }
             "envoy.extensions.filters.network.mongo_proxy.v3.MongoProxy" => {
                 // It counts and logs what passes (verified §1, row 2.6); only its delays would change anything.
-                let MongoProxy { stat_prefix, access_log, delay, emit_dynamic_metadata, commands, max_bson_depth } =
-                    unpack(any, Unknown::Refuses, notes)?;
+                let MongoProxy {
+                    stat_prefix,
+                    access_log,
+                    delay,
+                    emit_dynamic_metadata,
+                    commands,
+                    max_bson_depth,
+                } = unpack(any, Unknown::Refuses, notes)?;
                 unneeded!(stat_prefix, commands, max_bson_depth);
                 ignore_set!(notes, access_log, emit_dynamic_metadata);
                 refuse_set!(notes, delay);
+            }
+            "envoy.extensions.filters.network.rbac.v3.RBAC" => {
+                let filter = rbac::network(unpack(any, Unknown::Refuses, notes)?, notes)?;
+                context.rbac.push(filter);
             }
             "stats.PluginConfig" => context.metrics = Some(stats(unpack(any, Unknown::Ignored, notes)?, notes)?),
             other => notes.refuse("", format!("filter {name} ({other}) is not supported")),
@@ -157,15 +192,27 @@ fn compile_filter(filter: Filter, context: &mut Context, notes: &mut Notes) -> R
 
 /// A filter whose configuration comes over ECDS: it is asked for, and refuses the chain, as none of those types is supported.
 pub(crate) fn discovered(name: &str, discovery: ExtensionConfigSource, context: &mut Context, notes: &mut Notes) {
-    let ExtensionConfigSource { config_source, default_config, apply_default_config_without_warming, type_urls } = discovery;
+    let ExtensionConfigSource {
+        config_source,
+        default_config,
+        apply_default_config_without_warming,
+        type_urls,
+    } = discovery;
     unneeded!(config_source, default_config, apply_default_config_without_warming, type_urls);
     context.extensions.insert(name.to_owned());
-    notes.refuse("config_discovery", format!("filter {name} by extension configuration is not supported"));
+    notes.refuse(
+        "config_discovery",
+        format!("filter {name} by extension configuration is not supported"),
+    );
 }
 
 /// Objects that istiod has put into filter state; we hold what they stand for as facts of the connection (xds §2.2, §2.4).
 pub(crate) fn set_filter_state(config: SetFilterState, notes: &mut Notes) {
-    let SetFilterState { on_new_connection, on_downstream_tls_handshake, on_downstream_data } = config;
+    let SetFilterState {
+        on_new_connection,
+        on_downstream_tls_handshake,
+        on_downstream_data,
+    } = config;
     refuse_set!(notes, on_downstream_tls_handshake, on_downstream_data);
     filter_state_values("on_new_connection", &on_new_connection, notes);
 }
@@ -173,7 +220,14 @@ pub(crate) fn set_filter_state(config: SetFilterState, notes: &mut Notes) {
 /// Whether each value is one that we hold anyway.
 pub(crate) fn filter_state_values(field: &str, values: &[FilterStateValue], notes: &mut Notes) {
     for (index, value) in values.iter().enumerate() {
-        let FilterStateValue { factory_key, read_only, shared_with_upstream, skip_if_empty, key, value: content } = value;
+        let FilterStateValue {
+            factory_key,
+            read_only,
+            shared_with_upstream,
+            skip_if_empty,
+            key,
+            value: content,
+        } = value;
         unneeded!(factory_key, read_only, shared_with_upstream, skip_if_empty);
         let Some(Key::ObjectKey(key)) = key else {
             notes.refuse(field, "an object has no key");
@@ -181,7 +235,10 @@ pub(crate) fn filter_state_values(field: &str, values: &[FilterStateValue], note
         };
         let format = format_of(content.as_ref());
         if !is_known_object(key, format.unwrap_or_default()) {
-            notes.refuse(&format!("{field}[{index}]"), format!("object {key} of filter state is not known"));
+            notes.refuse(
+                &format!("{field}[{index}]"),
+                format!("object {key} of filter state is not known"),
+            );
         }
     }
 }
@@ -243,8 +300,22 @@ pub(crate) fn stats(config: PluginConfig, notes: &mut Notes) -> Result<Duration,
         rotation_interval,
         graceful_deletion_interval,
     } = config;
-    unneeded!(debug, max_peer_cache_size, field_separator, value_separator, disable_host_header_fallback, reporter);
-    ignore_set!(notes, stat_prefix, metrics, definitions, rotation_interval, graceful_deletion_interval);
+    unneeded!(
+        debug,
+        max_peer_cache_size,
+        field_separator,
+        value_separator,
+        disable_host_header_fallback,
+        reporter
+    );
+    ignore_set!(
+        notes,
+        stat_prefix,
+        metrics,
+        definitions,
+        rotation_interval,
+        graceful_deletion_interval
+    );
     match tcp_reporting_duration {
         None => Ok(TCP_REPORTING),
         Some(value) => duration("tcp_reporting_duration", value, notes),

@@ -3,7 +3,7 @@
 //! A cluster with something that can decide and that we cannot do is kept, with transport terms that refuse its requests. What only
 //! changes which endpoint is preferred (outlier ejection, warm-up, retry budgets) is left out and listed.
 
-use std::{hash::{BuildHasher as _, Hash as _, Hasher as _}, sync::Arc, time::Duration};
+use std::{hash::BuildHasher as _, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use cairn_exchange::{ClusterFacts, Service};
@@ -14,8 +14,8 @@ use cairn_proto::envoy::{
             circuit_breakers::Thresholds,
             cluster::{
                 ClusterDiscoveryType, CommonLbConfig, CustomClusterType, DiscoveryType, EdsClusterConfig, LbConfig,
-                LbPolicy as EnvoyLbPolicy, LeastRequestLbConfig, MaglevLbConfig, OriginalDstLbConfig, RingHashLbConfig, RoundRobinLbConfig,
-                common_lb_config::LocalityConfigSpecifier,
+                LbPolicy as EnvoyLbPolicy, LeastRequestLbConfig, MaglevLbConfig, OriginalDstLbConfig, RingHashLbConfig,
+                RoundRobinLbConfig, common_lb_config::LocalityConfigSpecifier,
             },
         },
         core::v3::{Metadata, TcpKeepalive as EnvoyKeepalive, config_source::ConfigSourceSpecifier},
@@ -161,7 +161,13 @@ pub(crate) fn compile(name: &str, bytes: &Bytes) -> Result<Compiled, Malformed> 
         load_balancing_policy,
         upstream_config,
     );
-    ignore_set!(notes, health_checks, close_connections_on_host_health_failure, ignore_health_on_host_removal, outlier_detection);
+    ignore_set!(
+        notes,
+        health_checks,
+        close_connections_on_host_health_failure,
+        ignore_health_on_host_removal,
+        outlier_detection
+    );
     check_filters(&filters, notes)?;
 
     let mut settings = ClusterSettings::default();
@@ -175,16 +181,27 @@ pub(crate) fn compile(name: &str, bytes: &Bytes) -> Result<Compiled, Malformed> 
     settings.breakers = notes.within("circuit_breakers", |notes| breakers(circuit_breakers, notes));
     settings.tcp_keepalive = keepalive(upstream_connection_options, notes);
     settings.lb = balancing(lb_policy, lb_config, &mut settings.discovery, notes)?;
-    notes.within("common_lb_config", |notes| common_balancing(common_lb_config, &mut settings, notes));
+    notes.within("common_lb_config", |notes| {
+        common_balancing(common_lb_config, &mut settings, notes)
+    });
     upstream_http::apply(&typed_extension_protocol_options, &mut settings, notes)?;
 
-    let endpoints = discover(name, cluster_discovery_type, eds_cluster_config, load_assignment, &mut settings, notes)?;
+    let endpoints = discover(
+        name,
+        cluster_discovery_type,
+        eds_cluster_config,
+        load_assignment,
+        &mut settings,
+        notes,
+    )?;
     let mut secrets = Vec::new();
     if TUNNEL_CLUSTERS.contains(&name) {
         let terms = notes.within("transport_socket", |notes| transport::tunnel(transport_socket, notes))?;
         settings.tunnel = Some(terms);
     } else {
-        settings.transport = notes.within("transport_socket", |notes| transport::terms(transport_socket, &mut secrets, notes))?;
+        settings.transport = notes.within("transport_socket", |notes| {
+            transport::terms(transport_socket, &mut secrets, notes)
+        })?;
     }
     let matched = transport::matches(transport_socket_matches, notes)?;
     if let Some(reason) = notes.refusal() {
@@ -198,23 +215,43 @@ pub(crate) fn compile(name: &str, bytes: &Bytes) -> Result<Compiled, Malformed> 
     };
     let transport_hash = transport_hash(&settings);
     let unsupported = std::mem::replace(notes, Notes::of(name)).into_list();
-    Ok(Compiled { facts: Arc::new(facts), settings, transport_hash, endpoints, matched: Arc::new(matched), secrets, unsupported })
+    Ok(Compiled {
+        facts: Arc::new(facts),
+        settings,
+        transport_hash,
+        endpoints,
+        matched: Arc::new(matched),
+        secrets,
+        unsupported,
+    })
 }
 
 /// The service in `metadata.istio.services`.
 fn service(metadata: &Metadata) -> Option<Service> {
     use prost_types::value::Kind;
     let istio = metadata.filter_metadata.get("istio")?;
-    let Kind::ListValue(list) = istio.fields.get("services")?.kind.as_ref()? else { return None };
-    let Kind::StructValue(first) = list.values.first()?.kind.as_ref()? else { return None };
+    let Kind::ListValue(list) = istio.fields.get("services")?.kind.as_ref()? else {
+        return None;
+    };
+    let Kind::StructValue(first) = list.values.first()?.kind.as_ref()? else {
+        return None;
+    };
     let member = |key| text(&first.fields, key).unwrap_or_default().into();
-    Some(Service { host: member("host"), name: member("name"), namespace: member("namespace") })
+    Some(Service {
+        host: member("host"),
+        name: member("name"),
+        namespace: member("namespace"),
+    })
 }
 
 /// Filters on upstream connections: istiod sends two that exchange metadata in ways that HBONE does not need.
 fn check_filters(filters: &[cairn_proto::envoy::config::cluster::v3::Filter], notes: &mut Notes) -> Result<(), Malformed> {
     for (index, filter) in filters.iter().enumerate() {
-        let cairn_proto::envoy::config::cluster::v3::Filter { name, typed_config, config_discovery } = filter;
+        let cairn_proto::envoy::config::cluster::v3::Filter {
+            name,
+            typed_config,
+            config_discovery,
+        } = filter;
         notes.at("filters", index, |notes| {
             refuse_set!(notes, config_discovery);
             let Some(any) = typed_config else {
@@ -236,7 +273,13 @@ fn check_filters(filters: &[cairn_proto::envoy::config::cluster::v3::Filter], no
 
 fn breakers(breakers: Option<CircuitBreakers>, notes: &mut Notes) -> Breakers {
     let mut limits = Breakers::default();
-    let Some(CircuitBreakers { thresholds, per_host_thresholds }) = breakers else { return limits };
+    let Some(CircuitBreakers {
+        thresholds,
+        per_host_thresholds,
+    }) = breakers
+    else {
+        return limits;
+    };
     ignore_set!(notes, per_host_thresholds);
     for (index, threshold) in thresholds.into_iter().enumerate() {
         let Thresholds {
@@ -268,12 +311,24 @@ fn breakers(breakers: Option<CircuitBreakers>, notes: &mut Notes) -> Breakers {
 }
 
 fn keepalive(options: Option<UpstreamConnectionOptions>, notes: &mut Notes) -> Option<TcpKeepalive> {
-    let UpstreamConnectionOptions { tcp_keepalive, set_local_interface_name_on_upstream_connections, happy_eyeballs_config } = options?;
+    let UpstreamConnectionOptions {
+        tcp_keepalive,
+        set_local_interface_name_on_upstream_connections,
+        happy_eyeballs_config,
+    } = options?;
     unneeded!(set_local_interface_name_on_upstream_connections);
     ignore_set!(notes, happy_eyeballs_config);
-    let EnvoyKeepalive { keepalive_probes, keepalive_time, keepalive_interval } = tcp_keepalive?;
+    let EnvoyKeepalive {
+        keepalive_probes,
+        keepalive_time,
+        keepalive_interval,
+    } = tcp_keepalive?;
     let seconds = |seconds: Option<u32>| seconds.map(|seconds| Duration::from_secs(seconds.into()));
-    Some(TcpKeepalive { probes: keepalive_probes, time: seconds(keepalive_time), interval: seconds(keepalive_interval) })
+    Some(TcpKeepalive {
+        probes: keepalive_probes,
+        time: seconds(keepalive_time),
+        interval: seconds(keepalive_interval),
+    })
 }
 
 fn balancing(policy: i32, config: Option<LbConfig>, discovery: &mut Discovery, notes: &mut Notes) -> Result<LbPolicy, Malformed> {
@@ -284,8 +339,14 @@ fn balancing(policy: i32, config: Option<LbConfig>, discovery: &mut Discovery, n
     match config {
         None => {}
         Some(LbConfig::LeastRequestLbConfig(config)) => {
-            let LeastRequestLbConfig { choice_count, active_request_bias, slow_start_config } = config;
-            notes.within("least_request_lb_config", |notes| ignore_set!(notes, active_request_bias, slow_start_config));
+            let LeastRequestLbConfig {
+                choice_count,
+                active_request_bias,
+                slow_start_config,
+            } = config;
+            notes.within("least_request_lb_config", |notes| {
+                ignore_set!(notes, active_request_bias, slow_start_config)
+            });
             choices = choice_count.unwrap_or(choices).max(2);
         }
         Some(LbConfig::RoundRobinLbConfig(config)) => {
@@ -293,8 +354,14 @@ fn balancing(policy: i32, config: Option<LbConfig>, discovery: &mut Discovery, n
             notes.within("round_robin_lb_config", |notes| ignore_set!(notes, slow_start_config));
         }
         Some(LbConfig::RingHashLbConfig(config)) => {
-            let RingHashLbConfig { minimum_ring_size, hash_function, maximum_ring_size } = config;
-            notes.within("ring_hash_lb_config", |notes| ignore_set!(notes, hash_function, maximum_ring_size));
+            let RingHashLbConfig {
+                minimum_ring_size,
+                hash_function,
+                maximum_ring_size,
+            } = config;
+            notes.within("ring_hash_lb_config", |notes| {
+                ignore_set!(notes, hash_function, maximum_ring_size)
+            });
             minimum_size = minimum_ring_size.unwrap_or(minimum_size);
         }
         Some(LbConfig::MaglevLbConfig(config)) => {
@@ -302,8 +369,15 @@ fn balancing(policy: i32, config: Option<LbConfig>, discovery: &mut Discovery, n
             table_size = size.unwrap_or(table_size);
         }
         Some(LbConfig::OriginalDstLbConfig(config)) => {
-            let OriginalDstLbConfig { use_http_header, http_header_name, upstream_port_override, metadata_key } = config;
-            notes.within("original_dst_lb_config", |notes| refuse_set!(notes, use_http_header, http_header_name));
+            let OriginalDstLbConfig {
+                use_http_header,
+                http_header_name,
+                upstream_port_override,
+                metadata_key,
+            } = config;
+            notes.within("original_dst_lb_config", |notes| {
+                refuse_set!(notes, use_http_header, http_header_name)
+            });
             if let Some(key) = metadata_key {
                 // `waypoint` of the endpoint's metadata, which the endpoint's target already holds (xds §5.8).
                 let path: Vec<_> = key.path.iter().map(|segment| format!("{segment:?}")).collect();
@@ -315,7 +389,11 @@ fn balancing(policy: i32, config: Option<LbConfig>, discovery: &mut Discovery, n
                 None => None,
                 Some(port) => match u16::try_from(port) {
                     Ok(port) => Some(port),
-                    Err(_) => return Err(notes.malformed("original_dst_lb_config.upstream_port_override", format!("{port} is no port"))),
+                    Err(_) => {
+                        return Err(
+                            notes.malformed("original_dst_lb_config.upstream_port_override", format!("{port} is no port"))
+                        );
+                    }
                 },
             };
             *discovery = Discovery::OriginalDestination(OriginalDestination { port_override });
@@ -336,7 +414,10 @@ fn balancing(policy: i32, config: Option<LbConfig>, discovery: &mut Discovery, n
         }
         EnvoyLbPolicy::ClusterProvided => LbPolicy::ClusterProvided,
         EnvoyLbPolicy::LoadBalancingPolicyConfig => {
-            notes.ignore("lb_policy", "a policy by configuration is not supported; least request is used");
+            notes.ignore(
+                "lb_policy",
+                "a policy by configuration is not supported; least request is used",
+            );
             LbPolicy::LeastRequest { choices }
         }
     })
@@ -356,7 +437,12 @@ fn common_balancing(config: Option<CommonLbConfig>, settings: &mut ClusterSettin
         return;
     };
     unneeded!(update_merge_window, ignore_new_hosts_until_first_hc);
-    ignore_set!(notes, close_connections_on_host_set_change, consistent_hashing_lb_config, override_host_status);
+    ignore_set!(
+        notes,
+        close_connections_on_host_set_change,
+        consistent_hashing_lb_config,
+        override_host_status
+    );
     if let Some(percent) = healthy_panic_threshold {
         settings.panic_threshold = percent.value.clamp(0.0, 100.0);
     }
@@ -421,16 +507,26 @@ fn discover(
             if !matches!(settings.discovery, Discovery::OriginalDestination(_)) {
                 settings.discovery = Discovery::OriginalDestination(OriginalDestination::default());
             }
-            Endpoints::Fixed(if TUNNEL_CLUSTERS.contains(&name) { Assignment::default() } else { Assignment::original_destination(false) })
+            Endpoints::Fixed(if TUNNEL_CLUSTERS.contains(&name) {
+                Assignment::default()
+            } else {
+                Assignment::original_destination(false)
+            })
         }
         DiscoveryType::Eds => {
-            let EdsClusterConfig { eds_config, service_name } =
-                eds.ok_or_else(|| notes.malformed("eds_cluster_config", "is missing"))?;
+            let EdsClusterConfig {
+                eds_config,
+                service_name,
+            } = eds.ok_or_else(|| notes.malformed("eds_cluster_config", "is missing"))?;
             match eds_config.and_then(|source| source.config_source_specifier) {
                 Some(ConfigSourceSpecifier::Ads(_)) => {}
                 _ => return Err(notes.malformed("eds_cluster_config.eds_config", "endpoints come over ADS only")),
             }
-            let service: Arc<str> = if service_name.is_empty() { name.into() } else { service_name.into() };
+            let service: Arc<str> = if service_name.is_empty() {
+                name.into()
+            } else {
+                service_name.into()
+            };
             settings.discovery = Discovery::Eds(service.clone());
             Endpoints::Eds(service)
         }
@@ -439,7 +535,12 @@ fn discover(
 
 /// Fingerprint of what a connection to an endpoint is made with.
 fn transport_hash(settings: &ClusterSettings) -> u64 {
-    let mut hasher = FixedState::with_seed(0).build_hasher();
-    (&settings.transport, settings.protocol, &settings.tunnel, settings.tcp_keepalive, settings.preserve_header_case).hash(&mut hasher);
-    hasher.finish()
+    let parts = (
+        &settings.transport,
+        settings.protocol,
+        &settings.tunnel,
+        settings.tcp_keepalive,
+        settings.preserve_header_case,
+    );
+    FixedState::with_seed(0).hash_one(parts)
 }

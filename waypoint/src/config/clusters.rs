@@ -71,7 +71,9 @@ impl Clusters {
             }
         }
         for name in removed {
-            let Some((name, _)) = self.entries.get_key_value(name.as_str()) else { continue };
+            let Some((name, _)) = self.entries.get_key_value(name.as_str()) else {
+                continue;
+            };
             any |= self.gone.insert(name.clone());
         }
         any
@@ -144,7 +146,14 @@ impl Clusters {
                         Ok(good) => (Some(good), None),
                         Err(malformed) => (before, Some(ResourceError::malformed(&service, None, malformed))),
                     };
-                    self.assignments.insert(service.clone(), AssignmentEntry { bytes: resource.bytes.clone(), good, malformed });
+                    self.assignments.insert(
+                        service.clone(),
+                        AssignmentEntry {
+                            bytes: resource.bytes.clone(),
+                            good,
+                            malformed,
+                        },
+                    );
                     for name in &clusters {
                         self.swap_endpoints(name);
                     }
@@ -152,7 +161,12 @@ impl Clusters {
             }
             if let Some(entry) = self.assignments.get(&service) {
                 errors.extend(entry.malformed.clone());
-                errors.extend(entry.good.iter().flat_map(|(_, unsupported)| unsupported.iter().filter_map(Unsupported::error)));
+                errors.extend(
+                    entry
+                        .good
+                        .iter()
+                        .flat_map(|(_, unsupported)| unsupported.iter().filter_map(Unsupported::error)),
+                );
             }
             for entry in clusters.iter().filter_map(|name| self.entries.get(name)) {
                 errors.extend(entry.endpoints_unsupported.iter().filter_map(Unsupported::error));
@@ -167,9 +181,11 @@ impl Clusters {
         let Some(active) = &entry.active else { return };
         let assignment = match &active.endpoints {
             Endpoints::Fixed(assignment) => Some(assignment),
-            Endpoints::Eds(service) => {
-                self.assignments.get(service).and_then(|entry| entry.good.as_ref()).map(|(assignment, _)| assignment)
-            }
+            Endpoints::Eds(service) => self
+                .assignments
+                .get(service)
+                .and_then(|entry| entry.good.as_ref())
+                .map(|(assignment, _)| assignment),
         };
         let Some(assignment) = assignment else { return };
         let state = self.states.cluster(name);
@@ -219,7 +235,12 @@ impl Clusters {
             settings.transport = TransportTerms::Unsupported(reason.as_str().into());
             settings.tunnel = None;
         }
-        Some(Cluster { facts: active.facts.clone(), settings, transport_hash: active.transport_hash, state })
+        Some(Cluster {
+            facts: active.facts.clone(),
+            settings,
+            transport_hash: active.transport_hash,
+            state,
+        })
     }
 
     /// Refuses tunnels, by cluster, for what listeners say; `true` when that is news.
@@ -259,7 +280,10 @@ impl Clusters {
 
     /// Whether a chain that names this cluster has to wait: it is coming, and was never there.
     pub(crate) fn is_coming(&self, name: &str) -> bool {
-        self.entries.get(name).is_some_and(|entry| entry.active.is_none() && entry.latest.is_some()) && !self.gone.contains(name)
+        self.entries
+            .get(name)
+            .is_some_and(|entry| entry.active.is_none() && entry.latest.is_some())
+            && !self.gone.contains(name)
     }
 
     /// Names of the endpoint assignments that are wanted.
@@ -269,7 +293,11 @@ impl Clusters {
 
     /// Names of the secrets that are wanted.
     pub(crate) fn wanted_secrets(&self) -> BTreeSet<String> {
-        self.entries.values().filter_map(|entry| entry.latest.as_ref()).flat_map(|compiled| compiled.secrets.iter().cloned()).collect()
+        self.entries
+            .values()
+            .filter_map(|entry| entry.latest.as_ref())
+            .flat_map(|compiled| compiled.secrets.iter().cloned())
+            .collect()
     }
 
     /// Clusters that wait for endpoints.
@@ -296,7 +324,10 @@ impl Entry {
     }
 
     fn errors(&self) -> impl Iterator<Item = ResourceError> {
-        let refused = self.latest.iter().flat_map(|compiled| compiled.unsupported.iter().filter_map(Unsupported::error));
+        let refused = self
+            .latest
+            .iter()
+            .flat_map(|compiled| compiled.unsupported.iter().filter_map(Unsupported::error));
         self.malformed.clone().into_iter().chain(refused)
     }
 }

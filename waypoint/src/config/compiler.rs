@@ -7,10 +7,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use cairn_exchange::clock::{self, Instant};
 use cairn_telemetry::access_log::LogFiles;
 
 use super::{
@@ -38,6 +40,10 @@ pub const EXTENSIONS: &str = "type.googleapis.com/envoy.config.core.v3.TypedExte
 
 /// Names that a sentence about what is missing lists.
 const NAMES_IN_WORDS: usize = 5;
+
+/// How long the proxy waits with being ready for secrets and extension configurations, as Envoy does (xds §1.11): istiod leaves out what
+/// the proxy may not have, and what needs it refuses by itself.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Bytes of a NACK's words, after which only the number of further errors is told.
 const MAX_WORDS: usize = 6 * 1024;
@@ -80,6 +86,8 @@ pub struct Compiler {
     received: BTreeSet<String>,
     /// What was wanted last.
     wanted: BTreeMap<&'static str, BTreeSet<String>>,
+    /// When what is wanted of a type last changed.
+    wanted_since: BTreeMap<&'static str, Instant>,
 }
 
 // === impl Compiler ===
@@ -97,6 +105,7 @@ impl Compiler {
             snapshot,
             received: BTreeSet::new(),
             wanted: BTreeMap::new(),
+            wanted_since: BTreeMap::new(),
         }
     }
 
@@ -124,13 +133,26 @@ impl Compiler {
             SECRETS | EXTENSIONS => true,
             other => {
                 let what = format!("{other} was not asked for");
-                errors.push(ResourceError::malformed(other, None, Malformed { field: String::new(), what }));
-                return Applied { errors, ..Applied::default() };
+                errors.push(ResourceError::malformed(
+                    other,
+                    None,
+                    Malformed {
+                        field: String::new(),
+                        what,
+                    },
+                ));
+                return Applied {
+                    errors,
+                    ..Applied::default()
+                };
             }
         };
         self.keep(type_url, &changed, &removed, &errors);
         let first = self.received.insert(type_url.to_owned());
-        let mut applied = Applied { errors, ..Applied::default() };
+        let mut applied = Applied {
+            errors,
+            ..Applied::default()
+        };
         if any || first {
             applied.published = self.settle();
             applied.wants = self.wants();
@@ -146,7 +168,9 @@ impl Compiler {
         for name in removed {
             self.store.remove(type_url, name);
         }
-        let resources = changed.iter().map(|resource| (resource.name.clone(), resource.version.clone(), resource.bytes.clone()));
+        let resources = changed
+            .iter()
+            .map(|resource| (resource.name.clone(), resource.version.clone(), resource.bytes.clone()));
         self.store.put(type_url, resources);
         let mut wrong: BTreeMap<&str, Vec<&ResourceError>> = BTreeMap::new();
         for error in errors {
@@ -160,7 +184,11 @@ impl Compiler {
 
     fn apply_workloads(&mut self, type_url: &str, changed: &[Resource], removed: &[String], errors: &mut Vec<ResourceError>) {
         for resource in changed {
-            if self.store.resource(type_url, &resource.name).is_some_and(|stored| stored.bytes == resource.bytes) {
+            if self
+                .store
+                .resource(type_url, &resource.name)
+                .is_some_and(|stored| stored.bytes == resource.bytes)
+            {
                 continue;
             }
             let applied = match type_url {
@@ -181,16 +209,39 @@ impl Compiler {
         let mut any = false;
         self.clusters.refuse_tunnels(self.listeners.tunnel_refusals());
         any |= self.clusters.settle(&mut self.snapshot.clusters);
-        let Snapshot { version: _, terminate, matcher, chains, clusters: _, workloads: _ } = &mut self.snapshot;
-        any |= self.listeners.settle(&self.clusters, Published { terminate, matcher, chains });
+        let Snapshot {
+            version: _,
+            terminate,
+            matcher,
+            chains,
+            clusters: _,
+            workloads: _,
+        } = &mut self.snapshot;
+        any |= self.listeners.settle(
+            &self.clusters,
+            Published {
+                terminate,
+                matcher,
+                chains,
+            },
+        );
         if self.clusters.any_gone() {
-            any |= self.clusters.drop_unnamed(&self.listeners.named_clusters(), &mut self.snapshot.clusters);
+            any |= self
+                .clusters
+                .drop_unnamed(&self.listeners.named_clusters(), &mut self.snapshot.clusters);
         }
         if !any {
             return None;
         }
         self.snapshot.version += 1;
-        let Snapshot { version, terminate, matcher, chains, clusters, workloads } = &self.snapshot;
+        let Snapshot {
+            version,
+            terminate,
+            matcher,
+            chains,
+            clusters,
+            workloads,
+        } = &self.snapshot;
         self.publish.store(Arc::new(Snapshot {
             version: *version,
             terminate: terminate.clone(),
@@ -213,8 +264,14 @@ impl Compiler {
             Some(before) => before != *names,
             None => !names.is_empty(),
         };
-        let changed = now.iter().filter(news).map(|(type_url, names)| (*type_url, names.clone())).collect();
+        let changed: BTreeMap<_, _> = now
+            .iter()
+            .filter(news)
+            .map(|(type_url, names)| (*type_url, names.clone()))
+            .collect();
         self.wanted = now;
+        let since = changed.keys().map(|type_url| (*type_url, clock::now()));
+        self.wanted_since.extend(since);
         changed
     }
 
@@ -240,6 +297,10 @@ impl Compiler {
             missing.extend(self.listeners.missing().map(|name| format!("the listener {name}")));
         }
         for (type_url, kind) in [(SECRETS, "secrets (SDS)"), (EXTENSIONS, "extension configurations (ECDS)")] {
+            let since = self.wanted_since.get(type_url);
+            if since.is_none_or(|since| clock::now().saturating_duration_since(*since) >= FETCH_TIMEOUT) {
+                continue;
+            }
             let have = self.store.names(type_url);
             let wanted = self.wanted.get(type_url).into_iter().flatten();
             let absent: Vec<_> = wanted.filter(|name| !have.contains(*name)).collect();
@@ -294,8 +355,19 @@ impl Applied {
 
 impl From<cairn_xds::Changed> for Resource {
     fn from(changed: cairn_xds::Changed) -> Self {
-        let cairn_xds::Changed { name, version, aliases: _, type_url, bytes } = changed;
-        Self { name, version, type_url: type_url.as_str().to_owned(), bytes }
+        let cairn_xds::Changed {
+            name,
+            version,
+            aliases: _,
+            type_url,
+            bytes,
+        } = changed;
+        Self {
+            name,
+            version,
+            type_url: type_url.as_str().to_owned(),
+            bytes,
+        }
     }
 }
 
@@ -303,11 +375,28 @@ impl From<cairn_xds::Changed> for Resource {
 
 impl cairn_xds::Consumer for Compiler {
     fn apply(&mut self, update: cairn_xds::Update) -> cairn_xds::Verdict {
-        let cairn_xds::Update { type_url, system_version, nonce: _, changed, removed, received: _, bytes: _ } = update;
+        let cairn_xds::Update {
+            type_url,
+            system_version,
+            nonce: _,
+            changed,
+            removed,
+            received: _,
+            bytes: _,
+        } = update;
         self.store.set_version(type_url.as_str(), &system_version);
-        let applied = Compiler::apply(self, type_url.as_str(), changed.into_iter().map(Resource::from).collect(), removed);
+        let applied = Compiler::apply(
+            self,
+            type_url.as_str(),
+            changed.into_iter().map(Resource::from).collect(),
+            removed,
+        );
         let error = applied.nack();
-        let wishes = applied.wants.into_iter().map(|(type_url, names)| cairn_xds::Wish::exactly(type_url, names)).collect();
+        let wishes = applied
+            .wants
+            .into_iter()
+            .map(|(type_url, names)| cairn_xds::Wish::exactly(type_url, names))
+            .collect();
         cairn_xds::Verdict { error, wishes }
     }
 }
@@ -321,7 +410,11 @@ mod tests {
         extensions::transport_sockets::tls::v3::Secret,
     };
 
-    use super::{super::any::{Named as _, type_url}, *};
+    use super::{super::any::Named, *};
+
+    fn type_url<M: Named>() -> String {
+        format!("{}{}", cairn_proto::TYPE_URL_PREFIX, M::NAME)
+    }
 
     #[test]
     fn the_type_urls_are_those_of_the_messages() {
@@ -337,12 +430,18 @@ mod tests {
     #[test]
     fn the_words_of_a_nack_have_an_end() {
         let error = |number: usize| {
-            let malformed = Malformed { field: format!("filters[{number}]"), what: "is wrong".repeat(20) };
+            let malformed = Malformed {
+                field: format!("filters[{number}]"),
+                what: "is wrong".repeat(20),
+            };
             ResourceError::malformed("main_internal", Some("inbound-vip|80|http|web.app"), malformed)
         };
         let words = words(&(0..1000).map(error).collect::<Vec<_>>());
         assert!(words.len() < MAX_WORDS + 100, "{}", words.len());
         assert!(words.ends_with(" more"), "{words}");
-        assert!(words.starts_with("main_internal, chain inbound-vip|80|http|web.app, filters[0]: is wrong"), "{words}");
+        assert!(
+            words.starts_with("main_internal, chain inbound-vip|80|http|web.app, filters[0]: is wrong"),
+            "{words}"
+        );
     }
 }

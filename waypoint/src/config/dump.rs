@@ -56,8 +56,13 @@ pub fn resource_json(type_url: &str, bytes: &[u8]) -> Value {
 }
 
 fn message_json(message: &DynamicMessage) -> Result<Value, String> {
-    let options = SerializeOptions::new().use_proto_field_name(true).skip_default_fields(true).stringify_64_bit_integers(true);
-    message.serialize_with_options(serde_json::value::Serializer, &options).map_err(|error| error.to_string())
+    let options = SerializeOptions::new()
+        .use_proto_field_name(true)
+        .skip_default_fields(true)
+        .stringify_64_bit_integers(true);
+    message
+        .serialize_with_options(serde_json::value::Serializer, &options)
+        .map_err(|error| error.to_string())
 }
 
 fn timestamp(time: SystemTime) -> Value {
@@ -79,8 +84,11 @@ fn dynamic(store: &Store, type_url: &str, stored: &Stored, field: &str) -> Map<S
 }
 
 fn clusters(store: &Store) -> Value {
-    let active: Vec<Value> =
-        store.resources(CLUSTERS).iter().map(|(_, stored)| Value::Object(dynamic(store, CLUSTERS, stored, "cluster"))).collect();
+    let active: Vec<Value> = store
+        .resources(CLUSTERS)
+        .iter()
+        .map(|(_, stored)| Value::Object(dynamic(store, CLUSTERS, stored, "cluster")))
+        .collect();
     json!({
         "@type": section("ClustersConfigDump"),
         "version_info": store.version(CLUSTERS),
@@ -118,7 +126,11 @@ fn listeners(store: &Store) -> Value {
 fn routes(store: &Store) -> Value {
     let mut routes = Vec::new();
     for (_, stored) in store.resources(LISTENERS) {
-        find_routes(&resource_json(LISTENERS, &stored.bytes), &timestamp(stored.updated), &mut routes);
+        find_routes(
+            &resource_json(LISTENERS, &stored.bytes),
+            &timestamp(stored.updated),
+            &mut routes,
+        );
     }
     json!({ "@type": section("RoutesConfigDump"), "static_route_configs": routes })
 }

@@ -67,20 +67,37 @@ pub(crate) fn compile(name: &str, bytes: &Bytes) -> Result<(Assignment, Vec<Unsu
     let mut notes = Notes::of(name);
     let assignment: ClusterLoadAssignment = decode(bytes, Unknown::Refuses, &mut notes)?;
     if assignment.cluster_name != name {
-        return Err(notes.malformed("cluster_name", format!("`{}` is not the name of the resource", assignment.cluster_name)));
+        return Err(notes.malformed(
+            "cluster_name",
+            format!("`{}` is not the name of the resource", assignment.cluster_name),
+        ));
     }
     let compiled = compile_assignment(assignment, &mut notes)?;
     if !compiled.names.is_empty() {
-        notes.refuse("endpoints", "endpoints over EDS need addresses; those with names are left out");
+        notes.refuse(
+            "endpoints",
+            "endpoints over EDS need addresses; those with names are left out",
+        );
     }
     Ok((compiled, notes.into_list()))
 }
 
 /// Compiles an assignment.
 pub(crate) fn compile_assignment(assignment: ClusterLoadAssignment, notes: &mut Notes) -> Result<Assignment, Malformed> {
-    let ClusterLoadAssignment { cluster_name: _, endpoints, named_endpoints, policy } = assignment;
+    let ClusterLoadAssignment {
+        cluster_name: _,
+        endpoints,
+        named_endpoints,
+        policy,
+    } = assignment;
     refuse_set!(notes, named_endpoints);
-    if let Some(Policy { drop_overloads, overprovisioning_factor, endpoint_stale_after, weighted_priority_health }) = policy {
+    if let Some(Policy {
+        drop_overloads,
+        overprovisioning_factor,
+        endpoint_stale_after,
+        weighted_priority_health,
+    }) = policy
+    {
         unneeded!(endpoint_stale_after);
         refuse_set!(notes, drop_overloads);
         ignore_set!(notes, overprovisioning_factor, weighted_priority_health);
@@ -93,14 +110,26 @@ pub(crate) fn compile_assignment(assignment: ClusterLoadAssignment, notes: &mut 
 }
 
 fn compile_group(group: LocalityLbEndpoints, compiled: &mut Assignment, notes: &mut Notes) -> Result<(), Malformed> {
-    let LocalityLbEndpoints { locality, metadata, lb_endpoints, load_balancing_weight, priority, proximity, lb_config } = group;
+    let LocalityLbEndpoints {
+        locality,
+        metadata,
+        lb_endpoints,
+        load_balancing_weight,
+        priority,
+        proximity,
+        lb_config,
+    } = group;
     unneeded!(metadata, proximity);
     refuse_set!(notes, lb_config);
     if priority > MAX_PRIORITY {
         return Err(notes.malformed("priority", format!("{priority} is more than {MAX_PRIORITY}")));
     }
     let EnvoyLocality { region, zone, sub_zone } = locality.unwrap_or_default();
-    let locality = Arc::new(Locality { region: region.into(), zone: zone.into(), sub_zone: sub_zone.into() });
+    let locality = Arc::new(Locality {
+        region: region.into(),
+        zone: zone.into(),
+        sub_zone: sub_zone.into(),
+    });
     let mut group = Group {
         priority: priority as usize,
         locality: locality.clone(),
@@ -109,7 +138,9 @@ fn compile_group(group: LocalityLbEndpoints, compiled: &mut Assignment, notes: &
         endpoints: Vec::with_capacity(lb_endpoints.len()),
     };
     for (index, endpoint) in lb_endpoints.into_iter().enumerate() {
-        notes.at("lb_endpoints", index, |notes| compile_endpoint(endpoint, &mut group, &mut compiled.names, notes))?;
+        notes.at("lb_endpoints", index, |notes| {
+            compile_endpoint(endpoint, &mut group, &mut compiled.names, notes)
+        })?;
     }
     compiled.groups.push(group);
     Ok(())
@@ -121,7 +152,12 @@ fn compile_endpoint(
     names: &mut Vec<NamedEndpoint>,
     notes: &mut Notes,
 ) -> Result<(), Malformed> {
-    let LbEndpoint { health_status, metadata, load_balancing_weight, host_identifier } = endpoint;
+    let LbEndpoint {
+        health_status,
+        metadata,
+        load_balancing_weight,
+        host_identifier,
+    } = endpoint;
     let endpoint = match host_identifier {
         Some(HostIdentifier::Endpoint(endpoint)) => endpoint,
         Some(HostIdentifier::EndpointName(name)) => {
@@ -130,7 +166,13 @@ fn compile_endpoint(
         }
         None => return Err(notes.malformed("endpoint", "is missing")),
     };
-    let EnvoyEndpoint { address, health_check_config, hostname, additional_addresses, observability_name } = endpoint;
+    let EnvoyEndpoint {
+        address,
+        health_check_config,
+        hostname,
+        additional_addresses,
+        observability_name,
+    } = endpoint;
     unneeded!(health_check_config, hostname, observability_name);
     // Further addresses of the same endpoint are tried by happy eyeballs in Envoy; the first one is the one that istiod prefers.
     ignore_set!(notes, additional_addresses);
@@ -150,7 +192,13 @@ fn compile_endpoint(
         Place::Socket(address) => (Target::Plain(address), address.to_string()),
         Place::Host(host, port) => {
             let priority = group.priority;
-            names.push(NamedEndpoint { host: host.into(), port, weight, locality: group.locality.clone(), priority });
+            names.push(NamedEndpoint {
+                host: host.into(),
+                port,
+                weight,
+                locality: group.locality.clone(),
+                priority,
+            });
             return Ok(());
         }
         Place::Internal(listener, id) => match behind(&listener, &id, metadata.as_ref(), notes)? {
@@ -158,18 +206,34 @@ fn compile_endpoint(
             None => return Ok(()),
         },
     };
-    let asks = metadata.as_ref().and_then(|metadata| metadata.filter_metadata.get(TRANSPORT_MATCH)).map(texts).unwrap_or_default();
-    group.endpoints.push(Reached { target, display: display.into(), health, weight, asks });
+    let asks = metadata
+        .as_ref()
+        .and_then(|metadata| metadata.filter_metadata.get(TRANSPORT_MATCH))
+        .map(texts)
+        .unwrap_or_default();
+    group.endpoints.push(Reached {
+        target,
+        display: display.into(),
+        health,
+        weight,
+        asks,
+    });
     Ok(())
 }
 
 /// What an endpoint behind one of Envoy's internal listeners is.
 fn behind(listener: &str, id: &str, metadata: Option<&Metadata>, notes: &mut Notes) -> Result<Option<Target>, Malformed> {
     let empty = Struct::default();
-    let of = |name: &str| metadata.and_then(|metadata| metadata.filter_metadata.get(name)).unwrap_or(&empty);
+    let of = |name: &str| {
+        metadata
+            .and_then(|metadata| metadata.filter_metadata.get(name))
+            .unwrap_or(&empty)
+    };
     let original = of("envoy.filters.listener.original_dst");
     let socket = |field: &str, value: &str, notes: &Notes| {
-        value.parse::<SocketAddr>().map_err(|_| notes.malformed(field, format!("`{value}` is no address and port")))
+        value
+            .parse::<SocketAddr>()
+            .map_err(|_| notes.malformed(field, format!("`{value}` is no address and port")))
     };
     // The address stands in the metadata, which is what Envoy's tunnel listener reads, and again in the id.
     let local = match (text(&original.fields, "local"), id) {
@@ -180,7 +244,9 @@ fn behind(listener: &str, id: &str, metadata: Option<&Metadata>, notes: &mut Not
     match (listener, local) {
         ("connect_originate", None) => Ok(Some(Target::Original { tunnel: true })),
         ("connect_originate", Some(address)) => {
-            let gateway = text(&original.fields, "waypoint").map(|gateway| socket("metadata.waypoint", gateway, notes)).transpose()?;
+            let gateway = text(&original.fields, "waypoint")
+                .map(|gateway| socket("metadata.waypoint", gateway, notes))
+                .transpose()?;
             Ok(Some(Target::Tunnel { address, gateway }))
         }
         ("inner_connect_originate", Some(gateway)) => {
@@ -189,13 +255,20 @@ fn behind(listener: &str, id: &str, metadata: Option<&Metadata>, notes: &mut Not
                 Some(Kind::StructValue(double)) => text(&double.fields, "hbone_target_address"),
                 _ => None,
             };
-            let target = target.ok_or_else(|| notes.malformed("metadata.istio.double_hbone.hbone_target_address", "is missing"))?;
-            Ok(Some(Target::DoubleTunnel { gateway, target: target.into() }))
+            let target =
+                target.ok_or_else(|| notes.malformed("metadata.istio.double_hbone.hbone_target_address", "is missing"))?;
+            Ok(Some(Target::DoubleTunnel {
+                gateway,
+                target: target.into(),
+            }))
         }
         // Envoy's own plumbing: from the tunnel into the chains, and from the inner tunnel into the outer one.
         ("main_internal" | "outer_connect_originate", _) => Ok(None),
         (other, _) => {
-            notes.refuse("endpoint.address", format!("listener {other} is not known; the endpoint is left out"));
+            notes.refuse(
+                "endpoint.address",
+                format!("listener {other} is not known; the endpoint is left out"),
+            );
             Ok(None)
         }
     }
@@ -222,8 +295,16 @@ impl Assignment {
             weight: 1,
             asks: BTreeMap::new(),
         };
-        let group = Group { priority: 0, locality: Arc::default(), weight: 1, endpoints: vec![endpoint] };
-        Self { groups: vec![group], names: Vec::new() }
+        let group = Group {
+            priority: 0,
+            locality: Arc::default(),
+            weight: 1,
+            endpoints: vec![endpoint],
+        };
+        Self {
+            groups: vec![group],
+            names: Vec::new(),
+        }
     }
 
     /// The endpoints with their live state: that of `previous`, where an endpoint was in it. Endpoints that ask for a transport that
@@ -235,13 +316,22 @@ impl Assignment {
         previous: &EndpointSet,
         unsupported: &mut Vec<Unsupported>,
     ) -> EndpointSet {
-        let mut states: HashMap<&Target, _> = previous.iter().map(|endpoint| (&endpoint.target, endpoint.state.clone())).collect();
+        let mut states: HashMap<&Target, _> = previous
+            .iter()
+            .map(|endpoint| (&endpoint.target, endpoint.state.clone()))
+            .collect();
         let mut notes = Notes::of(cluster);
         let mut groups = Vec::with_capacity(self.groups.len());
         for group in &self.groups {
             let mut endpoints = Vec::with_capacity(group.endpoints.len());
             for endpoint in &group.endpoints {
-                let Reached { target, display, health, weight, asks } = endpoint;
+                let Reached {
+                    target,
+                    display,
+                    health,
+                    weight,
+                    asks,
+                } = endpoint;
                 if let Some(TransportTerms::Unsupported(reason)) = matched.of(asks) {
                     notes.refuse("", format!("endpoint {display} is left out: {reason}"));
                     continue;
@@ -256,7 +346,11 @@ impl Assignment {
                     state,
                 }));
             }
-            let group_of = LocalityGroup { locality: group.locality.clone(), weight: group.weight, endpoints };
+            let group_of = LocalityGroup {
+                locality: group.locality.clone(),
+                weight: group.weight,
+                endpoints,
+            };
             groups.push((group.priority, group_of));
         }
         unsupported.extend(notes.into_list());

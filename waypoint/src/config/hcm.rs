@@ -14,14 +14,15 @@ use cairn_policy::{
 use cairn_proto::envoy::{
     config::accesslog::v3::AccessLog,
     config::core::v3::{
-        Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions, KeepaliveSettings, http_protocol_options::HeadersWithUnderscoresAction,
+        Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions, KeepaliveSettings,
+        http_protocol_options::HeadersWithUnderscoresAction,
     },
     extensions::{
         filters::network::http_connection_manager::v3::{
             HttpConnectionManager, HttpFilter, RequestIdExtension,
             http_connection_manager::{
-                CodecType, ForwardClientCertDetails, InternalAddressConfig, PathWithEscapedSlashesAction, RouteSpecifier, ServerHeaderTransformation, Tracing,
-                UpgradeConfig,
+                CodecType, ForwardClientCertDetails, InternalAddressConfig, PathWithEscapedSlashesAction, RouteSpecifier,
+                ServerHeaderTransformation, Tracing, UpgradeConfig,
             },
         },
         request_id::uuid::v3::UuidRequestIdConfig,
@@ -39,10 +40,7 @@ use super::{
     upstream_http::preserves_case,
     value::{self, limit},
 };
-use crate::snapshot::{
-    HttpChain, HttpSettings,
-    chain::Underscores,
-};
+use crate::snapshot::{HttpChain, HttpSettings, chain::Underscores};
 
 /// Which connections a manager handles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,15 +67,28 @@ pub(crate) struct Taken {
 
 /// Compiles a connection manager of `main_internal`.
 pub(crate) fn compile(manager: HttpConnectionManager, context: &mut Context, notes: &mut Notes) -> Result<HttpChain, Malformed> {
-    let Taken { mut settings, http_filters, route_specifier, access_log, keepalive } = take(manager, Where::Inside, notes)?;
+    let Taken {
+        mut settings,
+        http_filters,
+        route_specifier,
+        access_log,
+        keepalive,
+    } = take(manager, Where::Inside, notes)?;
     if keepalive.is_some() {
-        notes.ignore("http2_protocol_options.connection_keepalive", "connections inside a tunnel live with the tunnel");
+        notes.ignore(
+            "http2_protocol_options.connection_keepalive",
+            "connections inside a tunnel live with the tunnel",
+        );
     }
     let filters = http_filters::compile(http_filters, context, notes)?;
     settings.suppress_envoy_headers = filters.suppress_envoy_headers;
     let routes = match route_specifier {
-        Some(RouteSpecifier::RouteConfig(config)) => notes.within("route_config", |notes| route::compile(config, context, notes))?,
-        Some(RouteSpecifier::Rds(_)) => return Err(notes.malformed("rds", "routes by RDS are not supported: istiod never sends them")),
+        Some(RouteSpecifier::RouteConfig(config)) => {
+            notes.within("route_config", |notes| route::compile(config, context, notes))?
+        }
+        Some(RouteSpecifier::Rds(_)) => {
+            return Err(notes.malformed("rds", "routes by RDS are not supported: istiod never sends them"));
+        }
         Some(RouteSpecifier::ScopedRoutes(_)) => return Err(notes.malformed("scoped_routes", "is not supported")),
         None => return Err(notes.malformed("route_config", "is missing")),
     };
@@ -98,7 +109,11 @@ pub(crate) fn check_tunnel_route(specifier: Option<RouteSpecifier>, notes: &mut 
     };
     notes.within("route_config", |notes| {
         let table = route::compile(config, &mut Context::default(), notes)?;
-        let routes: Vec<_> = table.hosts().iter().flat_map(|host| host.routes.iter().map(move |route| (host, route))).collect();
+        let routes: Vec<_> = table
+            .hosts()
+            .iter()
+            .flat_map(|host| host.routes.iter().map(move |route| (host, route)))
+            .collect();
         let as_expected = match routes.as_slice() {
             [(host, route)] => {
                 let to = route.action.forward().map(|forward| &forward.target);
@@ -110,7 +125,10 @@ pub(crate) fn check_tunnel_route(specifier: Option<RouteSpecifier>, notes: &mut 
             _ => false,
         };
         if !as_expected {
-            notes.refuse("", "tunnels are expected to have one route, for every CONNECT, to main_internal");
+            notes.refuse(
+                "",
+                "tunnels are expected to have one route, for every CONNECT, to main_internal",
+            );
         }
         Ok(())
     })
@@ -178,8 +196,19 @@ pub(crate) fn take(manager: HttpConnectionManager, at: Where, notes: &mut Notes)
         route_specifier,
         strip_port_mode,
     } = manager;
-    unneeded!(stat_prefix, http1_safe_max_connection_duration, stream_flush_timeout, drain_timeout, drain_timeout_jitter);
-    unneeded!(delayed_close_timeout, skip_xff_append, add_proxy_protocol_connection_state, append_local_overload);
+    unneeded!(
+        stat_prefix,
+        http1_safe_max_connection_duration,
+        stream_flush_timeout,
+        drain_timeout,
+        drain_timeout_jitter
+    );
+    unneeded!(
+        delayed_close_timeout,
+        skip_xff_append,
+        add_proxy_protocol_connection_state,
+        append_local_overload
+    );
     // Details of certificates are taken from a TLS connection, and there is none inside the tunnel.
     unneeded!(set_current_client_cert_details);
     if add_user_agent == Some(true) {
@@ -244,7 +273,9 @@ pub(crate) fn take(manager: HttpConnectionManager, at: Where, notes: &mut Notes)
     settings.request_timeout = limit("request_timeout", request_timeout, None, notes)?;
     settings.request_headers_timeout = limit("request_headers_timeout", request_headers_timeout, None, notes)?;
     if let Some(options) = common_http_protocol_options {
-        notes.within("common_http_protocol_options", |notes| common_options(options, &mut settings, notes))?;
+        notes.within("common_http_protocol_options", |notes| {
+            common_options(options, &mut settings, notes)
+        })?;
     }
     if let Some(options) = http_protocol_options {
         notes.within("http_protocol_options", |notes| http1(options, &mut settings, notes))?;
@@ -256,7 +287,13 @@ pub(crate) fn take(manager: HttpConnectionManager, at: Where, notes: &mut Notes)
     upgrades(upgrade_configs, at, &mut settings, notes);
     request_id(request_id_extension, &mut settings, notes)?;
 
-    Ok(Taken { settings, http_filters, route_specifier, access_log, keepalive })
+    Ok(Taken {
+        settings,
+        http_filters,
+        route_specifier,
+        access_log,
+        keepalive,
+    })
 }
 
 fn check_codec(codec: i32, notes: &mut Notes) -> Result<(), Malformed> {
@@ -282,7 +319,9 @@ fn tracing_of(tracing: Option<Tracing>, notes: &mut Notes) -> Option<u32> {
 
 fn escaped_slashes(action: i32, notes: &Notes) -> Result<EscapedSlashes, Malformed> {
     Ok(match PathWithEscapedSlashesAction::try_from(action) {
-        Ok(PathWithEscapedSlashesAction::ImplementationSpecificDefault | PathWithEscapedSlashesAction::KeepUnchanged) => EscapedSlashes::Keep,
+        Ok(PathWithEscapedSlashesAction::ImplementationSpecificDefault | PathWithEscapedSlashesAction::KeepUnchanged) => {
+            EscapedSlashes::Keep
+        }
         Ok(PathWithEscapedSlashesAction::RejectRequest) => EscapedSlashes::Reject,
         Ok(PathWithEscapedSlashesAction::UnescapeAndRedirect) => EscapedSlashes::Redirect,
         Ok(PathWithEscapedSlashesAction::UnescapeAndForward) => EscapedSlashes::Unescape,
@@ -292,7 +331,8 @@ fn escaped_slashes(action: i32, notes: &Notes) -> Result<EscapedSlashes, Malform
 
 fn server_header(transformation: i32, name: &str, notes: &Notes) -> Result<ServerHeader, Malformed> {
     let name = if name.is_empty() { "envoy" } else { name };
-    let name = HeaderValue::try_from(name).map_err(|_| notes.malformed("server_name", format!("`{name}` cannot stand in a header")))?;
+    let name =
+        HeaderValue::try_from(name).map_err(|_| notes.malformed("server_name", format!("`{name}` cannot stand in a header")))?;
     Ok(match ServerHeaderTransformation::try_from(transformation) {
         Ok(ServerHeaderTransformation::Overwrite) => ServerHeader::Overwrite(name),
         Ok(ServerHeaderTransformation::AppendIfAbsent) => ServerHeader::IfAbsent(name),
@@ -316,8 +356,17 @@ fn forward_client_cert(details: i32, notes: &Notes) -> Result<bool, Malformed> {
 }
 
 fn internal_addresses(config: Option<InternalAddressConfig>, notes: &Notes) -> Result<CidrSet, Malformed> {
-    let Some(InternalAddressConfig { unix_sockets: _, cidr_ranges }) = config else { return Ok(CidrSet::default()) };
-    cidr_ranges.into_iter().map(|range| value::range("internal_address_config.cidr_ranges", range, notes)).collect()
+    let Some(InternalAddressConfig {
+        unix_sockets: _,
+        cidr_ranges,
+    }) = config
+    else {
+        return Ok(CidrSet::default());
+    };
+    cidr_ranges
+        .into_iter()
+        .map(|range| value::range("internal_address_config.cidr_ranges", range, notes))
+        .collect()
 }
 
 fn common_options(options: HttpProtocolOptions, settings: &mut HttpSettings, notes: &mut Notes) -> Result<(), Malformed> {
@@ -366,7 +415,12 @@ fn http1(options: Http1ProtocolOptions, settings: &mut HttpSettings, notes: &mut
         allow_custom_methods,
         ignore_http_11_upgrade,
     } = options;
-    unneeded!(send_fully_qualified_url, use_balsa_parser, allow_custom_methods, enable_trailers);
+    unneeded!(
+        send_fully_qualified_url,
+        use_balsa_parser,
+        allow_custom_methods,
+        enable_trailers
+    );
     refuse_set!(notes, default_host_for_http_10, allow_chunked_length, ignore_http_11_upgrade);
     ignore_set!(notes, override_stream_error_on_invalid_http_message);
     if allow_absolute_url == Some(false) {
@@ -431,7 +485,15 @@ fn http2(options: Http2ProtocolOptions, at: Where, settings: &mut HttpSettings, 
 }
 
 fn upgrades(configs: Vec<UpgradeConfig>, at: Where, settings: &mut HttpSettings, notes: &mut Notes) {
-    for (index, UpgradeConfig { upgrade_type, filters, enabled }) in configs.into_iter().enumerate() {
+    for (
+        index,
+        UpgradeConfig {
+            upgrade_type,
+            filters,
+            enabled,
+        },
+    ) in configs.into_iter().enumerate()
+    {
         notes.at("upgrade_configs", index, |notes| {
             refuse_set!(notes, filters);
             if enabled == Some(false) {
@@ -440,7 +502,9 @@ fn upgrades(configs: Vec<UpgradeConfig>, at: Where, settings: &mut HttpSettings,
             match upgrade_type.to_ascii_lowercase().as_str() {
                 "websocket" => settings.websocket = true,
                 "connect" if at == Where::Tunnel => {}
-                "connect" | "connect-udp" => notes.refuse("upgrade_type", format!("{upgrade_type} is not supported inside a tunnel")),
+                "connect" | "connect-udp" => {
+                    notes.refuse("upgrade_type", format!("{upgrade_type} is not supported inside a tunnel"))
+                }
                 other => settings.upgrades.push(other.into()),
             }
         });
@@ -448,13 +512,18 @@ fn upgrades(configs: Vec<UpgradeConfig>, at: Where, settings: &mut HttpSettings,
 }
 
 fn request_id(extension: Option<RequestIdExtension>, settings: &mut HttpSettings, notes: &mut Notes) -> Result<(), Malformed> {
-    let Some(any) = extension.and_then(|RequestIdExtension { typed_config }| typed_config) else { return Ok(()) };
+    let Some(any) = extension.and_then(|RequestIdExtension { typed_config }| typed_config) else {
+        return Ok(());
+    };
     notes.within("request_id_extension", |notes| {
         if type_name(&any.type_url) != "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig" {
             notes.ignore("", format!("{} is not known; UUIDs are used", type_name(&any.type_url)));
             return Ok(());
         }
-        let UuidRequestIdConfig { pack_trace_reason, use_request_id_for_trace_sampling } = unpack(&any, Unknown::Ignored, notes)?;
+        let UuidRequestIdConfig {
+            pack_trace_reason,
+            use_request_id_for_trace_sampling,
+        } = unpack(&any, Unknown::Ignored, notes)?;
         unneeded!(use_request_id_for_trace_sampling);
         settings.request_id_trace_reason = pack_trace_reason != Some(false);
         Ok(())

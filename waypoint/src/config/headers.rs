@@ -15,8 +15,16 @@ use super::{
 };
 
 /// Compiles the edits of one level.
-pub(crate) fn edits(add: Vec<HeaderValueOption>, remove: Vec<String>, field: &str, notes: &mut Notes) -> Result<HeaderEdits, Malformed> {
-    let add = add.into_iter().map(|option| edit(option, field, notes)).collect::<Result<Vec<_>, _>>()?;
+pub(crate) fn edits(
+    add: Vec<HeaderValueOption>,
+    remove: Vec<String>,
+    field: &str,
+    notes: &mut Notes,
+) -> Result<HeaderEdits, Malformed> {
+    let add = add
+        .into_iter()
+        .map(|option| edit(option, field, notes))
+        .collect::<Result<Vec<_>, _>>()?;
     let removals = remove.iter().map(|name| {
         HeaderEdits::removal(name).map_err(|error| notes.malformed(&format!("{field}_to_remove"), error.to_string()))
     });
@@ -25,7 +33,12 @@ pub(crate) fn edits(add: Vec<HeaderValueOption>, remove: Vec<String>, field: &st
 
 fn edit(option: HeaderValueOption, field: &str, notes: &Notes) -> Result<HeaderEdit, Malformed> {
     let field = format!("{field}_to_add");
-    let HeaderValueOption { header, append, append_action, keep_empty_value } = option;
+    let HeaderValueOption {
+        header,
+        append,
+        append_action,
+        keep_empty_value,
+    } = option;
     let HeaderValue { key, value, raw_value } = header.ok_or_else(|| notes.malformed(&field, "has no header"))?;
     let action = match (append, HeaderAppendAction::try_from(append_action)) {
         // The older field wins where it is there, as in Envoy.
@@ -41,20 +54,32 @@ fn edit(option: HeaderValueOption, field: &str, notes: &Notes) -> Result<HeaderE
         String::from_utf8(raw_value).map_err(|_| notes.malformed(&field, format!("the raw value of {key} is no text")))?
     };
     HeaderEdit::new(&key, &value, action, keep_empty_value).map_err(|error| {
-        let cause = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
+        let cause = std::error::Error::source(&error)
+            .map(|source| format!(": {source}"))
+            .unwrap_or_default();
         notes.malformed(&field, format!("{error}{cause}"))
     })
 }
 
 /// Compiles a header matcher.
 pub(crate) fn matcher(matcher: EnvoyMatcher, notes: &mut Notes) -> Result<HeaderMatcher, Malformed> {
-    let EnvoyMatcher { name, invert_match, treat_missing_header_as_empty, header_match_specifier } = matcher;
+    let EnvoyMatcher {
+        name,
+        invert_match,
+        treat_missing_header_as_empty,
+        header_match_specifier,
+    } = matcher;
     let string = |how| Ok(HeaderMatch::String(StringMatcher::new(how, false)));
     let how = match header_match_specifier {
         None => Ok(HeaderMatch::Present(true)),
         Some(HeaderMatchSpecifier::PresentMatch(present)) => Ok(HeaderMatch::Present(present)),
-        Some(HeaderMatchSpecifier::StringMatch(matcher)) => value::string("string_match", matcher, notes).map(HeaderMatch::String),
-        Some(HeaderMatchSpecifier::RangeMatch(range)) => Ok(HeaderMatch::Range { start: range.start, end: range.end }),
+        Some(HeaderMatchSpecifier::StringMatch(matcher)) => {
+            value::string("string_match", matcher, notes).map(HeaderMatch::String)
+        }
+        Some(HeaderMatchSpecifier::RangeMatch(range)) => Ok(HeaderMatch::Range {
+            start: range.start,
+            end: range.end,
+        }),
         Some(HeaderMatchSpecifier::ExactMatch(text)) => string(StringMatch::Exact(text.into())),
         Some(HeaderMatchSpecifier::PrefixMatch(text)) => string(StringMatch::Prefix(text.into())),
         Some(HeaderMatchSpecifier::SuffixMatch(text)) => string(StringMatch::Suffix(text.into())),

@@ -3,11 +3,11 @@
 //! Filters are known by the type of their configuration, never by name (xds §3.17). A filter that is not known, or not there yet,
 //! refuses the chain: nobody can tell from outside whether it was the one that would have denied.
 
+use std::sync::Arc;
+
 use cairn_filters::{Filter, FilterChain};
 use cairn_proto::envoy::extensions::filters::{
-    http::{
-        cors::v3::Cors, fault::v3::HttpFault, grpc_stats::v3::FilterConfig as GrpcStats, router::v3::Router,
-    },
+    http::{cors::v3::Cors, fault::v3::HttpFault, grpc_stats::v3::FilterConfig as GrpcStats, router::v3::Router},
     network::http_connection_manager::v3::{HttpFilter, http_filter::ConfigType},
 };
 use prost_types::{Struct, value::Kind};
@@ -15,6 +15,7 @@ use prost_types::{Struct, value::Kind};
 use super::{
     any::{Typed, Unknown, typed, unpack},
     chain::{self, Context},
+    rbac,
     report::{Malformed, Notes, Present as _, ignore_set, refuse_set, unneeded},
 };
 
@@ -38,7 +39,9 @@ pub(crate) fn compile(filters: Vec<HttpFilter>, context: &mut Context, notes: &m
         if routed {
             return Err(notes.malformed("http_filters", "go on after the router"));
         }
-        routed = notes.at("http_filters", index, |notes| compile_filter(filter, &mut chain, &mut compiled, context, notes))?;
+        routed = notes.at("http_filters", index, |notes| {
+            compile_filter(filter, &mut chain, &mut compiled, context, notes)
+        })?;
     }
     if !routed {
         return Err(notes.malformed("http_filters", "do not end in a router"));
@@ -55,7 +58,12 @@ fn compile_filter(
     context: &mut Context,
     notes: &mut Notes,
 ) -> Result<bool, Malformed> {
-    let HttpFilter { name, is_optional, disabled, config_type } = filter;
+    let HttpFilter {
+        name,
+        is_optional,
+        disabled,
+        config_type,
+    } = filter;
     // Optional means "where the proxy knows it": another proxy would, and would decide by it.
     unneeded!(is_optional);
     context.filter_names.insert(name.clone());
@@ -85,10 +93,18 @@ fn compile_filter(
                 return Ok(true);
             }
             "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" => {
-                let GrpcStats { emit_filter_state, enable_upstream_stats, replace_dots_in_grpc_service_name, per_method_stat_specifier } =
-                    unpack(any, Unknown::Ignored, notes)?;
+                let GrpcStats {
+                    emit_filter_state,
+                    enable_upstream_stats,
+                    replace_dots_in_grpc_service_name,
+                    per_method_stat_specifier,
+                } = unpack(any, Unknown::Ignored, notes)?;
                 // Envoy's own gRPC counters are not among those that anyone reads from a waypoint.
-                unneeded!(enable_upstream_stats, replace_dots_in_grpc_service_name, per_method_stat_specifier);
+                unneeded!(
+                    enable_upstream_stats,
+                    replace_dots_in_grpc_service_name,
+                    per_method_stat_specifier
+                );
                 if emit_filter_state {
                     chain.push(Filter::GrpcStats);
                 }
@@ -102,6 +118,10 @@ fn compile_filter(
             }
             "envoy.extensions.filters.http.cors.v3.Cors" => {
                 let Cors {} = unpack(any, Unknown::Refuses, notes)?;
+            }
+            "envoy.extensions.filters.http.rbac.v3.RBAC" => {
+                let filter = rbac::http(unpack(any, Unknown::Refuses, notes)?, notes)?;
+                chain.push(Filter::Rbac(Arc::new(filter)));
             }
             "stats.PluginConfig" => {
                 chain::stats(unpack(any, Unknown::Ignored, notes)?, notes)?;
@@ -119,7 +139,9 @@ pub(crate) fn peer_metadata(config: &Struct, notes: &mut Notes) {
         match (key.as_str(), value.kind.as_ref()) {
             ("downstream_discovery" | "upstream_discovery", Some(Kind::ListValue(methods))) => {
                 for method in &methods.values {
-                    let Some(Kind::StructValue(method)) = &method.kind else { continue };
+                    let Some(Kind::StructValue(method)) = &method.kind else {
+                        continue;
+                    };
                     for name in method.fields.keys().filter(|name| *name != "workload_discovery") {
                         notes.ignore(key, format!("discovery of peers by {name} is not supported yet"));
                     }
@@ -145,7 +167,11 @@ pub(crate) fn router(router: Router, notes: &mut Notes) -> bool {
         upstream_http_filters,
         reject_connect_request_early_data,
     } = router;
-    unneeded!(dynamic_stats, suppress_grpc_request_failure_code_stats, reject_connect_request_early_data);
+    unneeded!(
+        dynamic_stats,
+        suppress_grpc_request_failure_code_stats,
+        reject_connect_request_early_data
+    );
     ignore_set!(notes, start_child_span, upstream_log, upstream_log_options);
     refuse_set!(notes, strict_check_headers, upstream_http_filters);
     if respect_expected_rq_timeout.present() {

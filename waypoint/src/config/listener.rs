@@ -3,18 +3,29 @@
 use std::net::SocketAddr;
 
 use bytes::Bytes;
+use cairn_identity::ServerTerms;
+use cairn_policy::{
+    headers::outgoing::ServerHeader,
+    rbac::{Filters, Rbac},
+};
 use cairn_proto::{
     envoy::{
         config::{
             core::v3::{HeaderValueOption, KeepaliveSettings},
-            listener::v3::{AdditionalAddress, Filter, FilterChain, Listener, ListenerFilter, filter, listener::ListenerSpecifier, listener_filter},
+            listener::v3::{
+                AdditionalAddress, Filter, FilterChain, Listener, ListenerFilter, filter, listener::ListenerSpecifier,
+                listener_filter,
+            },
         },
         extensions::{
             filters::{
                 http::set_filter_state::v3::Config as SetFilterState,
                 network::{
                     http_connection_manager::v3::{HttpConnectionManager, HttpFilter, http_filter},
-                    tcp_proxy::v3::{TcpProxy, tcp_proxy::{ClusterSpecifier, TunnelingConfig}},
+                    tcp_proxy::v3::{
+                        TcpProxy,
+                        tcp_proxy::{ClusterSpecifier, TunnelingConfig},
+                    },
                 },
             },
             transport_sockets::tls::v3::DownstreamTlsContext,
@@ -22,11 +33,10 @@ use cairn_proto::{
     },
     xds::r#type::matcher::v3::Matcher,
 };
-use cairn_identity::ServerTerms;
 
 use super::{
     any::{Typed, Unknown, decode, type_name, typed, unpack},
-    chain, hcm, http_filters,
+    chain, hcm, http_filters, rbac,
     report::{Malformed, Notes, Unsupported, ignore_set, refuse_set, unneeded},
     value::{Place, place},
 };
@@ -35,8 +45,14 @@ use crate::snapshot::{Refusal, Terminate};
 /// Listeners that carry connections out, with the authority that each asks its tunnels for.
 const ORIGINATE: [(&str, &str); 3] = [
     ("connect_originate", "%DOWNSTREAM_LOCAL_ADDRESS%"),
-    ("inner_connect_originate", "%FILTER_STATE(istio.double_hbone.hbone_target_address:PLAIN)%"),
-    ("outer_connect_originate", "%FILTER_STATE(istio.double_hbone.hbone_target_address:PLAIN)%"),
+    (
+        "inner_connect_originate",
+        "%FILTER_STATE(istio.double_hbone.hbone_target_address:PLAIN)%",
+    ),
+    (
+        "outer_connect_originate",
+        "%FILTER_STATE(istio.double_hbone.hbone_target_address:PLAIN)%",
+    ),
 ];
 
 /// What a listener says, its chains apart.
@@ -91,14 +107,43 @@ pub(crate) fn take(bytes: &Bytes, notes: &mut Notes) -> Result<Parts, Malformed>
         listener_specifier,
     } = listener;
     // How sockets are opened and buffers are sized is ours, and drain is never by configuration.
-    unneeded!(stat_prefix, per_connection_buffer_limit_bytes, per_connection_buffer_high_watermark_timeout, metadata, deprecated_v1);
-    unneeded!(drain_type, traffic_direction, connection_balance_config, reuse_port, enable_reuse_port, tcp_backlog_size);
-    unneeded!(max_connections_to_accept_per_socket_event, enable_mptcp, ignore_global_conn_limit, bypass_overload_manager);
+    unneeded!(
+        stat_prefix,
+        per_connection_buffer_limit_bytes,
+        per_connection_buffer_high_watermark_timeout,
+        metadata,
+        deprecated_v1
+    );
+    unneeded!(
+        drain_type,
+        traffic_direction,
+        connection_balance_config,
+        reuse_port,
+        enable_reuse_port,
+        tcp_backlog_size
+    );
+    unneeded!(
+        max_connections_to_accept_per_socket_event,
+        enable_mptcp,
+        ignore_global_conn_limit,
+        bypass_overload_manager
+    );
     // Detection does not wait on a timer of listener filters: it is open until the client or the destination speaks.
     unneeded!(listener_filters_timeout, continue_on_listener_filters_timeout);
     refuse_set!(notes, fcds_config, default_filter_chain, udp_listener_config, api_listener);
-    ignore_set!(notes, access_log, socket_options, tcp_fast_open_queue_length, tcp_keepalive, freebind);
-    for (field, set) in [("use_original_dst", use_original_dst), ("transparent", transparent), ("bind_to_port", bind_to_port.map(|bind| !bind))] {
+    ignore_set!(
+        notes,
+        access_log,
+        socket_options,
+        tcp_fast_open_queue_length,
+        tcp_keepalive,
+        freebind
+    );
+    for (field, set) in [
+        ("use_original_dst", use_original_dst),
+        ("transparent", transparent),
+        ("bind_to_port", bind_to_port.map(|bind| !bind)),
+    ] {
         if set == Some(true) {
             notes.refuse(field, "is not supported");
         }
@@ -117,7 +162,12 @@ pub(crate) fn take(bytes: &Bytes, notes: &mut Notes) -> Result<Parts, Malformed>
     if let Some(address) = address {
         listen_at(address, notes)?;
     }
-    for AdditionalAddress { address, socket_options, tcp_keepalive } in additional_addresses {
+    for AdditionalAddress {
+        address,
+        socket_options,
+        tcp_keepalive,
+    } in additional_addresses
+    {
         ignore_set!(notes, socket_options, tcp_keepalive);
         if let Some(address) = address {
             notes.within("additional_addresses", |notes| listen_at(address, notes))?;
@@ -127,13 +177,22 @@ pub(crate) fn take(bytes: &Bytes, notes: &mut Notes) -> Result<Parts, Malformed>
         None => false,
         Some(ListenerSpecifier::InternalListener(_)) => true,
     };
-    Ok(Parts { addresses, internal, chains: filter_chains, matcher: filter_chain_matcher })
+    Ok(Parts {
+        addresses,
+        internal,
+        chains: filter_chains,
+        matcher: filter_chain_matcher,
+    })
 }
 
 /// istiod's listener filters find out what is spoken; which ports they leave alone follows from the matcher, which asks for what is
 /// spoken only where it matters (xds §2.3).
 fn check_listener_filter(filter: ListenerFilter, notes: &mut Notes) {
-    let ListenerFilter { name, filter_disabled, config_type } = filter;
+    let ListenerFilter {
+        name,
+        filter_disabled,
+        config_type,
+    } = filter;
     unneeded!(filter_disabled);
     let Some(listener_filter::ConfigType::TypedConfig(any)) = config_type else {
         notes.refuse("", format!("listener filter {name} has no configuration of its own"));
@@ -151,13 +210,21 @@ fn check_listener_filter(filter: ListenerFilter, notes: &mut Notes) {
 pub(crate) fn terminate(name: &str, bytes: &Bytes) -> Result<(Terminate, Vec<Unsupported>), Malformed> {
     let mut notes = Notes::of(name);
     let notes = &mut notes;
-    let Parts { addresses, internal, chains, matcher } = take(bytes, notes)?;
+    let Parts {
+        addresses,
+        internal,
+        chains,
+        matcher,
+    } = take(bytes, notes)?;
     refuse_set!(notes, matcher);
     if internal || addresses.is_empty() {
         return Err(notes.malformed("address", "is missing"));
     }
     let [chain] = <[FilterChain; 1]>::try_from(chains).map_err(|chains| {
-        notes.malformed("filter_chains", format!("there are {}, where tunnels need exactly one", chains.len()))
+        notes.malformed(
+            "filter_chains",
+            format!("there are {}, where tunnels need exactly one", chains.len()),
+        )
     })?;
     let FilterChain {
         filter_chain_match,
@@ -182,14 +249,30 @@ pub(crate) fn terminate(name: &str, bytes: &Bytes) -> Result<(Terminate, Vec<Uns
                 Some(filter::ConfigType::TypedConfig(any)) if type_name(&any.type_url) == MANAGER && terms.is_none() => {
                     terms = Some(manager(unpack(&any, Unknown::Refuses, notes)?, notes)?);
                 }
-                _ => notes.refuse("", format!("filter {name} is not supported before or after the one that accepts tunnels")),
+                _ => notes.refuse(
+                    "",
+                    format!("filter {name} is not supported before or after the one that accepts tunnels"),
+                ),
             }
             Ok(())
         })?;
     }
-    let (max_concurrent_streams, keepalive) = terms.ok_or_else(|| notes.malformed("filter_chains[0].filters", "accept no tunnels"))?;
+    let Terms {
+        max_concurrent_streams,
+        keepalive,
+        rbac,
+        server,
+    } = terms.ok_or_else(|| notes.malformed("filter_chains[0].filters", "accept no tunnels"))?;
     let refuse = notes.refusal().map(Refusal::because);
-    let terminate = Terminate { addresses, tls, max_concurrent_streams, keepalive, refuse };
+    let terminate = Terminate {
+        addresses,
+        tls,
+        max_concurrent_streams,
+        keepalive,
+        rbac,
+        server,
+        refuse,
+    };
     Ok((terminate, std::mem::replace(notes, Notes::of(name)).into_list()))
 }
 
@@ -214,14 +297,23 @@ fn server_tls(
 
 type Keepalive = Option<(std::time::Duration, std::time::Duration)>;
 
-fn manager(manager: HttpConnectionManager, notes: &mut Notes) -> Result<(u32, Keepalive), Malformed> {
+/// What the connection manager of tunnels says.
+struct Terms {
+    max_concurrent_streams: u32,
+    keepalive: Keepalive,
+    rbac: Filters,
+    server: ServerHeader,
+}
+
+fn manager(manager: HttpConnectionManager, notes: &mut Notes) -> Result<Terms, Malformed> {
     let taken = hcm::take(manager, hcm::Where::Tunnel, notes)?;
     if !taken.access_log.is_empty() {
         notes.ignore("access_log", "refused tunnels are not written to access logs yet");
     }
     let mut routed = false;
+    let mut rbac = Vec::new();
     for (index, filter) in taken.http_filters.into_iter().enumerate() {
-        routed |= notes.at("http_filters", index, |notes| tunnel_filter(filter, notes))?;
+        routed |= notes.at("http_filters", index, |notes| tunnel_filter(filter, &mut rbac, notes))?;
     }
     if !routed {
         return Err(notes.malformed("http_filters", "do not end in a router"));
@@ -229,13 +321,25 @@ fn manager(manager: HttpConnectionManager, notes: &mut Notes) -> Result<(u32, Ke
     hcm::check_tunnel_route(taken.route_specifier, notes)?;
     let keepalive = match taken.keepalive {
         None => None,
-        Some(settings) => notes.within("http2_protocol_options.connection_keepalive", |notes| keepalive(settings, notes))?,
+        Some(settings) => notes.within("http2_protocol_options.connection_keepalive", |notes| {
+            keepalive(settings, notes)
+        })?,
     };
-    Ok((taken.settings.http2_max_concurrent_streams.unwrap_or(DEFAULT_STREAMS), keepalive))
+    Ok(Terms {
+        max_concurrent_streams: taken.settings.http2_max_concurrent_streams.unwrap_or(DEFAULT_STREAMS),
+        keepalive,
+        rbac: rbac.into_iter().collect(),
+        server: taken.settings.server,
+    })
 }
 
 fn keepalive(settings: KeepaliveSettings, notes: &mut Notes) -> Result<Keepalive, Malformed> {
-    let KeepaliveSettings { interval, timeout, interval_jitter, connection_idle_interval } = settings;
+    let KeepaliveSettings {
+        interval,
+        timeout,
+        interval_jitter,
+        connection_idle_interval,
+    } = settings;
     unneeded!(interval_jitter);
     ignore_set!(notes, connection_idle_interval);
     let interval = super::value::limit("interval", interval, None, notes)?;
@@ -244,8 +348,13 @@ fn keepalive(settings: KeepaliveSettings, notes: &mut Notes) -> Result<Keepalive
 }
 
 /// A filter of `connect_terminate`; `true` for the router. What they leave for the inner connection we keep as its facts.
-fn tunnel_filter(filter: HttpFilter, notes: &mut Notes) -> Result<bool, Malformed> {
-    let HttpFilter { name, is_optional, disabled, config_type } = filter;
+fn tunnel_filter(filter: HttpFilter, rbac: &mut Vec<Rbac>, notes: &mut Notes) -> Result<bool, Malformed> {
+    let HttpFilter {
+        name,
+        is_optional,
+        disabled,
+        config_type,
+    } = filter;
     unneeded!(is_optional);
     if disabled {
         return Ok(false);
@@ -257,15 +366,24 @@ fn tunnel_filter(filter: HttpFilter, notes: &mut Notes) -> Result<bool, Malforme
     match typed(&any, notes)? {
         Typed::Struct(kind, value) if kind == "io.istio.http.peer_metadata.Config" => http_filters::peer_metadata(&value, notes),
         Typed::Message("envoy.extensions.filters.http.set_filter_state.v3.Config", any) => {
-            let SetFilterState { on_request_headers, clear_route_cache } = unpack(any, Unknown::Refuses, notes)?;
+            let SetFilterState {
+                on_request_headers,
+                clear_route_cache,
+            } = unpack(any, Unknown::Refuses, notes)?;
             refuse_set!(notes, clear_route_cache);
             chain::filter_state_values("on_request_headers", &on_request_headers, notes);
+        }
+        Typed::Message("envoy.extensions.filters.http.rbac.v3.RBAC", any) => {
+            rbac::http(unpack(any, Unknown::Refuses, notes)?, notes)
         }
         Typed::Message("envoy.extensions.filters.http.router.v3.Router", any) => {
             http_filters::router(unpack(any, Unknown::Refuses, notes)?, notes);
             return Ok(true);
         }
-        other => notes.refuse("", format!("filter {name} ({}) is not supported on tunnels yet", other.name())),
+        other => notes.refuse(
+            "",
+            format!("filter {name} ({}) is not supported on tunnels yet", other.name()),
+        ),
     }
     Ok(false)
 }
@@ -280,7 +398,12 @@ pub(crate) fn is_originate(name: &str) -> bool {
 pub(crate) fn originate(name: &str, bytes: &Bytes) -> Result<(Option<String>, Vec<Unsupported>), Malformed> {
     let mut notes = Notes::of(name);
     let notes = &mut notes;
-    let Parts { addresses, internal, chains, matcher } = take(bytes, notes)?;
+    let Parts {
+        addresses,
+        internal,
+        chains,
+        matcher,
+    } = take(bytes, notes)?;
     refuse_set!(notes, matcher, addresses);
     if !internal {
         notes.refuse("internal_listener", "is missing");
@@ -289,7 +412,10 @@ pub(crate) fn originate(name: &str, bytes: &Bytes) -> Result<(Option<String>, Ve
         .map_err(|chains| notes.malformed("filter_chains", format!("there are {}, where one is expected", chains.len())))?;
     for (index, filter) in chain.filters.into_iter().enumerate() {
         notes.at("filter_chains[0].filters", index, |notes| {
-            let Filter { name: filter_name, config_type } = filter;
+            let Filter {
+                name: filter_name,
+                config_type,
+            } = filter;
             let Some(filter::ConfigType::TypedConfig(any)) = config_type else {
                 notes.refuse("", format!("filter {filter_name} has no configuration of its own"));
                 return Ok(());
@@ -333,17 +459,34 @@ fn check_tunnel(name: &str, proxy: TcpProxy, notes: &mut Notes) {
         notes.refuse("tunneling_config", "is missing");
         return;
     };
-    unneeded!(propagate_response_headers, propagate_response_trailers, formatters, request_id_metadata_key);
+    unneeded!(
+        propagate_response_headers,
+        propagate_response_trailers,
+        formatters,
+        request_id_metadata_key
+    );
     refuse_set!(notes, use_post, post_path, request_id_extension, request_id_header);
     if !ORIGINATE.contains(&(name, hostname.as_str())) {
-        notes.refuse("tunneling_config.hostname", format!("`{hostname}` is not what tunnels of {name} ask for"));
+        notes.refuse(
+            "tunneling_config.hostname",
+            format!("`{hostname}` is not what tunnels of {name} ask for"),
+        );
     }
-    for HeaderValueOption { header, append, append_action, keep_empty_value } in headers_to_add {
+    for HeaderValueOption {
+        header,
+        append,
+        append_action,
+        keep_empty_value,
+    } in headers_to_add
+    {
         unneeded!(append, append_action, keep_empty_value);
         match header.as_ref().map(|header| header.key.as_str()) {
             Some("x-forwarded-network" | "x-istio-source") => {}
             Some("baggage") => notes.ignore("tunneling_config.headers_to_add", "baggage is not sent yet"),
-            other => notes.refuse("tunneling_config.headers_to_add", format!("header {} is not sent", other.unwrap_or_default())),
+            other => notes.refuse(
+                "tunneling_config.headers_to_add",
+                format!("header {} is not sent", other.unwrap_or_default()),
+            ),
         }
     }
 }

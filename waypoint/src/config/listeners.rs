@@ -83,7 +83,10 @@ pub(crate) struct Published<'a> {
 impl Listeners {
     /// No listeners yet; access logs go to `log_files`.
     pub(crate) fn new(log_files: Option<LogFiles>) -> Self {
-        Self { log_files, ..Self::default() }
+        Self {
+            log_files,
+            ..Self::default()
+        }
     }
 
     /// Takes over listeners. What is wrong with any of those sent, now or since before, is added to `errors`.
@@ -93,7 +96,9 @@ impl Listeners {
             match resource.name.as_str() {
                 MAIN => any |= self.apply_main(resource, errors),
                 TERMINATE => {
-                    any |= self.terminate.apply(resource, || listener::terminate(TERMINATE, &resource.bytes));
+                    any |= self
+                        .terminate
+                        .apply(resource, || listener::terminate(TERMINATE, &resource.bytes));
                     errors.extend(self.terminate.errors());
                 }
                 name => {
@@ -117,7 +122,16 @@ impl Listeners {
     }
 
     fn apply_main(&mut self, resource: &Resource, errors: &mut Vec<ResourceError>) -> bool {
-        let wrong = |what: String| ResourceError::malformed(MAIN, None, Malformed { field: String::new(), what });
+        let wrong = |what: String| {
+            ResourceError::malformed(
+                MAIN,
+                None,
+                Malformed {
+                    field: String::new(),
+                    what,
+                },
+            )
+        };
         let parts = match wire::split_listener(&resource.bytes) {
             Ok(parts) if parts.name == MAIN => parts,
             Ok(parts) => {
@@ -142,7 +156,9 @@ impl Listeners {
                         None => name.into(),
                     };
                     if !seen.insert(name.clone()) {
-                        errors.push(wrong(format!("has two filter chains with the name {name}; the first is used")));
+                        errors.push(wrong(format!(
+                            "has two filter chains with the name {name}; the first is used"
+                        )));
                         continue;
                     }
                     any |= self.apply_chain(&name, bytes);
@@ -194,7 +210,9 @@ impl Listeners {
         }
         let mut notes = Notes::of(MAIN);
         let compiled = listener::take(&rest, &mut notes).and_then(|parts| {
-            let matcher = parts.matcher.ok_or_else(|| notes.malformed("filter_chain_matcher", "is missing"))?;
+            let matcher = parts
+                .matcher
+                .ok_or_else(|| notes.malformed("filter_chain_matcher", "is missing"))?;
             notes.within("filter_chain_matcher", |notes| matcher::compile(&matcher, notes))
         });
         let refused = notes.refusal().is_some();
@@ -205,7 +223,14 @@ impl Listeners {
             Ok(node) => {
                 self.main.malformed.clear();
                 // What refuses here may decide about every connection: then no chain is reached.
-                let node = if refused { Node::List { entries: Vec::new(), otherwise: None } } else { node };
+                let node = if refused {
+                    Node::List {
+                        entries: Vec::new(),
+                        otherwise: None,
+                    }
+                } else {
+                    node
+                };
                 self.main.latest = Some(Arc::new(node));
                 self.main.waits = true;
             }
@@ -259,7 +284,8 @@ impl Listeners {
         if let Some(node) = &self.main.latest {
             matcher::chains(node, &mut names);
         }
-        let waits = |name: &&str| self.waiting.contains(*name) && self.chains.get(*name).is_some_and(|entry| entry.active.is_none());
+        let waits =
+            |name: &&str| self.waiting.contains(*name) && self.chains.get(*name).is_some_and(|entry| entry.active.is_none());
         !names.iter().any(waits)
     }
 
@@ -286,19 +312,31 @@ impl Listeners {
 
     /// Clusters that chains name.
     pub(crate) fn named_clusters(&self) -> HashSet<&str> {
-        let versions = self.chains.values().flat_map(|entry| entry.latest.iter().chain(&entry.active));
-        versions.flat_map(|compiled| compiled.clusters.iter().map(|name| &**name)).collect()
+        let versions = self
+            .chains
+            .values()
+            .flat_map(|entry| entry.latest.iter().chain(&entry.active));
+        versions
+            .flat_map(|compiled| compiled.clusters.iter().map(|name| &**name))
+            .collect()
     }
 
     /// Extension configurations that chains name.
     pub(crate) fn wanted_extensions(&self) -> BTreeSet<String> {
-        self.chains.values().filter_map(|entry| entry.latest.as_ref()).flat_map(|compiled| compiled.extensions.iter().cloned()).collect()
+        self.chains
+            .values()
+            .filter_map(|entry| entry.latest.as_ref())
+            .flat_map(|compiled| compiled.extensions.iter().cloned())
+            .collect()
     }
 
     /// Why tunnels are refused, by cluster.
     pub(crate) fn tunnel_refusals(&self) -> BTreeMap<String, String> {
         let refusal = |(name, around): (&String, &Around<Option<String>>)| {
-            Some((name.clone(), around.compiled.as_ref().and_then(|compiled| (**compiled).clone())?))
+            Some((
+                name.clone(),
+                around.compiled.as_ref().and_then(|compiled| (**compiled).clone())?,
+            ))
         };
         self.others.iter().filter_map(refusal).collect()
     }
@@ -331,7 +369,14 @@ fn other(name: &str, bytes: &Bytes) -> Result<(Option<String>, Vec<Unsupported>)
         return listener::originate(name, bytes);
     }
     let what = "this listener is not known; nothing listens for it".to_owned();
-    let item = Unsupported { resource: name.to_owned(), chain: None, route: None, field: String::new(), what, effect: Effect::Refused };
+    let item = Unsupported {
+        resource: name.to_owned(),
+        chain: None,
+        route: None,
+        field: String::new(),
+        what,
+        effect: Effect::Refused,
+    };
     Ok((None, vec![item]))
 }
 
@@ -347,7 +392,10 @@ fn same<T>(a: Option<&Arc<T>>, b: Option<&Arc<T>>) -> bool {
 
 impl Entry {
     fn errors(&self) -> impl Iterator<Item = ResourceError> {
-        let refused = self.latest.iter().flat_map(|compiled| compiled.unsupported.iter().filter_map(Unsupported::error));
+        let refused = self
+            .latest
+            .iter()
+            .flat_map(|compiled| compiled.unsupported.iter().filter_map(Unsupported::error));
         self.malformed.clone().into_iter().chain(refused)
     }
 }
@@ -356,7 +404,12 @@ impl Entry {
 
 impl<T> Default for Around<T> {
     fn default() -> Self {
-        Self { bytes: Bytes::new(), compiled: None, malformed: None, unsupported: Vec::new() }
+        Self {
+            bytes: Bytes::new(),
+            compiled: None,
+            malformed: None,
+            unsupported: Vec::new(),
+        }
     }
 }
 
@@ -383,6 +436,9 @@ impl<T: PartialEq> Around<T> {
     }
 
     fn errors(&self) -> impl Iterator<Item = ResourceError> {
-        self.malformed.clone().into_iter().chain(self.unsupported.iter().filter_map(Unsupported::error))
+        self.malformed
+            .clone()
+            .into_iter()
+            .chain(self.unsupported.iter().filter_map(Unsupported::error))
     }
 }

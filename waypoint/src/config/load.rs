@@ -65,7 +65,9 @@ pub enum LoadError {
         source: io::Error,
     },
     /// A directory has nothing that we look for.
-    #[error("{path} holds no captured configuration: expected at least cds.pb and lds.pb (or .pb.gz), or name a config_dump in JSON")]
+    #[error(
+        "{path} holds no captured configuration: expected at least cds.pb and lds.pb (or .pb.gz), or name a config_dump in JSON"
+    )]
     Empty {
         /// The directory.
         path: PathBuf,
@@ -106,8 +108,15 @@ pub enum LoadError {
 
 /// Reads a capture directory, or an Envoy `config_dump` file.
 pub fn load(path: &Path) -> Result<Vec<Answer>, LoadError> {
-    let read = |source| LoadError::Read { path: path.to_owned(), source };
-    if fs::metadata(path).map_err(read)?.is_dir() { directory(path) } else { config_dump(path) }
+    let read = |source| LoadError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    if fs::metadata(path).map_err(read)?.is_dir() {
+        directory(path)
+    } else {
+        config_dump(path)
+    }
 }
 
 fn directory(path: &Path) -> Result<Vec<Answer>, LoadError> {
@@ -118,27 +127,39 @@ fn directory(path: &Path) -> Result<Vec<Answer>, LoadError> {
         let (file, bytes) = match (read_if_there(&plain)?, read_if_there(&packed)?) {
             (Some(bytes), _) => (plain, bytes),
             (None, Some(bytes)) => {
-                let unpacked = unpack(&bytes).map_err(|source| LoadError::Read { path: packed.clone(), source })?;
+                let unpacked = unpack(&bytes).map_err(|source| LoadError::Read {
+                    path: packed.clone(),
+                    source,
+                })?;
                 (packed, unpacked)
             }
             (None, None) => continue,
         };
         answers.append(&mut messages(&file, bytes.into())?);
     }
-    if answers.is_empty() { Err(LoadError::Empty { path: path.to_owned() }) } else { Ok(answers) }
+    if answers.is_empty() {
+        Err(LoadError::Empty { path: path.to_owned() })
+    } else {
+        Ok(answers)
+    }
 }
 
 fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, LoadError> {
     match fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(LoadError::Read { path: path.to_owned(), source }),
+        Err(source) => Err(LoadError::Read {
+            path: path.to_owned(),
+            source,
+        }),
     }
 }
 
 fn unpack(packed: &[u8]) -> io::Result<Vec<u8>> {
     let mut unpacked = Vec::new();
-    let read = flate2::read::GzDecoder::new(packed).take(MAX_UNPACKED + 1).read_to_end(&mut unpacked)?;
+    let read = flate2::read::GzDecoder::new(packed)
+        .take(MAX_UNPACKED + 1)
+        .read_to_end(&mut unpacked)?;
     if read as u64 > MAX_UNPACKED {
         return Err(io::Error::other(format!("it unpacks to more than {MAX_UNPACKED} bytes")));
     }
@@ -148,16 +169,28 @@ fn unpack(packed: &[u8]) -> io::Result<Vec<u8>> {
 fn messages(path: &Path, mut bytes: Bytes) -> Result<Vec<Answer>, LoadError> {
     let mut answers = Vec::new();
     while bytes.has_remaining() {
-        let wrong = |what: String| LoadError::Message { path: path.to_owned(), message: answers.len() + 1, what };
+        let wrong = |what: String| LoadError::Message {
+            path: path.to_owned(),
+            message: answers.len() + 1,
+            what,
+        };
         let response = DeltaDiscoveryResponse::decode_length_delimited(&mut bytes).map_err(|error| wrong(error.to_string()))?;
         let type_url = response.type_url;
         let mut resources = Vec::with_capacity(response.resources.len());
-        for DiscoveryResource { name, version, resource, .. } in response.resources {
+        for DiscoveryResource {
+            name, version, resource, ..
+        } in response.resources
+        {
             let any = resource.ok_or_else(|| wrong(format!("the resource {name} is empty")))?;
             if any.type_url != type_url {
                 return Err(wrong(format!("the resource {name} is a {} among {type_url}", any.type_url)));
             }
-            resources.push(Resource { name, version, type_url: any.type_url, bytes: any.value.into() });
+            resources.push(Resource {
+                name,
+                version,
+                type_url: any.type_url,
+                bytes: any.value.into(),
+            });
         }
         answers.push(Answer {
             type_url,
@@ -170,39 +203,67 @@ fn messages(path: &Path, mut bytes: Bytes) -> Result<Vec<Answer>, LoadError> {
 }
 
 fn config_dump(path: &Path) -> Result<Vec<Answer>, LoadError> {
-    let text = fs::read(path).map_err(|source| LoadError::Read { path: path.to_owned(), source })?;
+    let text = fs::read(path).map_err(|source| LoadError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
     let dump: Value = serde_json::from_slice(&text).map_err(|error| LoadError::Json {
         path: path.to_owned(),
         line: error.line(),
         column: error.column(),
         what: error.to_string(),
     })?;
-    let wrong = |(field, what)| LoadError::Dump { path: path.to_owned(), field, what };
+    let wrong = |(field, what)| LoadError::Dump {
+        path: path.to_owned(),
+        field,
+        what,
+    };
     sections(&dump).map_err(wrong)
 }
 
 /// Where in a dump, and what is wrong there.
 type Wrong = (String, String);
 
+/// A section of a dump: its type, the type of its resources, and its lists with the way from an item to the resource.
+type Section = (&'static str, &'static str, &'static [(&'static str, &'static [&'static str])]);
+
 /// In each section the lists of resources, and where in an item the resource stands.
-const SECTIONS: [(&str, &str, &[(&str, &[&str])]); 5] = [
+const SECTIONS: [Section; 5] = [
     (
         "envoy.admin.v3.ClustersConfigDump",
         CLUSTERS,
-        &[("static_clusters", &["cluster"]), ("dynamic_active_clusters", &["cluster"]), ("dynamic_warming_clusters", &["cluster"])],
+        &[
+            ("static_clusters", &["cluster"]),
+            ("dynamic_active_clusters", &["cluster"]),
+            ("dynamic_warming_clusters", &["cluster"]),
+        ],
     ),
     (
         "envoy.admin.v3.EndpointsConfigDump",
         ENDPOINTS,
-        &[("static_endpoint_configs", &["endpoint_config"]), ("dynamic_endpoint_configs", &["endpoint_config"])],
+        &[
+            ("static_endpoint_configs", &["endpoint_config"]),
+            ("dynamic_endpoint_configs", &["endpoint_config"]),
+        ],
     ),
     (
         "envoy.admin.v3.ListenersConfigDump",
         LISTENERS,
-        &[("static_listeners", &["listener"]), ("dynamic_listeners", &["active_state", "listener"])],
+        &[
+            ("static_listeners", &["listener"]),
+            ("dynamic_listeners", &["active_state", "listener"]),
+        ],
     ),
-    ("envoy.admin.v3.EcdsConfigDump", EXTENSIONS, &[("ecds_filters", &["ecds_filter"])]),
-    ("envoy.admin.v3.SecretsConfigDump", SECRETS, &[("dynamic_active_secrets", &["secret"])]),
+    (
+        "envoy.admin.v3.EcdsConfigDump",
+        EXTENSIONS,
+        &[("ecds_filters", &["ecds_filter"])],
+    ),
+    (
+        "envoy.admin.v3.SecretsConfigDump",
+        SECRETS,
+        &[("dynamic_active_secrets", &["secret"])],
+    ),
 ];
 
 fn sections(dump: &Value) -> Result<Vec<Answer>, Wrong> {
@@ -211,8 +272,12 @@ fn sections(dump: &Value) -> Result<Vec<Answer>, Wrong> {
     };
     let mut answers: Vec<Answer> = Vec::new();
     for (section, type_url, lists) in SECTIONS {
-        let mut answer =
-            Answer { type_url: type_url.to_owned(), system_version: String::new(), resources: Vec::new(), removed: Vec::new() };
+        let mut answer = Answer {
+            type_url: type_url.to_owned(),
+            system_version: String::new(),
+            resources: Vec::new(),
+            removed: Vec::new(),
+        };
         for (index, config) in configs.iter().enumerate() {
             let kind = config.get("@type").and_then(Value::as_str).unwrap_or_default();
             if type_name(kind) != section {
@@ -240,7 +305,10 @@ fn sections(dump: &Value) -> Result<Vec<Answer>, Wrong> {
         }
     }
     if answers.is_empty() {
-        return Err(("configs".to_owned(), "no section has a cluster, an endpoint or a listener".to_owned()));
+        return Err((
+            "configs".to_owned(),
+            "no section has a cluster, an endpoint or a listener".to_owned(),
+        ));
     }
     Ok(answers)
 }
@@ -252,13 +320,24 @@ fn resource(type_url: &str, message: &Value) -> Result<Resource, String> {
     if type_name(given) != type_name(type_url) {
         return Err(format!("is a {given} where a {type_url} belongs"));
     }
-    let descriptor =
-        pool.get_message_by_name(type_name(type_url)).ok_or_else(|| format!("{type_url} is not known"))?;
+    let descriptor = pool
+        .get_message_by_name(type_name(type_url))
+        .ok_or_else(|| format!("{type_url} is not known"))?;
     let mut fields = message.clone();
     if let Some(fields) = fields.as_object_mut() {
         fields.remove("@type");
     }
-    let name = ["name", "cluster_name"].iter().find_map(|key| fields.get(key)).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let name = ["name", "cluster_name"]
+        .iter()
+        .find_map(|key| fields.get(key))
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+        .to_owned();
     let message = DynamicMessage::deserialize(descriptor, fields).map_err(|error| error.to_string())?;
-    Ok(Resource { name, version: String::new(), type_url: type_url.to_owned(), bytes: message.encode_to_vec().into() })
+    Ok(Resource {
+        name,
+        version: String::new(),
+        type_url: type_url.to_owned(),
+        bytes: message.encode_to_vec().into(),
+    })
 }

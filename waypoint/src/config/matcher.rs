@@ -37,10 +37,16 @@ use crate::snapshot::matcher::{Input, Node, Predicate, Ranges};
 
 /// Compiles a matcher.
 pub(crate) fn compile(matcher: &Matcher, notes: &mut Notes) -> Result<Node, Malformed> {
-    let Matcher { on_no_match, matcher_type } = matcher;
+    let Matcher {
+        on_no_match,
+        matcher_type,
+    } = matcher;
     let otherwise = match on_no_match {
         None => None,
-        Some(on_no_match) => notes.within("on_no_match", |notes| on_match(on_no_match, notes)).map(Some)?.map(Box::new),
+        Some(on_no_match) => notes
+            .within("on_no_match", |notes| on_match(on_no_match, notes))
+            .map(Some)?
+            .map(Box::new),
     };
     match matcher_type {
         None => Err(notes.malformed("", "has neither a list nor a tree")),
@@ -56,15 +62,27 @@ pub(crate) fn chains<'a>(node: &'a Node, names: &mut Vec<&'a str>) {
             names.push(name);
             return;
         }
-        Node::Exact { input: _, map, otherwise } => {
+        Node::Exact {
+            input: _,
+            map,
+            otherwise,
+        } => {
             map.values().for_each(|node| chains(node, names));
             otherwise
         }
-        Node::Prefix { input: _, prefixes, otherwise } => {
+        Node::Prefix {
+            input: _,
+            prefixes,
+            otherwise,
+        } => {
             prefixes.iter().for_each(|(_, node)| chains(node, names));
             otherwise
         }
-        Node::Ranges { input: _, ranges, otherwise } => {
+        Node::Ranges {
+            input: _,
+            ranges,
+            otherwise,
+        } => {
             ranges.nodes().for_each(|node| chains(node, names));
             otherwise
         }
@@ -85,24 +103,43 @@ fn compile_tree(tree: &MatcherTree, otherwise: Option<Box<Node>>, notes: &mut No
         None => Err(notes.malformed("", "has no map")),
         Some(TreeType::ExactMatchMap(MatchMap { map })) => {
             let map = compile_map("exact_match_map", map, notes)?;
-            Ok(Node::Exact { input, map: map.into_iter().collect(), otherwise })
+            Ok(Node::Exact {
+                input,
+                map: map.into_iter().collect(),
+                otherwise,
+            })
         }
         Some(TreeType::PrefixMatchMap(MatchMap { map })) => {
             let mut prefixes = compile_map("prefix_match_map", map, notes)?;
             prefixes.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
-            Ok(Node::Prefix { input, prefixes, otherwise })
+            Ok(Node::Prefix {
+                input,
+                prefixes,
+                otherwise,
+            })
         }
-        Some(TreeType::CustomMatch(custom)) => notes.within("custom_match", |notes| compile_ranges(custom, input, otherwise, notes)),
+        Some(TreeType::CustomMatch(custom)) => {
+            notes.within("custom_match", |notes| compile_ranges(custom, input, otherwise, notes))
+        }
     }
 }
 
-fn compile_map(field: &'static str, map: &BTreeMap<String, OnMatch>, notes: &mut Notes) -> Result<Vec<(Box<str>, Node)>, Malformed> {
+fn compile_map(
+    field: &'static str,
+    map: &BTreeMap<String, OnMatch>,
+    notes: &mut Notes,
+) -> Result<Vec<(Box<str>, Node)>, Malformed> {
     if map.is_empty() {
         return Err(notes.malformed(field, "is empty"));
     }
     notes.within(field, |notes| {
         map.iter()
-            .map(|(key, next)| Ok((key.as_str().into(), notes.within(format!("map[{key}]"), |notes| on_match(next, notes))?)))
+            .map(|(key, next)| {
+                Ok((
+                    key.as_str().into(),
+                    notes.within(format!("map[{key}]"), |notes| on_match(next, notes))?,
+                ))
+            })
             .collect()
     })
 }
@@ -114,7 +151,9 @@ fn compile_ranges(
     notes: &mut Notes,
 ) -> Result<Node, Malformed> {
     let TypedExtensionConfig { name, typed_config } = custom;
-    let Some(any) = typed_config else { return Err(notes.malformed("typed_config", format!("matcher {name} has no configuration"))) };
+    let Some(any) = typed_config else {
+        return Err(notes.malformed("typed_config", format!("matcher {name} has no configuration")));
+    };
     if type_name(&any.type_url) != "xds.type.matcher.v3.IPMatcher" {
         return Err(notes.malformed("typed_config", format!("matcher {} is not known", type_name(&any.type_url))));
     }
@@ -125,29 +164,45 @@ fn compile_ranges(
     let mut ranges = Ranges::default();
     for (index, matcher) in range_matchers.iter().enumerate() {
         notes.at("range_matchers", index, |notes| {
-            let IpRangeMatcher { ranges: list, on_match: next, exclusive } = matcher;
+            let IpRangeMatcher {
+                ranges: list,
+                on_match: next,
+                exclusive,
+            } = matcher;
             if *exclusive {
                 return Err(notes.malformed("exclusive", "is not supported"));
             }
             if list.is_empty() {
                 return Err(notes.malformed("ranges", "is empty"));
             }
-            let nets = list.iter().map(|range| compile_range(range, notes)).collect::<Result<Vec<_>, _>>()?;
+            let nets = list
+                .iter()
+                .map(|range| compile_range(range, notes))
+                .collect::<Result<Vec<_>, _>>()?;
             let next = next.as_ref().ok_or_else(|| notes.malformed("on_match", "is missing"))?;
             ranges.add(nets, notes.within("on_match", |notes| on_match(next, notes))?);
             Ok(())
         })?;
     }
-    Ok(Node::Ranges { input, ranges, otherwise })
+    Ok(Node::Ranges {
+        input,
+        ranges,
+        otherwise,
+    })
 }
 
 fn compile_range(range: &CidrRange, notes: &Notes) -> Result<IpNet, Malformed> {
-    let CidrRange { address_prefix, prefix_len } = range;
-    let address: IpAddr =
-        address_prefix.parse().map_err(|_| notes.malformed("ranges.address_prefix", format!("`{address_prefix}` is no IP address")))?;
+    let CidrRange {
+        address_prefix,
+        prefix_len,
+    } = range;
+    let address: IpAddr = address_prefix
+        .parse()
+        .map_err(|_| notes.malformed("ranges.address_prefix", format!("`{address_prefix}` is no IP address")))?;
     let length = prefix_len.unwrap_or(0);
     let net = u8::try_from(length).ok().and_then(|length| IpNet::new(address, length).ok());
-    net.map(|net| net.trunc()).ok_or_else(|| notes.malformed("ranges.prefix_len", format!("{length} is too long for {address}")))
+    net.map(|net| net.trunc())
+        .ok_or_else(|| notes.malformed("ranges.prefix_len", format!("{length} is too long for {address}")))
 }
 
 fn compile_list(list: &MatcherList, otherwise: Option<Box<Node>>, notes: &mut Notes) -> Result<Node, Malformed> {
@@ -155,7 +210,10 @@ fn compile_list(list: &MatcherList, otherwise: Option<Box<Node>>, notes: &mut No
     let mut entries = Vec::with_capacity(matchers.len());
     for (index, matcher) in matchers.iter().enumerate() {
         let entry = notes.at("matchers", index, |notes| {
-            let FieldMatcher { predicate, on_match: next } = matcher;
+            let FieldMatcher {
+                predicate,
+                on_match: next,
+            } = matcher;
             let predicate = predicate.as_ref().ok_or_else(|| notes.malformed("predicate", "is missing"))?;
             let predicate = notes.within("predicate", |notes| compile_predicate(predicate, notes))?;
             let next = next.as_ref().ok_or_else(|| notes.malformed("on_match", "is missing"))?;
@@ -170,15 +228,18 @@ fn compile_predicate(predicate: &XdsPredicate, notes: &mut Notes) -> Result<Pred
     let XdsPredicate { match_type } = predicate;
     let all = |list: &PredicateList, notes: &mut Notes| {
         let PredicateList { predicate } = list;
-        predicate.iter().map(|predicate| compile_predicate(predicate, notes)).collect::<Result<Vec<_>, _>>()
+        predicate
+            .iter()
+            .map(|predicate| compile_predicate(predicate, notes))
+            .collect::<Result<Vec<_>, _>>()
     };
     Ok(match match_type {
         None => return Err(notes.malformed("", "is empty")),
         Some(MatchType::AndMatcher(list)) => Predicate::All(notes.within("and_matcher", |notes| all(list, notes))?),
         Some(MatchType::OrMatcher(list)) => Predicate::Any(notes.within("or_matcher", |notes| all(list, notes))?),
-        Some(MatchType::NotMatcher(inner)) => {
-            Predicate::Not(Box::new(notes.within("not_matcher", |notes| compile_predicate(inner, notes))?))
-        }
+        Some(MatchType::NotMatcher(inner)) => Predicate::Not(Box::new(
+            notes.within("not_matcher", |notes| compile_predicate(inner, notes))?,
+        )),
         Some(MatchType::SinglePredicate(single)) => {
             let SinglePredicate { input, matcher } = single;
             let input = compile_input(input.as_ref(), notes)?;
@@ -194,7 +255,10 @@ fn compile_predicate(predicate: &XdsPredicate, notes: &mut Notes) -> Result<Pred
 }
 
 fn compile_string(string: &XdsString, notes: &Notes) -> Result<StringMatcher, Malformed> {
-    let XdsString { ignore_case, match_pattern } = string;
+    let XdsString {
+        ignore_case,
+        match_pattern,
+    } = string;
     let how = match match_pattern {
         None => return Err(notes.malformed("value_match", "is empty")),
         Some(MatchPattern::Exact(text)) => StringMatch::Exact(text.as_str().into()),
@@ -205,7 +269,9 @@ fn compile_string(string: &XdsString, notes: &Notes) -> Result<StringMatcher, Ma
             match &regex.engine_type {
                 None | Some(EngineType::GoogleRe2(_)) => {}
             }
-            StringMatch::Regex(Regex::new(&regex.regex).map_err(|error| notes.malformed("value_match.safe_regex", error.to_string()))?)
+            StringMatch::Regex(
+                Regex::new(&regex.regex).map_err(|error| notes.malformed("value_match.safe_regex", error.to_string()))?,
+            )
         }
         Some(MatchPattern::Custom(custom)) => {
             return Err(notes.malformed("value_match.custom", format!("matcher {} is not known", custom.name)));
@@ -215,11 +281,17 @@ fn compile_string(string: &XdsString, notes: &Notes) -> Result<StringMatcher, Ma
 }
 
 fn compile_input(input: Option<&TypedExtensionConfig>, notes: &mut Notes) -> Result<Input, Malformed> {
-    let Some(TypedExtensionConfig { name, typed_config }) = input else { return Err(notes.malformed("input", "is missing")) };
-    let Some(any) = typed_config else { return Err(notes.malformed("input", format!("{name} has no configuration"))) };
+    let Some(TypedExtensionConfig { name, typed_config }) = input else {
+        return Err(notes.malformed("input", "is missing"));
+    };
+    let Some(any) = typed_config else {
+        return Err(notes.malformed("input", format!("{name} has no configuration")));
+    };
     const INPUTS: &str = "envoy.extensions.matching.common_inputs.network.v3.";
     let unknown = |notes: &Notes| Err(notes.malformed("input", format!("{} is not known", type_name(&any.type_url))));
-    let Some(kind) = type_name(&any.type_url).strip_prefix(INPUTS) else { return unknown(notes) };
+    let Some(kind) = type_name(&any.type_url).strip_prefix(INPUTS) else {
+        return unknown(notes);
+    };
     Ok(match kind {
         "DestinationIPInput" => Input::DestinationIp,
         "DestinationPortInput" => Input::DestinationPort,
@@ -246,7 +318,9 @@ fn on_match(next: &OnMatch, notes: &mut Notes) -> Result<Node, Malformed> {
         None => Err(notes.malformed("", "leads nowhere")),
         Some(matcher::on_match::OnMatch::Matcher(matcher)) => notes.within("matcher", |notes| compile(matcher, notes)),
         Some(matcher::on_match::OnMatch::Action(TypedExtensionConfig { name: _, typed_config })) => {
-            let any = typed_config.as_ref().ok_or_else(|| notes.malformed("action", "has no value"))?;
+            let any = typed_config
+                .as_ref()
+                .ok_or_else(|| notes.malformed("action", "has no value"))?;
             if type_name(&any.type_url) != "google.protobuf.StringValue" {
                 return Err(notes.malformed("action", format!("{} is not the name of a chain", type_name(&any.type_url))));
             }

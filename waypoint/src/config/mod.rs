@@ -28,6 +28,7 @@ mod listener;
 mod listeners;
 pub mod load;
 mod matcher;
+mod rbac;
 pub mod report;
 mod retry;
 mod route;

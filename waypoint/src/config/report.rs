@@ -115,12 +115,21 @@ pub(crate) use {ignore_set, refuse_set, unneeded};
 impl Notes {
     /// Notes about a resource.
     pub fn of(resource: impl Into<String>) -> Self {
-        Self { resource: resource.into(), chain: None, route: None, path: Vec::new(), list: Vec::new() }
+        Self {
+            resource: resource.into(),
+            chain: None,
+            route: None,
+            path: Vec::new(),
+            list: Vec::new(),
+        }
     }
 
     /// Notes about one filter chain of a listener.
     pub fn of_chain(resource: impl Into<String>, chain: impl Into<String>) -> Self {
-        Self { chain: Some(chain.into()), ..Self::of(resource) }
+        Self {
+            chain: Some(chain.into()),
+            ..Self::of(resource)
+        }
     }
 
     /// Runs `f` one level deeper in the message.
@@ -142,7 +151,12 @@ impl Notes {
         let outer = self.route.replace(route.to_owned());
         let result = f(self);
         self.route = outer;
-        let refused = self.list.iter().skip(before).find(|item| item.effect == Effect::RouteRefused).map(Unsupported::words);
+        let refused = self
+            .list
+            .iter()
+            .skip(before)
+            .find(|item| item.effect == Effect::RouteRefused)
+            .map(Unsupported::words);
         (result, refused)
     }
 
@@ -173,7 +187,11 @@ impl Notes {
 
     /// Lists something that can decide: the unit (or the route) refuses.
     pub(crate) fn refuse(&mut self, field: &str, what: impl Into<String>) {
-        let effect = if self.route.is_some() { Effect::RouteRefused } else { Effect::Refused };
+        let effect = if self.route.is_some() {
+            Effect::RouteRefused
+        } else {
+            Effect::Refused
+        };
         self.list(field, what.into(), effect);
     }
 
@@ -184,12 +202,19 @@ impl Notes {
 
     /// An error here.
     pub(crate) fn malformed(&self, field: &str, what: impl Into<String>) -> Malformed {
-        Malformed { field: self.place(field), what: what.into() }
+        Malformed {
+            field: self.place(field),
+            what: what.into(),
+        }
     }
 
     /// Why the unit is refused, if it is.
     pub(crate) fn refusal(&self) -> Option<String> {
-        let mut words = self.list.iter().filter(|item| item.effect == Effect::Refused).map(Unsupported::words);
+        let mut words = self
+            .list
+            .iter()
+            .filter(|item| item.effect == Effect::Refused)
+            .map(Unsupported::words);
         let first = words.next()?;
         Some(match words.count() {
             0 => first,
@@ -208,7 +233,11 @@ impl Notes {
 impl Unsupported {
     /// Where and what, without the resource.
     pub(crate) fn words(&self) -> String {
-        if self.field.is_empty() { self.what.clone() } else { format!("{}: {}", self.field, self.what) }
+        if self.field.is_empty() {
+            self.what.clone()
+        } else {
+            format!("{}: {}", self.field, self.what)
+        }
     }
 
     /// The sentence for a NACK, where there has to be one.
@@ -248,7 +277,13 @@ impl ResourceError {
     pub(crate) fn malformed(resource: &str, chain: Option<&str>, malformed: Malformed) -> Self {
         let Malformed { field, what } = malformed;
         let consequence = Consequence::LastGoodStays;
-        Self { resource: resource.to_owned(), chain: chain.map(str::to_owned), field, what, consequence }
+        Self {
+            resource: resource.to_owned(),
+            chain: chain.map(str::to_owned),
+            field,
+            what,
+            consequence,
+        }
     }
 }
 

@@ -35,7 +35,12 @@ pub(crate) fn compile(policy: EnvoyPolicy, notes: &mut Notes) -> Result<RetryPol
         retriable_request_headers,
         refresh_cluster_on_retry,
     } = policy;
-    ignore_set!(notes, retry_options_predicates, rate_limited_retry_back_off, refresh_cluster_on_retry);
+    ignore_set!(
+        notes,
+        retry_options_predicates,
+        rate_limited_retry_back_off,
+        refresh_cluster_on_retry
+    );
     let (on, unknown) = RetryOn::parse(&retry_on);
     if !unknown.is_empty() {
         notes.ignore("retry_on", format!("{} is not known", unknown.join(", ")));
@@ -85,11 +90,16 @@ fn matchers(
     list: Vec<EnvoyMatcher>,
     notes: &mut Notes,
 ) -> Result<Vec<cairn_policy::matcher::HeaderMatcher>, Malformed> {
-    notes.within(field, |notes| list.into_iter().map(|matcher| headers::matcher(matcher, notes)).collect())
+    notes.within(field, |notes| {
+        list.into_iter().map(|matcher| headers::matcher(matcher, notes)).collect()
+    })
 }
 
 fn backoff(backoff: RetryBackOff, notes: &Notes) -> Result<Backoff, Malformed> {
-    let RetryBackOff { base_interval, max_interval } = backoff;
+    let RetryBackOff {
+        base_interval,
+        max_interval,
+    } = backoff;
     let base = base_interval.map(|base| duration("base_interval", base, notes)).transpose()?;
     let most = max_interval.map(|most| duration("max_interval", most, notes)).transpose()?;
     if base.is_some_and(|base| base.is_zero() || most.is_some_and(|most| most < base)) {
@@ -99,7 +109,9 @@ fn backoff(backoff: RetryBackOff, notes: &Notes) -> Result<Backoff, Malformed> {
 }
 
 fn priorities(priority: Option<RetryPriority>, notes: &mut Notes) -> Result<Option<PreviousPriorities>, Malformed> {
-    let Some(RetryPriority { name, config_type }) = priority else { return Ok(None) };
+    let Some(RetryPriority { name, config_type }) = priority else {
+        return Ok(None);
+    };
     match config_type {
         Some(retry_priority::ConfigType::TypedConfig(any))
             if type_name(&any.type_url) == "envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig" =>
@@ -109,7 +121,9 @@ fn priorities(priority: Option<RetryPriority>, notes: &mut Notes) -> Result<Opti
             if update_frequency <= 0 {
                 return Err(notes.malformed("retry_priority.update_frequency", "has to be above zero"));
             }
-            Ok(Some(PreviousPriorities { update_frequency: update_frequency.unsigned_abs() }))
+            Ok(Some(PreviousPriorities {
+                update_frequency: update_frequency.unsigned_abs(),
+            }))
         }
         _ => {
             notes.ignore("retry_priority", format!("{name} is not known"));

@@ -24,8 +24,8 @@ use cairn_proto::envoy::{
     extensions::filters::http::fault::v3::HttpFault,
     r#type::{
         matcher::v3::{
-            MetadataMatcher as EnvoyMetadata, ValueMatcher as EnvoyValue, double_matcher, list_matcher, metadata_matcher::path_segment::Segment,
-            value_matcher::MatchPattern,
+            MetadataMatcher as EnvoyMetadata, ValueMatcher as EnvoyValue, double_matcher, list_matcher,
+            metadata_matcher::path_segment::Segment, value_matcher::MatchPattern,
         },
         v3::{FractionalPercent, fractional_percent::DenominatorType},
     },
@@ -87,16 +87,27 @@ pub(crate) fn compile(config: RouteConfiguration, context: &mut Context, notes: 
         ignore_path_parameters_in_path_matching,
     );
     if validate_clusters == Some(true) {
-        notes.ignore("validate_clusters", "a route may name a cluster that is not there; its requests are answered 503");
+        notes.ignore(
+            "validate_clusters",
+            "a route may name a cluster that is not there; its requests are answered 503",
+        );
     }
     let limit = max_direct_response_body_size_bytes.unwrap_or(DIRECT_RESPONSE_LIMIT);
     let (overrides, refusal) = notes.in_route("*", |notes| overrides(&typed_per_filter_config, context, notes));
     overrides?;
-    let around = Around { direct_response_limit: limit as usize, retry: None, refusal };
+    let around = Around {
+        direct_response_limit: limit as usize,
+        retry: None,
+        refusal,
+    };
     let hosts = virtual_hosts
         .into_iter()
         .enumerate()
-        .map(|(index, host)| notes.at("virtual_hosts", index, |notes| compile_host(host, &around, context, notes)).map(Arc::new))
+        .map(|(index, host)| {
+            notes
+                .at("virtual_hosts", index, |notes| compile_host(host, &around, context, notes))
+                .map(Arc::new)
+        })
         .collect::<Result<Vec<_>, _>>()?;
     let mut table = RouteTable::new(name, hosts).map_err(|error| notes.malformed("virtual_hosts", error.to_string()))?;
     table.request_edits = headers::edits(request_headers_to_add, request_headers_to_remove, "request_headers", notes)?;
@@ -134,7 +145,13 @@ fn compile_host(host: EnvoyHost, around: &Around, context: &mut Context, notes: 
     } = host;
     // Descriptors of rate limits are read by the rate limit filter, which refuses the chain where it is there.
     unneeded!(rate_limits, metadata);
-    ignore_set!(notes, virtual_clusters, hedge_policy, per_request_buffer_limit_bytes, request_body_buffer_limit);
+    ignore_set!(
+        notes,
+        virtual_clusters,
+        hedge_policy,
+        per_request_buffer_limit_bytes,
+        request_body_buffer_limit
+    );
     let (overrides, refusal) = notes.in_route("*", |notes| {
         refuse_set!(
             notes,
@@ -150,7 +167,9 @@ fn compile_host(host: EnvoyHost, around: &Around, context: &mut Context, notes: 
         overrides(&typed_per_filter_config, context, notes)
     });
     overrides?;
-    let retry = retry_policy.map(|policy| notes.within("retry_policy", |notes| retry::compile(policy, notes))).transpose()?;
+    let retry = retry_policy
+        .map(|policy| notes.within("retry_policy", |notes| retry::compile(policy, notes)))
+        .transpose()?;
     let around = Around {
         direct_response_limit: around.direct_response_limit,
         retry: retry.or_else(|| around.retry.clone()),
@@ -163,7 +182,11 @@ fn compile_host(host: EnvoyHost, around: &Around, context: &mut Context, notes: 
     let routes = routes
         .into_iter()
         .enumerate()
-        .map(|(index, route)| notes.at("routes", index, |notes| compile_route(route, index, &around, context, notes)).map(Arc::new))
+        .map(|(index, route)| {
+            notes
+                .at("routes", index, |notes| compile_route(route, index, &around, context, notes))
+                .map(Arc::new)
+        })
         .collect::<Result<Vec<_>, _>>()?;
     Ok(VirtualHost {
         name: name.into(),
@@ -175,18 +198,36 @@ fn compile_host(host: EnvoyHost, around: &Around, context: &mut Context, notes: 
     })
 }
 
-fn compile_route(route: EnvoyRoute, index: usize, around: &Around, context: &mut Context, notes: &mut Notes) -> Result<Route, Malformed> {
-    let label = if route.name.is_empty() { format!("#{index}") } else { route.name.clone() };
+fn compile_route(
+    route: EnvoyRoute,
+    index: usize,
+    around: &Around,
+    context: &mut Context,
+    notes: &mut Notes,
+) -> Result<Route, Malformed> {
+    let label = if route.name.is_empty() {
+        format!("#{index}")
+    } else {
+        route.name.clone()
+    };
     let (compiled, refusal) = notes.in_route(&label, |notes| compile_route_fields(route, around, context, notes));
     let mut compiled = compiled?;
     if let Some(reason) = around.refusal.clone().or(refusal) {
         let body = format!("this route has configuration that the proxy does not support: {reason}\n");
-        compiled.action = RouteAction::DirectResponse(DirectResponse { status: StatusCode::FORBIDDEN, body: Bytes::from(body) });
+        compiled.action = RouteAction::DirectResponse(DirectResponse {
+            status: StatusCode::FORBIDDEN,
+            body: Bytes::from(body),
+        });
     }
     Ok(compiled)
 }
 
-fn compile_route_fields(route: EnvoyRoute, around: &Around, context: &mut Context, notes: &mut Notes) -> Result<Route, Malformed> {
+fn compile_route_fields(
+    route: EnvoyRoute,
+    around: &Around,
+    context: &mut Context,
+    notes: &mut Notes,
+) -> Result<Route, Malformed> {
     let EnvoyRoute {
         name,
         r#match,
@@ -220,7 +261,11 @@ fn compile_route_fields(route: EnvoyRoute, around: &Around, context: &mut Contex
 }
 
 /// Configuration of filters on a route, a virtual host or a table.
-pub(crate) fn overrides(config: &BTreeMap<String, prost_types::Any>, context: &Context, notes: &mut Notes) -> Result<(), Malformed> {
+pub(crate) fn overrides(
+    config: &BTreeMap<String, prost_types::Any>,
+    context: &Context,
+    notes: &mut Notes,
+) -> Result<(), Malformed> {
     for (filter, any) in config {
         notes.within(format!("typed_per_filter_config[{filter}]"), |notes| {
             if !context.filter_names.contains(filter) {
@@ -237,7 +282,11 @@ pub(crate) fn overrides(config: &BTreeMap<String, prost_types::Any>, context: &C
                 }
                 "envoy.extensions.filters.http.cors.v3.CorsPolicy" => notes.refuse("", "CORS is not supported yet"),
                 "envoy.config.route.v3.FilterConfig" => {
-                    let FilterConfig { config, is_optional, disabled } = unpack(any, Unknown::Refuses, notes)?;
+                    let FilterConfig {
+                        config,
+                        is_optional,
+                        disabled,
+                    } = unpack(any, Unknown::Refuses, notes)?;
                     unneeded!(config, is_optional, disabled);
                     notes.refuse("", "filters cannot be turned on or off on a route yet");
                 }
@@ -257,7 +306,10 @@ fn config_of(metadata: &Metadata) -> Option<&str> {
 fn compile_decorator(decorator: EnvoyDecorator, notes: &mut Notes) -> Option<Decorator> {
     let EnvoyDecorator { operation, propagate } = decorator;
     match HeaderValue::try_from(operation) {
-        Ok(operation) => Some(Decorator { operation, propagate: propagate != Some(false) }),
+        Ok(operation) => Some(Decorator {
+            operation,
+            propagate: propagate != Some(false),
+        }),
         Err(_) => {
             notes.ignore("decorator.operation", "cannot stand in a header");
             None
@@ -286,7 +338,10 @@ fn compile_match(matches: EnvoyMatch, notes: &mut Notes) -> Result<RouteMatch, M
         Some(PathSpecifier::Path(path)) => PathMatch::Exact(path.into()),
         Some(PathSpecifier::SafeRegex(matcher)) => PathMatch::Regex(regex("safe_regex", matcher, notes)?),
         Some(PathSpecifier::PathSeparatedPrefix(prefix)) if prefix.ends_with('/') || !prefix.starts_with('/') => {
-            return Err(notes.malformed("path_separated_prefix", format!("`{prefix}` has to begin with `/` and not to end with it")));
+            return Err(notes.malformed(
+                "path_separated_prefix",
+                format!("`{prefix}` has to begin with `/` and not to end with it"),
+            ));
         }
         Some(PathSpecifier::PathSeparatedPrefix(prefix)) => PathMatch::SeparatedPrefix(prefix.into()),
         Some(PathSpecifier::ConnectMatcher(_)) => PathMatch::Connect,
@@ -298,21 +353,32 @@ fn compile_match(matches: EnvoyMatch, notes: &mut Notes) -> Result<RouteMatch, M
     let headers = headers.into_iter().enumerate();
     let headers = headers.map(|(index, matcher)| notes.at("headers", index, |notes| headers::matcher(matcher, notes)));
     let headers = headers.collect::<Result<_, _>>()?;
-    let query = query_parameters.into_iter().map(|matcher| compile_query(matcher, notes)).collect::<Result<_, _>>()?;
-    let metadata = dynamic_metadata.into_iter().map(|matcher| compile_metadata(matcher, notes)).collect::<Result<_, _>>()?;
+    let query = query_parameters
+        .into_iter()
+        .map(|matcher| compile_query(matcher, notes))
+        .collect::<Result<_, _>>()?;
+    let metadata = dynamic_metadata
+        .into_iter()
+        .map(|matcher| compile_metadata(matcher, notes))
+        .collect::<Result<_, _>>()?;
     Ok(RouteMatch {
         path: PathMatcher::new(path, case_sensitive == Some(false)),
         headers,
         query,
         metadata,
         grpc: grpc.is_some(),
-        fraction: runtime_fraction.map(|fraction| compile_fraction(fraction, notes)).transpose()?,
+        fraction: runtime_fraction
+            .map(|fraction| compile_fraction(fraction, notes))
+            .transpose()?,
     })
 }
 
 /// A fraction; its runtime key is never set, as there is no runtime here.
 pub(crate) fn compile_fraction(fraction: RuntimeFractionalPercent, notes: &Notes) -> Result<Fraction, Malformed> {
-    let RuntimeFractionalPercent { default_value, runtime_key: _ } = fraction;
+    let RuntimeFractionalPercent {
+        default_value,
+        runtime_key: _,
+    } = fraction;
     let FractionalPercent { numerator, denominator } = default_value.unwrap_or_default();
     let denominator = match DenominatorType::try_from(denominator) {
         Ok(DenominatorType::Hundred) => 100,
@@ -324,27 +390,42 @@ pub(crate) fn compile_fraction(fraction: RuntimeFractionalPercent, notes: &Notes
 }
 
 fn compile_query(matcher: QueryParameterMatcher, notes: &mut Notes) -> Result<QueryMatcher, Malformed> {
-    let QueryParameterMatcher { name, query_parameter_match_specifier } = matcher;
+    let QueryParameterMatcher {
+        name,
+        query_parameter_match_specifier,
+    } = matcher;
     let how = match query_parameter_match_specifier {
         None | Some(QueryParameterMatchSpecifier::PresentMatch(true)) => QueryMatch::Present,
         Some(QueryParameterMatchSpecifier::PresentMatch(false)) => {
             notes.refuse("query_parameters", format!("absence of {name} cannot be asked for"));
             QueryMatch::Present
         }
-        Some(QueryParameterMatchSpecifier::StringMatch(matcher)) => QueryMatch::String(value::string("query_parameters", matcher, notes)?),
+        Some(QueryParameterMatchSpecifier::StringMatch(matcher)) => {
+            QueryMatch::String(value::string("query_parameters", matcher, notes)?)
+        }
     };
     Ok(QueryMatcher { name: name.into(), how })
 }
 
 fn compile_metadata(matcher: EnvoyMetadata, notes: &mut Notes) -> Result<MetadataMatcher, Malformed> {
-    let EnvoyMetadata { filter, path, value, invert } = matcher;
+    let EnvoyMetadata {
+        filter,
+        path,
+        value,
+        invert,
+    } = matcher;
     let keys = path.into_iter().map(|segment| match segment.segment {
         Some(Segment::Key(key)) => Ok(key.into()),
         None => Err(notes.malformed("dynamic_metadata.path", "has an empty segment")),
     });
     let path = keys.collect::<Result<_, _>>()?;
     let value = value.ok_or_else(|| notes.malformed("dynamic_metadata.value", "is missing"))?;
-    Ok(MetadataMatcher { filter: filter.into(), path, value: compile_value(value, notes)?, invert })
+    Ok(MetadataMatcher {
+        filter: filter.into(),
+        path,
+        value: compile_value(value, notes)?,
+        invert,
+    })
 }
 
 fn compile_value(value: EnvoyValue, notes: &mut Notes) -> Result<ValueMatcher, Malformed> {
@@ -357,15 +438,21 @@ fn compile_value(value: EnvoyValue, notes: &mut Notes) -> Result<ValueMatcher, M
         Some(MatchPattern::StringMatch(matcher)) => ValueMatcher::String(value::string(FIELD, matcher, notes)?),
         Some(MatchPattern::DoubleMatch(double)) => match double.match_pattern {
             Some(double_matcher::MatchPattern::Exact(value)) => ValueMatcher::Exact(value),
-            Some(double_matcher::MatchPattern::Range(range)) => ValueMatcher::Range { start: range.start, end: range.end },
+            Some(double_matcher::MatchPattern::Range(range)) => ValueMatcher::Range {
+                start: range.start,
+                end: range.end,
+            },
             None => return Err(notes.malformed(FIELD, "is empty")),
         },
         Some(MatchPattern::ListMatch(list)) => match list.match_pattern {
             Some(list_matcher::MatchPattern::OneOf(one)) => ValueMatcher::ListOneOf(Box::new(compile_value(*one, notes)?)),
             None => return Err(notes.malformed(FIELD, "is empty")),
         },
-        Some(MatchPattern::OrMatch(or)) => {
-            ValueMatcher::Or(or.value_matchers.into_iter().map(|value| compile_value(value, notes)).collect::<Result<_, _>>()?)
-        }
+        Some(MatchPattern::OrMatch(or)) => ValueMatcher::Or(
+            or.value_matchers
+                .into_iter()
+                .map(|value| compile_value(value, notes))
+                .collect::<Result<_, _>>()?,
+        ),
     })
 }

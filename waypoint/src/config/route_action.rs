@@ -6,8 +6,8 @@ use cairn_exchange::Scheme;
 use cairn_policy::{
     matcher::{HeaderName, RegexRewrite},
     route::{
-        CookieTtl, DirectResponse, Forward, Fraction, HashPolicy, HashSource, HostRewrite, Mirror, PathRewrite, Redirect, RedirectPath,
-        RouteAction, Target, Upgrade, WeightedCluster, WeightedClusters,
+        CookieTtl, DirectResponse, Forward, Fraction, HashPolicy, HashSource, HostRewrite, Mirror, PathRewrite, Redirect,
+        RedirectPath, RouteAction, Target, Upgrade, WeightedCluster, WeightedClusters,
     },
     timeout::{MaxStreamDuration, RouteTimeouts},
 };
@@ -40,16 +40,23 @@ use super::{
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Compiles an action.
-pub(crate) fn compile(action: Option<Action>, around: &Around, context: &mut Context, notes: &mut Notes) -> Result<RouteAction, Malformed> {
+pub(crate) fn compile(
+    action: Option<Action>,
+    around: &Around,
+    context: &mut Context,
+    notes: &mut Notes,
+) -> Result<RouteAction, Malformed> {
     match action {
         None => Err(notes.malformed("action", "is missing")),
-        Some(Action::Route(action)) => {
-            notes.within("route", |notes| forward(action, around, context, notes)).map(|forward| RouteAction::Forward(Box::new(forward)))
-        }
-        Some(Action::Redirect(action)) => notes.within("redirect", |notes| redirect(action, notes)).map(RouteAction::Redirect),
-        Some(Action::DirectResponse(action)) => {
-            notes.within("direct_response", |notes| direct_response(action, around, notes)).map(RouteAction::DirectResponse)
-        }
+        Some(Action::Route(action)) => notes
+            .within("route", |notes| forward(action, around, context, notes))
+            .map(|forward| RouteAction::Forward(Box::new(forward))),
+        Some(Action::Redirect(action)) => notes
+            .within("redirect", |notes| redirect(action, notes))
+            .map(RouteAction::Redirect),
+        Some(Action::DirectResponse(action)) => notes
+            .within("direct_response", |notes| direct_response(action, around, notes))
+            .map(RouteAction::DirectResponse),
         Some(Action::FilterAction(_)) => Ok(refused("filter_action", notes)),
         Some(Action::NonForwardingAction(_)) => Ok(refused("non_forwarding_action", notes)),
     }
@@ -58,7 +65,10 @@ pub(crate) fn compile(action: Option<Action>, around: &Around, context: &mut Con
 /// An action that is not done; the route that has it is refused.
 fn refused(field: &str, notes: &mut Notes) -> RouteAction {
     notes.refuse(field, "is not supported");
-    RouteAction::DirectResponse(DirectResponse { status: StatusCode::FORBIDDEN, body: Default::default() })
+    RouteAction::DirectResponse(DirectResponse {
+        status: StatusCode::FORBIDDEN,
+        body: Default::default(),
+    })
 }
 
 fn forward(action: EnvoyAction, around: &Around, context: &mut Context, notes: &mut Notes) -> Result<Forward, Malformed> {
@@ -112,12 +122,21 @@ fn forward(action: EnvoyAction, around: &Around, context: &mut Context, notes: &
         Ok(ClusterNotFoundResponseCode::ServiceUnavailable) => StatusCode::SERVICE_UNAVAILABLE,
         Ok(ClusterNotFoundResponseCode::NotFound) => StatusCode::NOT_FOUND,
         Ok(ClusterNotFoundResponseCode::InternalServerError) => StatusCode::INTERNAL_SERVER_ERROR,
-        Err(_) => return Err(notes.malformed("cluster_not_found_response_code", format!("{cluster_not_found_response_code} is not known"))),
+        Err(_) => {
+            return Err(notes.malformed(
+                "cluster_not_found_response_code",
+                format!("{cluster_not_found_response_code} is not known"),
+            ));
+        }
     };
     forward.timeouts = RouteTimeouts {
         timeout: limit("timeout", timeout, Some(DEFAULT_TIMEOUT), notes)?,
-        max_grpc_timeout: max_grpc_timeout.map(|most| duration("max_grpc_timeout", most, notes)).transpose()?,
-        grpc_timeout_offset: grpc_timeout_offset.map(|offset| duration("grpc_timeout_offset", offset, notes)).transpose()?,
+        max_grpc_timeout: max_grpc_timeout
+            .map(|most| duration("max_grpc_timeout", most, notes))
+            .transpose()?,
+        grpc_timeout_offset: grpc_timeout_offset
+            .map(|offset| duration("grpc_timeout_offset", offset, notes))
+            .transpose()?,
         idle: idle_timeout.map(|idle| duration("idle_timeout", idle, notes)).transpose()?,
         max_stream: max_stream_duration.map(|most| max_stream(most, notes)).transpose()?,
     };
@@ -134,18 +153,37 @@ fn forward(action: EnvoyAction, around: &Around, context: &mut Context, notes: &
     forward.host_rewrite = host_rewrite(host_rewrite_specifier, notes)?;
     forward.append_x_forwarded_host = append_x_forwarded_host;
     for (index, policy) in request_mirror_policies.into_iter().enumerate() {
-        forward.mirrors.extend(notes.at("request_mirror_policies", index, |notes| mirror(policy, notes))?);
+        forward
+            .mirrors
+            .extend(notes.at("request_mirror_policies", index, |notes| mirror(policy, notes))?);
     }
-    context.clusters.extend(forward.mirrors.iter().map(|mirror| mirror.cluster.clone()));
+    context
+        .clusters
+        .extend(forward.mirrors.iter().map(|mirror| mirror.cluster.clone()));
     for (index, policy) in hash_policy.into_iter().enumerate() {
-        forward.hash_policies.extend(notes.at("hash_policy", index, |notes| hash(policy, notes))?);
+        forward
+            .hash_policies
+            .extend(notes.at("hash_policy", index, |notes| hash(policy, notes))?);
     }
-    for UpgradeConfig { upgrade_type, enabled, connect_config } in upgrade_configs {
-        if let Some(ConnectConfig { proxy_protocol_config, allow_post }) = &connect_config {
+    for UpgradeConfig {
+        upgrade_type,
+        enabled,
+        connect_config,
+    } in upgrade_configs
+    {
+        if let Some(ConnectConfig {
+            proxy_protocol_config,
+            allow_post,
+        }) = &connect_config
+        {
             refuse_set!(notes, proxy_protocol_config, allow_post);
         }
         let terminates_connect = connect_config.is_some();
-        forward.upgrades.push(Upgrade { kind: upgrade_type.into(), enabled: enabled != Some(false), terminates_connect });
+        forward.upgrades.push(Upgrade {
+            kind: upgrade_type.into(),
+            enabled: enabled != Some(false),
+            terminates_connect,
+        });
     }
     Ok(forward)
 }
@@ -162,9 +200,9 @@ fn target(specifier: Option<ClusterSpecifier>, context: &mut Context, notes: &mu
             context.clusters.insert(name.clone());
             Ok(Target::Cluster(name))
         }
-        Some(ClusterSpecifier::WeightedClusters(clusters)) => {
-            notes.within("weighted_clusters", |notes| weighted(clusters, context, notes)).map(Target::Weighted)
-        }
+        Some(ClusterSpecifier::WeightedClusters(clusters)) => notes
+            .within("weighted_clusters", |notes| weighted(clusters, context, notes))
+            .map(Target::Weighted),
         Some(ClusterSpecifier::ClusterHeader(_)) => not_done("cluster_header", notes),
         Some(ClusterSpecifier::ClusterSpecifierPlugin(_)) => not_done("cluster_specifier_plugin", notes),
         Some(ClusterSpecifier::InlineClusterSpecifierPlugin(_)) => not_done("inline_cluster_specifier_plugin", notes),
@@ -172,7 +210,12 @@ fn target(specifier: Option<ClusterSpecifier>, context: &mut Context, notes: &mu
 }
 
 fn weighted(clusters: EnvoyWeighted, context: &mut Context, notes: &mut Notes) -> Result<WeightedClusters, Malformed> {
-    let EnvoyWeighted { clusters, total_weight, runtime_key_prefix, random_value_specifier } = clusters;
+    let EnvoyWeighted {
+        clusters,
+        total_weight,
+        runtime_key_prefix,
+        random_value_specifier,
+    } = clusters;
     unneeded!(total_weight, runtime_key_prefix);
     refuse_set!(notes, random_value_specifier);
     let mut compiled = Vec::with_capacity(clusters.len());
@@ -203,7 +246,9 @@ fn weighted_cluster(cluster: ClusterWeight, context: &Context, notes: &mut Notes
     compiled.response_edits = headers::edits(response_headers_to_add, response_headers_to_remove, "response_headers", notes)?;
     compiled.host_rewrite = match host_rewrite_specifier {
         None => None,
-        Some(cluster_weight::HostRewriteSpecifier::HostRewriteLiteral(host)) => Some(header_value("host_rewrite_literal", host, notes)?),
+        Some(cluster_weight::HostRewriteSpecifier::HostRewriteLiteral(host)) => {
+            Some(header_value("host_rewrite_literal", host, notes)?)
+        }
     };
     Ok(compiled)
 }
@@ -242,7 +287,11 @@ fn substitution(field: &str, rewrite: RegexMatchAndSubstitute, notes: &Notes) ->
 }
 
 fn max_stream(most: EnvoyStreamDuration, notes: &Notes) -> Result<MaxStreamDuration, Malformed> {
-    let EnvoyStreamDuration { max_stream_duration, grpc_timeout_header_max, grpc_timeout_header_offset } = most;
+    let EnvoyStreamDuration {
+        max_stream_duration,
+        grpc_timeout_header_max,
+        grpc_timeout_header_offset,
+    } = most;
     let of = |field, value: Option<_>| value.map(|value| duration(field, value, notes)).transpose();
     Ok(MaxStreamDuration {
         duration: of("max_stream_duration.max_stream_duration", max_stream_duration)?,
@@ -276,7 +325,10 @@ fn mirror(policy: RequestMirrorPolicy, notes: &mut Notes) -> Result<Option<Mirro
 
 /// A part of the hash key. It says which endpoint is preferred, so what cannot be done is left out.
 fn hash(policy: EnvoyHash, notes: &mut Notes) -> Result<Option<HashPolicy>, Malformed> {
-    let EnvoyHash { terminal, policy_specifier } = policy;
+    let EnvoyHash {
+        terminal,
+        policy_specifier,
+    } = policy;
     let source = match policy_specifier {
         None => return Err(notes.malformed("", "is empty")),
         Some(PolicySpecifier::Header(header)) => {
@@ -294,7 +346,11 @@ fn hash(policy: EnvoyHash, notes: &mut Notes) -> Result<Option<HashPolicy>, Malf
                 Some(ttl) => Some(CookieTtl::For(ttl)),
             },
             path: cookie.path.into(),
-            attributes: cookie.attributes.into_iter().map(|attribute| (attribute.name.into(), attribute.value.into())).collect(),
+            attributes: cookie
+                .attributes
+                .into_iter()
+                .map(|attribute| (attribute.name.into(), attribute.value.into()))
+                .collect(),
         },
         Some(PolicySpecifier::ConnectionProperties(properties)) if properties.source_ip => HashSource::SourceIp,
         Some(PolicySpecifier::ConnectionProperties(_)) => return Ok(None),
@@ -305,7 +361,14 @@ fn hash(policy: EnvoyHash, notes: &mut Notes) -> Result<Option<HashPolicy>, Malf
 }
 
 fn redirect(action: RedirectAction, notes: &mut Notes) -> Result<Redirect, Malformed> {
-    let RedirectAction { host_redirect, port_redirect, response_code, strip_query, scheme_rewrite_specifier, path_rewrite_specifier } = action;
+    let RedirectAction {
+        host_redirect,
+        port_redirect,
+        response_code,
+        strip_query,
+        scheme_rewrite_specifier,
+        path_rewrite_specifier,
+    } = action;
     let status = match RedirectResponseCode::try_from(response_code) {
         Ok(RedirectResponseCode::MovedPermanently) => StatusCode::MOVED_PERMANENTLY,
         Ok(RedirectResponseCode::Found) => StatusCode::FOUND,
@@ -330,9 +393,11 @@ fn redirect(action: RedirectAction, notes: &mut Notes) -> Result<Redirect, Malfo
         None => None,
         Some(PathRewriteSpecifier::PathRedirect(path)) => Some(RedirectPath::Full(path.into())),
         Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => Some(RedirectPath::Rewrite(PathRewrite::Prefix(prefix.into()))),
-        Some(PathRewriteSpecifier::RegexRewrite(rewrite)) => {
-            Some(RedirectPath::Rewrite(PathRewrite::Regex(substitution("regex_rewrite", rewrite, notes)?)))
-        }
+        Some(PathRewriteSpecifier::RegexRewrite(rewrite)) => Some(RedirectPath::Rewrite(PathRewrite::Regex(substitution(
+            "regex_rewrite",
+            rewrite,
+            notes,
+        )?))),
         Some(PathRewriteSpecifier::PathRewrite(_)) => {
             notes.refuse("path_rewrite", "is not supported");
             None
@@ -342,17 +407,37 @@ fn redirect(action: RedirectAction, notes: &mut Notes) -> Result<Redirect, Malfo
         0 => None,
         port => Some(u16::try_from(port).map_err(|_| notes.malformed("port_redirect", format!("{port} is no port")))?),
     };
-    Ok(Redirect { status, scheme, host: Some(host_redirect).filter(|host| !host.is_empty()).map(Into::into), port, path, strip_query })
+    Ok(Redirect {
+        status,
+        scheme,
+        host: Some(host_redirect).filter(|host| !host.is_empty()).map(Into::into),
+        port,
+        path,
+        strip_query,
+    })
 }
 
 fn direct_response(action: DirectResponseAction, around: &Around, notes: &mut Notes) -> Result<DirectResponse, Malformed> {
-    let DirectResponseAction { status, body, body_format } = action;
+    let DirectResponseAction {
+        status,
+        body,
+        body_format,
+    } = action;
     refuse_set!(notes, body_format);
-    let code = u16::try_from(status).ok().filter(|code| (200..600).contains(code)).and_then(|code| StatusCode::from_u16(code).ok());
+    let code = u16::try_from(status)
+        .ok()
+        .filter(|code| (200..600).contains(code))
+        .and_then(|code| StatusCode::from_u16(code).ok());
     let status = code.ok_or_else(|| notes.malformed("status", format!("{status} is no status of a final answer")))?;
     let body = body.and_then(|source| inline("body", source, notes)).unwrap_or_default();
     if body.len() > around.direct_response_limit {
-        return Err(notes.malformed("body", format!("{} bytes are more than {}", body.len(), around.direct_response_limit)));
+        return Err(notes.malformed(
+            "body",
+            format!("{} bytes are more than {}", body.len(), around.direct_response_limit),
+        ));
     }
-    Ok(DirectResponse { status, body: body.into() })
+    Ok(DirectResponse {
+        status,
+        body: body.into(),
+    })
 }

@@ -59,16 +59,36 @@ fn write_all(out: &mut String, snapshot: &Snapshot, unsupported: &[Unsupported])
 }
 
 fn tunnels(out: &mut String, terminate: &Terminate) -> fmt::Result {
-    let Terminate { addresses, tls, max_concurrent_streams, keepalive, refuse } = terminate;
+    let Terminate {
+        addresses,
+        tls,
+        max_concurrent_streams,
+        keepalive,
+        refuse,
+    } = terminate;
     let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
     writeln!(out, "tunnels on {}", addresses.join(", "))?;
     if let Some(refusal) = refuse {
         writeln!(out, "  REFUSED: {}", refusal.reason)?;
     }
-    let who = if tls.uri_san_prefixes.is_empty() { "anybody of the trust bundle".to_owned() } else { tls.uri_san_prefixes.join("*, ") + "*" };
-    let certificate = if tls.require_client_certificate { "certificate required" } else { "certificate optional" };
+    let who = if tls.uri_san_prefixes.is_empty() {
+        "anybody of the trust bundle".to_owned()
+    } else {
+        tls.uri_san_prefixes.join("*, ") + "*"
+    };
+    let certificate = if tls.require_client_certificate {
+        "certificate required"
+    } else {
+        "certificate optional"
+    };
     let alpn: Vec<_> = tls.alpn.iter().map(|name| String::from_utf8_lossy(name)).collect();
-    writeln!(out, "  clients: {who} ({certificate}); TLS {:?} to {:?}, ALPN {}", tls.min_version, tls.max_version, alpn.join(", "))?;
+    writeln!(
+        out,
+        "  clients: {who} ({certificate}); TLS {:?} to {:?}, ALPN {}",
+        tls.min_version,
+        tls.max_version,
+        alpn.join(", ")
+    )?;
     write!(out, "  {max_concurrent_streams} streams a tunnel")?;
     if let Some((interval, timeout)) = keepalive {
         write!(out, "; PING after {}, answer within {}", time(*interval), time(*timeout))?;
@@ -110,7 +130,11 @@ fn matcher(out: &mut String, node: &Node, depth: usize) -> fmt::Result {
             indent(out, depth)?;
             return writeln!(out, "-> {name}");
         }
-        Node::Exact { input: of, map, otherwise } => {
+        Node::Exact {
+            input: of,
+            map,
+            otherwise,
+        } => {
             let mut keys: Vec<_> = map.iter().collect();
             // Ports in order of their numbers.
             keys.sort_by_key(|(key, _)| (key.parse::<u32>().unwrap_or(u32::MAX), *key));
@@ -119,19 +143,37 @@ fn matcher(out: &mut String, node: &Node, depth: usize) -> fmt::Result {
             }
             otherwise
         }
-        Node::Prefix { input: of, prefixes, otherwise } => {
+        Node::Prefix {
+            input: of,
+            prefixes,
+            otherwise,
+        } => {
             for (prefix, next) in prefixes {
                 branch(out, &format!("{} {prefix}*", input(of)), next, depth)?;
             }
             otherwise
         }
-        Node::Ranges { input: of, ranges, otherwise } => {
+        Node::Ranges {
+            input: of,
+            ranges,
+            otherwise,
+        } => {
             for (nets, next) in ranges.iter() {
                 let nets: Vec<_> = nets
                     .iter()
-                    .map(|net| if net.prefix_len() == net.max_prefix_len() { net.addr().to_string() } else { net.to_string() })
+                    .map(|net| {
+                        if net.prefix_len() == net.max_prefix_len() {
+                            net.addr().to_string()
+                        } else {
+                            net.to_string()
+                        }
+                    })
                     .collect();
-                let nets = if nets.is_empty() { "(none)".to_owned() } else { nets.join(", ") };
+                let nets = if nets.is_empty() {
+                    "(none)".to_owned()
+                } else {
+                    nets.join(", ")
+                };
                 branch(out, &format!("{} {nets}", input(of)), next, depth)?;
             }
             otherwise
@@ -171,7 +213,12 @@ fn predicate(condition: &Predicate) -> String {
 }
 
 fn chain(out: &mut String, chain: &Chain) -> fmt::Result {
-    let Chain { name, service_port, kind, refuse } = chain;
+    let Chain {
+        name,
+        service_port,
+        kind,
+        refuse,
+    } = chain;
     let kind_name = match kind {
         ChainKind::Http(_) | ChainKind::Refused { http: true } => "HTTP",
         ChainKind::Tcp(_) | ChainKind::Refused { http: false } => "TCP",
@@ -188,12 +235,27 @@ fn chain(out: &mut String, chain: &Chain) -> fmt::Result {
 }
 
 fn write_http(out: &mut String, chain: &HttpChain) -> fmt::Result {
-    let HttpChain { settings, filters, routes, access_logs, metrics, shared: _ } = chain;
+    let HttpChain {
+        settings,
+        filters,
+        routes,
+        access_logs,
+        metrics,
+        shared: _,
+    } = chain;
     write_settings(out, settings)?;
     let names: Vec<_> = filters.names().collect();
     let logs = if access_logs.is_empty() { "none" } else { "yes" };
-    let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-    writeln!(out, "    filters: {names}; metrics: {}; access logs: {logs}", if *metrics { "yes" } else { "none" })?;
+    let names = if names.is_empty() {
+        "none".to_owned()
+    } else {
+        names.join(", ")
+    };
+    writeln!(
+        out,
+        "    filters: {names}; metrics: {}; access logs: {logs}",
+        if *metrics { "yes" } else { "none" }
+    )?;
     route::write_table(out, routes)
 }
 
@@ -255,9 +317,16 @@ fn write_settings(out: &mut String, settings: &HttpSettings) -> fmt::Result {
         ("stream", max_stream_duration),
     ];
     let times: Vec<_> = times.iter().map(|(name, time)| format!("{name} {}", limit(**time))).collect();
-    write!(out, "    limits: {}; head {max_request_head} bytes, {max_request_headers} fields", times.join(", "))?;
-    let numbers =
-        [("streams", http2_max_concurrent_streams), ("stream window", http2_stream_window), ("connection window", http2_connection_window)];
+    write!(
+        out,
+        "    limits: {}; head {max_request_head} bytes, {max_request_headers} fields",
+        times.join(", ")
+    )?;
+    let numbers = [
+        ("streams", http2_max_concurrent_streams),
+        ("stream window", http2_stream_window),
+        ("connection window", http2_connection_window),
+    ];
     for (name, number) in numbers {
         if let Some(number) = number {
             write!(out, ", {name} {number}")?;
@@ -267,7 +336,15 @@ fn write_settings(out: &mut String, settings: &HttpSettings) -> fmt::Result {
 }
 
 fn write_tcp(out: &mut String, chain: &TcpChain) -> fmt::Result {
-    let TcpChain { targets, total_weight, idle_timeout, max_duration, hash_source_ip, access_logs, metrics } = chain;
+    let TcpChain {
+        targets,
+        total_weight,
+        idle_timeout,
+        max_duration,
+        hash_source_ip,
+        access_logs,
+        metrics,
+    } = chain;
     match targets.as_slice() {
         [(only, _)] => writeln!(out, "    to {only}")?,
         several => {
@@ -276,8 +353,17 @@ fn write_tcp(out: &mut String, chain: &TcpChain) -> fmt::Result {
             }
         }
     }
-    let by = if *hash_source_ip { "; endpoint by client's address" } else { "" };
+    let by = if *hash_source_ip {
+        "; endpoint by client's address"
+    } else {
+        ""
+    };
     let logs = if access_logs.is_empty() { "none" } else { "yes" };
     let metrics = metrics.map_or("none".to_owned(), |every| format!("every {}", time(every)));
-    writeln!(out, "    idle {}, at most {}{by}; metrics: {metrics}; access logs: {logs}", limit(*idle_timeout), limit(*max_duration))
+    writeln!(
+        out,
+        "    idle {}, at most {}{by}; metrics: {metrics}; access logs: {logs}",
+        limit(*idle_timeout),
+        limit(*max_duration)
+    )
 }

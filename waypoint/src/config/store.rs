@@ -58,7 +58,14 @@ impl Store {
 
     /// Names of the resources of a type.
     pub fn names(&self, type_url: &str) -> BTreeSet<String> {
-        self.inner.read().types.get(type_url).into_iter().flatten().map(|(name, _)| name.clone()).collect()
+        self.inner
+            .read()
+            .types
+            .get(type_url)
+            .into_iter()
+            .flatten()
+            .map(|(name, _)| name.clone())
+            .collect()
     }
 
     /// What istiod called the state that the last answer of a type brought.
@@ -88,7 +95,15 @@ impl Store {
                     stored.version = version;
                 }
                 _ => {
-                    of_type.insert(name, Stored { bytes, version, updated: now, error: None });
+                    of_type.insert(
+                        name,
+                        Stored {
+                            bytes,
+                            version,
+                            updated: now,
+                            error: None,
+                        },
+                    );
                 }
             }
         }
@@ -103,7 +118,13 @@ impl Store {
     /// Notes what is wrong with a resource, or that nothing is.
     pub(crate) fn set_error(&self, type_url: &str, name: &str, error: Option<String>) {
         let now = clock::wall();
-        if let Some(stored) = self.inner.write().types.get_mut(type_url).and_then(|of_type| of_type.get_mut(name)) {
+        if let Some(stored) = self
+            .inner
+            .write()
+            .types
+            .get_mut(type_url)
+            .and_then(|of_type| of_type.get_mut(name))
+        {
             match (error, &mut stored.error) {
                 (None, slot) => *slot = None,
                 (Some(error), Some((known, _))) if *known == error => {}

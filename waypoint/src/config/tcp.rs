@@ -47,7 +47,12 @@ pub(crate) fn compile(proxy: TcpProxy, context: &mut Context, notes: &mut Notes)
         check_drain_close,
         cluster_specifier,
     } = proxy;
-    unneeded!(stat_prefix, proxy_protocol_tlv_merge_policy, max_early_data_bytes, check_drain_close);
+    unneeded!(
+        stat_prefix,
+        proxy_protocol_tlv_merge_policy,
+        max_early_data_bytes,
+        check_drain_close
+    );
     refuse_set!(notes, on_demand, metadata_match, tunneling_config, upstream_connect_mode);
     ignore_set!(
         notes,
@@ -66,7 +71,12 @@ pub(crate) fn compile(proxy: TcpProxy, context: &mut Context, notes: &mut Notes)
         Some(ClusterSpecifier::Cluster(name)) => vec![(name.into(), 1)],
         Some(ClusterSpecifier::WeightedClusters(WeightedCluster { clusters })) => {
             let mut targets = Vec::with_capacity(clusters.len());
-            for ClusterWeight { name, weight, metadata_match } in clusters {
+            for ClusterWeight {
+                name,
+                weight,
+                metadata_match,
+            } in clusters
+            {
                 refuse_set!(notes, metadata_match);
                 if weight == 0 {
                     return Err(notes.malformed("weighted_clusters", format!("cluster {name} has weight 0")));
@@ -92,9 +102,15 @@ pub(crate) fn compile(proxy: TcpProxy, context: &mut Context, notes: &mut Notes)
         total_weight: targets.iter().map(|(_, weight)| u64::from(*weight)).sum(),
         targets,
         idle_timeout: limit("idle_timeout", idle_timeout, Some(IDLE_TIMEOUT), notes)?,
-        max_duration: limit("max_downstream_connection_duration", max_downstream_connection_duration, None, notes)?,
+        max_duration: limit(
+            "max_downstream_connection_duration",
+            max_downstream_connection_duration,
+            None,
+            notes,
+        )?,
         hash_source_ip,
         access_logs: access_log::compile(access_log, context.log_files.as_ref(), notes)?,
         metrics: context.metrics,
+        rbac: std::mem::take(&mut context.rbac).into_iter().collect(),
     })
 }

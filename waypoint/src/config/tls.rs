@@ -7,8 +7,8 @@
 use cairn_identity::{ClientTerms, ServerTerms, TlsVersion, unsupported_ciphers, unsupported_curves};
 use cairn_proto::envoy::{
     extensions::transport_sockets::tls::v3::{
-        CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, SubjectAltNameMatcher, TlsParameters,
-        UpstreamTlsContext,
+        CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, SubjectAltNameMatcher,
+        TlsParameters, UpstreamTlsContext,
         common_tls_context::{CombinedCertificateValidationContext, ValidationContextType},
         downstream_tls_context::SessionTicketKeysType,
         subject_alt_name_matcher::SanType,
@@ -42,7 +42,12 @@ pub(crate) fn server_terms(context: DownstreamTlsContext, notes: &mut Notes) -> 
         prefer_client_ciphers,
         session_ticket_keys_type,
     } = context;
-    unneeded!(session_timeout, full_scan_certs_on_sni_mismatch, prefer_client_ciphers, disable_stateful_session_resumption);
+    unneeded!(
+        session_timeout,
+        full_scan_certs_on_sni_mismatch,
+        prefer_client_ciphers,
+        disable_stateful_session_resumption
+    );
     refuse_set!(notes, ocsp_staple_policy);
     if require_sni == Some(true) {
         notes.refuse("require_sni", "is not supported");
@@ -55,7 +60,14 @@ pub(crate) fn server_terms(context: DownstreamTlsContext, notes: &mut Notes) -> 
         }
     }
     let common = common_tls_context.ok_or_else(|| notes.malformed("common_tls_context", "is missing"))?;
-    let Common { prefixes, min, max, ciphers, curves, alpn } = notes.within("common_tls_context", |notes| {
+    let Common {
+        prefixes,
+        min,
+        max,
+        ciphers,
+        curves,
+        alpn,
+    } = notes.within("common_tls_context", |notes| {
         // A server speaks TLS 1.2 and 1.3 unless told otherwise.
         common_terms(common, (TlsVersion::V1_2, TlsVersion::V1_3), notes)
     })?;
@@ -85,7 +97,14 @@ pub(crate) fn client_terms(context: UpstreamTlsContext, notes: &mut Notes) -> Re
     unneeded!(max_session_keys, enforce_rsa_key_usage);
     refuse_set!(notes, sni, auto_host_sni, auto_sni_san_validation, allow_renegotiation);
     let common = common_tls_context.ok_or_else(|| notes.malformed("common_tls_context", "is missing"))?;
-    let Common { prefixes, min, max, ciphers, curves, alpn } = notes.within("common_tls_context", |notes| {
+    let Common {
+        prefixes,
+        min,
+        max,
+        ciphers,
+        curves,
+        alpn,
+    } = notes.within("common_tls_context", |notes| {
         common_terms(common, (TlsVersion::V1_2, TlsVersion::V1_2), notes)
     })?;
     Ok(ClientTerms {
@@ -126,7 +145,10 @@ fn common_terms(context: CommonTlsContext, versions: (TlsVersion, TlsVersion), n
     for SdsSecretConfig { name, sds_config } in &tls_certificate_sds_secret_configs {
         unneeded!(sds_config);
         if name != "default" {
-            notes.refuse("tls_certificate_sds_secret_configs", format!("certificate `{name}` is not the workload's own"));
+            notes.refuse(
+                "tls_certificate_sds_secret_configs",
+                format!("certificate `{name}` is not the workload's own"),
+            );
         }
     }
     let prefixes = match validation_context_type {
@@ -146,7 +168,11 @@ fn common_terms(context: CommonTlsContext, versions: (TlsVersion, TlsVersion), n
                 validation_context_certificate_provider_instance,
             } = combined;
             notes.within("combined_validation_context", |notes| {
-                refuse_set!(notes, validation_context_certificate_provider, validation_context_certificate_provider_instance);
+                refuse_set!(
+                    notes,
+                    validation_context_certificate_provider,
+                    validation_context_certificate_provider_instance
+                );
                 if let Some(secret) = &validation_context_sds_secret_config {
                     check_roots(secret, notes);
                 }
@@ -181,7 +207,10 @@ fn check_roots(secret: &SdsSecretConfig, notes: &mut Notes) {
     let SdsSecretConfig { name, sds_config } = secret;
     unneeded!(sds_config);
     if name != "ROOTCA" {
-        notes.refuse("validation_context_sds_secret_config", format!("roots `{name}` are not the mesh's own"));
+        notes.refuse(
+            "validation_context_sds_secret_config",
+            format!("roots `{name}` are not the mesh's own"),
+        );
     }
 }
 
@@ -265,7 +294,12 @@ fn san_prefixes(context: CertificateValidationContext, notes: &mut Notes) -> Vec
     let mut prefixes = Vec::new();
     for SubjectAltNameMatcher { san_type, matcher, oid } in match_typed_subject_alt_names {
         refuse_set!(notes, oid);
-        let pattern = matcher.and_then(|StringMatcher { ignore_case, match_pattern }| match_pattern.filter(|_| !ignore_case));
+        let pattern = matcher.and_then(
+            |StringMatcher {
+                 ignore_case,
+                 match_pattern,
+             }| match_pattern.filter(|_| !ignore_case),
+        );
         match (SanType::try_from(san_type), pattern) {
             (Ok(SanType::Uri), Some(MatchPattern::Prefix(prefix))) => prefixes.push(prefix),
             _ => notes.refuse("match_typed_subject_alt_names", "only prefixes of URI names are supported"),

@@ -40,7 +40,10 @@ pub(crate) fn tunnel(socket: Option<TransportSocket>, notes: &mut Notes) -> Resu
             tls::client_terms(context, notes)
         }
         "envoy.extensions.transport_sockets.internal_upstream.v3.InternalUpstreamTransport" => {
-            let InternalUpstreamTransport { passthrough_metadata, transport_socket } = unpack(&any, Unknown::Refuses, notes)?;
+            let InternalUpstreamTransport {
+                passthrough_metadata,
+                transport_socket,
+            } = unpack(&any, Unknown::Refuses, notes)?;
             unneeded!(passthrough_metadata);
             notes.within("transport_socket", |notes| tunnel(transport_socket, notes))
         }
@@ -49,8 +52,14 @@ pub(crate) fn tunnel(socket: Option<TransportSocket>, notes: &mut Notes) -> Resu
 }
 
 /// The terms of any other cluster; names of secrets that istiod has to send are added to `secrets`.
-pub(crate) fn terms(socket: Option<TransportSocket>, secrets: &mut Vec<String>, notes: &mut Notes) -> Result<TransportTerms, Malformed> {
-    let Some(any) = configuration(socket, notes)? else { return Ok(TransportTerms::Raw) };
+pub(crate) fn terms(
+    socket: Option<TransportSocket>,
+    secrets: &mut Vec<String>,
+    notes: &mut Notes,
+) -> Result<TransportTerms, Malformed> {
+    let Some(any) = configuration(socket, notes)? else {
+        return Ok(TransportTerms::Raw);
+    };
     let unsupported = |what: &str, notes: &mut Notes| {
         notes.refuse("", what);
         TransportTerms::Unsupported(what.into())
@@ -61,7 +70,10 @@ pub(crate) fn terms(socket: Option<TransportSocket>, secrets: &mut Vec<String>, 
             TransportTerms::Raw
         }
         "envoy.extensions.transport_sockets.internal_upstream.v3.InternalUpstreamTransport" => {
-            let InternalUpstreamTransport { passthrough_metadata, transport_socket } = unpack(&any, Unknown::Refuses, notes)?;
+            let InternalUpstreamTransport {
+                passthrough_metadata,
+                transport_socket,
+            } = unpack(&any, Unknown::Refuses, notes)?;
             unneeded!(passthrough_metadata);
             notes.within("transport_socket", |notes| terms(transport_socket, secrets, notes))?
         }
@@ -80,7 +92,15 @@ pub(crate) fn terms(socket: Option<TransportSocket>, secrets: &mut Vec<String>, 
 /// `transport_socket_matches`: which terms an endpoint's metadata asks for.
 pub(crate) fn matches(list: Vec<TransportSocketMatch>, notes: &mut Notes) -> Result<MatchedTransports, Malformed> {
     let mut entries = Vec::with_capacity(list.len());
-    for (index, TransportSocketMatch { name, r#match, transport_socket }) in list.into_iter().enumerate() {
+    for (
+        index,
+        TransportSocketMatch {
+            name,
+            r#match,
+            transport_socket,
+        },
+    ) in list.into_iter().enumerate()
+    {
         unneeded!(name);
         let mut conditions = BTreeMap::new();
         for (key, value) in r#match.unwrap_or_default().fields {
@@ -92,7 +112,9 @@ pub(crate) fn matches(list: Vec<TransportSocketMatch>, notes: &mut Notes) -> Res
         // What an endpoint asks for is refused at the endpoint: others of the same cluster can do without.
         let mut aside = Notes::of("");
         let socket = transport_socket;
-        let terms = aside.at("transport_socket_matches", index, |aside| terms(socket, &mut Vec::new(), aside))?;
+        let terms = aside.at("transport_socket_matches", index, |aside| {
+            terms(socket, &mut Vec::new(), aside)
+        })?;
         entries.push((conditions, terms));
     }
     Ok(MatchedTransports { entries })
@@ -101,14 +123,20 @@ pub(crate) fn matches(list: Vec<TransportSocketMatch>, notes: &mut Notes) -> Res
 impl MatchedTransports {
     /// The terms for an endpoint; `None`: those of the cluster.
     pub(crate) fn of(&self, metadata: &BTreeMap<String, String>) -> Option<&TransportTerms> {
-        let holds = |conditions: &BTreeMap<String, String>| conditions.iter().all(|(key, value)| metadata.get(key) == Some(value));
-        self.entries.iter().find(|(conditions, _)| holds(conditions)).map(|(_, terms)| terms)
+        let holds =
+            |conditions: &BTreeMap<String, String>| conditions.iter().all(|(key, value)| metadata.get(key) == Some(value));
+        self.entries
+            .iter()
+            .find(|(conditions, _)| holds(conditions))
+            .map(|(_, terms)| terms)
     }
 }
 
 /// The message of a socket; none for the default socket.
 fn configuration(socket: Option<TransportSocket>, notes: &Notes) -> Result<Option<prost_types::Any>, Malformed> {
-    let Some(TransportSocket { name, config_type }) = socket else { return Ok(None) };
+    let Some(TransportSocket { name, config_type }) = socket else {
+        return Ok(None);
+    };
     match config_type {
         Some(ConfigType::TypedConfig(any)) => Ok(Some(any)),
         None if name == "raw_buffer" || name == "envoy.transport_sockets.raw_buffer" => Ok(None),
@@ -118,16 +146,28 @@ fn configuration(socket: Option<TransportSocket>, notes: &Notes) -> Result<Optio
 
 /// Secrets that istiod sends itself.
 fn ads_secrets(context: &UpstreamTlsContext) -> Vec<String> {
-    let Some(common) = &context.common_tls_context else { return Vec::new() };
+    let Some(common) = &context.common_tls_context else {
+        return Vec::new();
+    };
     let mut configs: Vec<&SdsSecretConfig> = common.tls_certificate_sds_secret_configs.iter().collect();
     match &common.validation_context_type {
         Some(ValidationContextType::ValidationContextSdsSecretConfig(config)) => configs.push(config),
-        Some(ValidationContextType::CombinedValidationContext(combined)) => configs.extend(&combined.validation_context_sds_secret_config),
+        Some(ValidationContextType::CombinedValidationContext(combined)) => {
+            configs.extend(&combined.validation_context_sds_secret_config)
+        }
         _ => {}
     }
     let over_ads = |config: &&SdsSecretConfig| {
-        let specifier = config.sds_config.as_ref().and_then(|ConfigSource { config_source_specifier, .. }| config_source_specifier.as_ref());
+        let specifier = config.sds_config.as_ref().and_then(
+            |ConfigSource {
+                 config_source_specifier, ..
+             }| config_source_specifier.as_ref(),
+        );
         matches!(specifier, Some(ConfigSourceSpecifier::Ads(_)))
     };
-    configs.into_iter().filter(over_ads).map(|config| config.name.clone()).collect()
+    configs
+        .into_iter()
+        .filter(over_ads)
+        .map(|config| config.name.clone())
+        .collect()
 }

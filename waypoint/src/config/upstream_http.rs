@@ -61,12 +61,25 @@ fn http_options(options: HttpProtocolOptions, settings: &mut ClusterSettings, no
         retry_policy,
         upstream_protocol_options,
     } = options;
-    refuse_set!(notes, http_filters, header_validation_config, request_mirror_policies, retry_policy);
+    refuse_set!(
+        notes,
+        http_filters,
+        header_validation_config,
+        request_mirror_policies,
+        retry_policy
+    );
     ignore_set!(notes, outlier_detection, hash_policy);
     if let Some(common) = common_http_protocol_options {
-        notes.within("common_http_protocol_options", |notes| common_options(common, settings, notes))?;
+        notes.within("common_http_protocol_options", |notes| {
+            common_options(common, settings, notes)
+        })?;
     }
-    if let Some(UpstreamHttpProtocolOptions { auto_sni, auto_san_validation, override_auto_sni_header }) = upstream_http_protocol_options {
+    if let Some(UpstreamHttpProtocolOptions {
+        auto_sni,
+        auto_san_validation,
+        override_auto_sni_header,
+    }) = upstream_http_protocol_options
+    {
         // They speak of TLS inside the tunnel, which the transport socket refuses.
         unneeded!(auto_sni, auto_san_validation, override_auto_sni_header);
     }
@@ -88,7 +101,11 @@ fn http_options(options: HttpProtocolOptions, settings: &mut ClusterSettings, no
             }
         },
         Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(config)) => {
-            let UseDownstreamHttpConfig { http_protocol_options, http2_protocol_options, http3_protocol_options } = config;
+            let UseDownstreamHttpConfig {
+                http_protocol_options,
+                http2_protocol_options,
+                http3_protocol_options,
+            } = config;
             refuse_set!(notes, http3_protocol_options);
             if let Some(options) = http_protocol_options {
                 settings.preserve_header_case = notes.within("http_protocol_options", |notes| http1(options, notes))?;
@@ -159,21 +176,31 @@ fn http1(options: Http1ProtocolOptions, notes: &mut Notes) -> Result<bool, Malfo
 
 /// Whether a format of header names is the one that keeps their spelling.
 pub(crate) fn preserves_case(format: Option<HeaderKeyFormat>, notes: &mut Notes) -> Result<bool, Malformed> {
-    let Some(HeaderKeyFormat { header_format }) = format else { return Ok(false) };
+    let Some(HeaderKeyFormat { header_format }) = format else {
+        return Ok(false);
+    };
     match header_format {
         None => Ok(false),
         Some(HeaderFormat::ProperCaseWords(_)) => {
-            notes.ignore("header_key_format", "proper case is not supported; names are sent in lower case");
+            notes.ignore(
+                "header_key_format",
+                "proper case is not supported; names are sent in lower case",
+            );
             Ok(false)
         }
         Some(HeaderFormat::StatefulFormatter(extension)) => {
-            let any = extension.typed_config.ok_or_else(|| notes.malformed("header_key_format", "has no configuration"))?;
-            if type_name(&any.type_url) != "envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig" {
+            let any = extension
+                .typed_config
+                .ok_or_else(|| notes.malformed("header_key_format", "has no configuration"))?;
+            if type_name(&any.type_url) != "envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig"
+            {
                 notes.ignore("header_key_format", format!("{} is not known", type_name(&any.type_url)));
                 return Ok(false);
             }
-            let PreserveCaseFormatterConfig { forward_reason_phrase, formatter_type_on_envoy_headers } =
-                notes.within("header_key_format", |notes| unpack(&any, Unknown::Ignored, notes))?;
+            let PreserveCaseFormatterConfig {
+                forward_reason_phrase,
+                formatter_type_on_envoy_headers,
+            } = notes.within("header_key_format", |notes| unpack(&any, Unknown::Ignored, notes))?;
             ignore_set!(notes, forward_reason_phrase, formatter_type_on_envoy_headers);
             Ok(true)
         }

@@ -8,8 +8,8 @@ use std::{
 use cairn_policy::matcher::{Regex, StringMatch, StringMatcher};
 use cairn_proto::envoy::{
     config::core::v3::{
-        Address, CidrRange, DataSource, EnvoyInternalAddress, SocketAddress, address, data_source::Specifier, envoy_internal_address::AddressNameSpecifier,
-        socket_address::PortSpecifier,
+        Address, CidrRange, DataSource, EnvoyInternalAddress, SocketAddress, address, data_source::Specifier,
+        envoy_internal_address::AddressNameSpecifier, socket_address::PortSpecifier,
     },
     r#type::matcher::v3::{RegexMatcher, StringMatcher as EnvoyString, string_matcher::MatchPattern},
 };
@@ -54,11 +54,22 @@ pub(crate) fn place(address: Address, notes: &mut Notes) -> Result<Place, Malfor
         None => Err(notes.malformed("address", "is empty")),
         Some(address::Address::Pipe(_)) => Err(notes.malformed("address.pipe", "is not supported")),
         Some(address::Address::SocketAddress(socket)) => {
-            let SocketAddress { protocol, address, resolver_name, ipv4_compat: _, network_namespace_filepath, port_specifier } = socket;
+            let SocketAddress {
+                protocol,
+                address,
+                resolver_name,
+                ipv4_compat: _,
+                network_namespace_filepath,
+                port_specifier,
+            } = socket;
             refuse_set!(notes, protocol, resolver_name, network_namespace_filepath);
             let port = match port_specifier {
-                Some(PortSpecifier::PortValue(port)) => u16::try_from(port).map_err(|_| notes.malformed("address.port_value", format!("{port} is no port")))?,
-                Some(PortSpecifier::NamedPort(name)) => return Err(notes.malformed("address.named_port", format!("`{name}` is not supported"))),
+                Some(PortSpecifier::PortValue(port)) => {
+                    u16::try_from(port).map_err(|_| notes.malformed("address.port_value", format!("{port} is no port")))?
+                }
+                Some(PortSpecifier::NamedPort(name)) => {
+                    return Err(notes.malformed("address.named_port", format!("`{name}` is not supported")));
+                }
                 None => 0,
             };
             Ok(match address.parse::<IpAddr>() {
@@ -67,7 +78,10 @@ pub(crate) fn place(address: Address, notes: &mut Notes) -> Result<Place, Malfor
             })
         }
         Some(address::Address::EnvoyInternalAddress(internal)) => {
-            let EnvoyInternalAddress { endpoint_id, address_name_specifier } = internal;
+            let EnvoyInternalAddress {
+                endpoint_id,
+                address_name_specifier,
+            } = internal;
             match address_name_specifier {
                 Some(AddressNameSpecifier::ServerListenerName(listener)) => Ok(Place::Internal(listener, endpoint_id)),
                 None => Err(notes.malformed("address.envoy_internal_address", "names no listener")),
@@ -78,24 +92,34 @@ pub(crate) fn place(address: Address, notes: &mut Notes) -> Result<Place, Malfor
 
 /// A range of addresses.
 pub(crate) fn range(field: &str, range: CidrRange, notes: &Notes) -> Result<IpNet, Malformed> {
-    let CidrRange { address_prefix, prefix_len } = range;
-    let address: IpAddr =
-        address_prefix.parse().map_err(|_| notes.malformed(field, format!("`{address_prefix}` is no IP address")))?;
+    let CidrRange {
+        address_prefix,
+        prefix_len,
+    } = range;
+    let address: IpAddr = address_prefix
+        .parse()
+        .map_err(|_| notes.malformed(field, format!("`{address_prefix}` is no IP address")))?;
     let length = prefix_len.unwrap_or(0);
     let net = u8::try_from(length).ok().and_then(|length| IpNet::new(address, length).ok());
-    net.map(|net| net.trunc()).ok_or_else(|| notes.malformed(field, format!("{length} is too long for {address}")))
+    net.map(|net| net.trunc())
+        .ok_or_else(|| notes.malformed(field, format!("{length} is too long for {address}")))
 }
 
 /// A string matcher.
 pub(crate) fn string(field: &'static str, matcher: EnvoyString, notes: &mut Notes) -> Result<StringMatcher, Malformed> {
-    let EnvoyString { ignore_case, match_pattern } = matcher;
+    let EnvoyString {
+        ignore_case,
+        match_pattern,
+    } = matcher;
     let how = match match_pattern {
         None => return Err(notes.malformed(field, "is empty")),
         Some(MatchPattern::Exact(text)) => StringMatch::Exact(text.into()),
         Some(MatchPattern::Prefix(text)) => StringMatch::Prefix(text.into()),
         Some(MatchPattern::Suffix(text)) => StringMatch::Suffix(text.into()),
         Some(MatchPattern::Contains(text)) => StringMatch::Contains(text.into()),
-        Some(MatchPattern::SafeRegex(regex)) => StringMatch::Regex(notes.within(field, |notes| self::regex("safe_regex", regex, notes))?),
+        Some(MatchPattern::SafeRegex(regex)) => {
+            StringMatch::Regex(notes.within(field, |notes| self::regex("safe_regex", regex, notes))?)
+        }
         Some(MatchPattern::Custom(custom)) => {
             notes.refuse(field, format!("matcher {} is not known", custom.name));
             StringMatch::Exact(String::new().into())
@@ -112,7 +136,10 @@ pub(crate) fn regex(field: &str, matcher: RegexMatcher, notes: &Notes) -> Result
 
 /// Bytes in the configuration itself.
 pub(crate) fn inline(field: &str, source: DataSource, notes: &mut Notes) -> Option<Vec<u8>> {
-    let DataSource { watched_directory: _, specifier } = source;
+    let DataSource {
+        watched_directory: _,
+        specifier,
+    } = source;
     match specifier {
         Some(Specifier::InlineBytes(bytes)) => Some(bytes),
         Some(Specifier::InlineString(text)) => Some(text.into_bytes()),

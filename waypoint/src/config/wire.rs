@@ -42,15 +42,13 @@ pub(crate) struct ListenerParts {
 pub(crate) fn split_listener(bytes: &Bytes) -> Result<ListenerParts, WireError> {
     let mut parts = ListenerParts::default();
     let mut rest = BytesMut::new();
-    fields(bytes, |number, field, whole| {
-        match (number, field) {
-            (FILTER_CHAINS, Some(chain)) => parts.chains.push(chain),
-            (number, field) => {
-                if let (LISTENER_NAME, Some(name)) = (number, field) {
-                    parts.name = String::from_utf8_lossy(&name).into_owned();
-                }
-                rest.extend_from_slice(&whole);
+    fields(bytes, |number, field, whole| match (number, field) {
+        (FILTER_CHAINS, Some(chain)) => parts.chains.push(chain),
+        (number, field) => {
+            if let (LISTENER_NAME, Some(name)) = (number, field) {
+                parts.name = String::from_utf8_lossy(&name).into_owned();
             }
+            rest.extend_from_slice(&whole);
         }
     })?;
     parts.rest = rest.freeze();
@@ -99,7 +97,10 @@ mod tests {
 
     #[test]
     fn the_parts_of_a_listener_are_its_chains_and_the_rest() {
-        let chain = |name: &str| FilterChain { name: name.into(), ..Default::default() };
+        let chain = |name: &str| FilterChain {
+            name: name.into(),
+            ..Default::default()
+        };
         let listener = Listener {
             name: "main_internal".into(),
             filter_chains: vec![chain("a"), chain(""), chain("b")],
@@ -111,12 +112,24 @@ mod tests {
         assert_eq!(parts.name, "main_internal");
         let names: Vec<_> = parts.chains.iter().map(|chain| chain_name(chain).unwrap()).collect();
         assert_eq!(names, ["a", "", "b"]);
-        assert_eq!(Listener::decode(parts.rest).unwrap(), Listener { filter_chains: vec![], ..listener });
+        assert_eq!(
+            Listener::decode(parts.rest).unwrap(),
+            Listener {
+                filter_chains: vec![],
+                ..listener
+            }
+        );
     }
 
     #[test]
     fn a_field_longer_than_the_message_is_an_error() {
-        for bytes in [&[0x1a, 0x05, 0x00][..], &[0x1a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f], &[0x1a], &[0x07], &[0x80]] {
+        for bytes in [
+            &[0x1a, 0x05, 0x00][..],
+            &[0x1a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f],
+            &[0x1a],
+            &[0x07],
+            &[0x80],
+        ] {
             assert!(split_listener(&Bytes::copy_from_slice(bytes)).is_err(), "{bytes:?}");
         }
     }

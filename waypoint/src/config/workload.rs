@@ -68,14 +68,26 @@ fn insert_workload(resource: &str, workload: WdsWorkload, workloads: &Workloads,
         capacity,
     } = workload;
     // How a workload is reached is said by endpoints; these are for ztunnel.
-    unneeded!(hostname, tunnel_protocol, waypoint, network_gateway, node, native_tunnel, application_tunnel, services);
+    unneeded!(
+        hostname,
+        tunnel_protocol,
+        waypoint,
+        network_gateway,
+        node,
+        native_tunnel,
+        application_tunnel,
+        services
+    );
     unneeded!(authorization_policies, status, network_mode, extensions, capacity);
     if uid != resource {
         return Err(notes.malformed("uid", format!("`{uid}` is not the name of the resource")));
     }
     let or = |value: String, default: &str| if value.is_empty() { default.to_owned() } else { value };
-    let (trust_domain, namespace, account) =
-        (or(trust_domain, DEFAULT_TRUST_DOMAIN), or(namespace, DEFAULT), or(service_account, DEFAULT));
+    let (trust_domain, namespace, account) = (
+        or(trust_domain, DEFAULT_TRUST_DOMAIN),
+        or(namespace, DEFAULT),
+        or(service_account, DEFAULT),
+    );
     let workload_type = match WorkloadType::try_from(workload_type) {
         Ok(WorkloadType::Deployment) => "deployment",
         Ok(WorkloadType::Cronjob) => "cronjob",
@@ -85,7 +97,9 @@ fn insert_workload(resource: &str, workload: WdsWorkload, workloads: &Workloads,
     let locality = locality.unwrap_or_default();
     let addresses = addresses
         .iter()
-        .map(|bytes| address(bytes).ok_or_else(|| notes.malformed("addresses", format!("{} bytes are no IP address", bytes.len()))))
+        .map(|bytes| {
+            address(bytes).ok_or_else(|| notes.malformed("addresses", format!("{} bytes are no IP address", bytes.len())))
+        })
         .collect::<Result<Vec<_>, _>>()?;
     let workload = Workload {
         uid: uid.into(),
@@ -123,11 +137,25 @@ fn insert_service(resource: &str, service: WdsService, workloads: &Workloads, no
         weighted_waypoints,
         visibility,
     } = service;
-    unneeded!(name, ports, subject_alt_names, waypoint, load_balancing, ip_families, extensions, canonical);
+    unneeded!(
+        name,
+        ports,
+        subject_alt_names,
+        waypoint,
+        load_balancing,
+        ip_families,
+        extensions,
+        canonical
+    );
     unneeded!(ingress_use_waypoint, weighted_waypoints, visibility);
     // An address of another network is not one that our clients use, and may be another service's here.
     let mut own = Vec::with_capacity(addresses.len());
-    for NetworkAddress { network, address: bytes, length } in addresses {
+    for NetworkAddress {
+        network,
+        address: bytes,
+        length,
+    } in addresses
+    {
         unneeded!(length);
         if *network == *workloads.network() {
             let of_wrong_length = || notes.malformed("addresses", format!("{} bytes are no IP address", bytes.len()));
@@ -147,7 +175,9 @@ fn insert_service(resource: &str, service: WdsService, workloads: &Workloads, no
 fn address(bytes: &[u8]) -> Option<IpAddr> {
     match bytes.len() {
         4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
-        16 => <[u8; 16]>::try_from(bytes).ok().map(|bytes| IpAddr::from(bytes).to_canonical()),
+        16 => <[u8; 16]>::try_from(bytes)
+            .ok()
+            .map(|bytes| IpAddr::from(bytes).to_canonical()),
         _ => None,
     }
 }

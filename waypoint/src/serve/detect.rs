@@ -1,10 +1,14 @@
 //! What is spoken inside a tunnel, from its first bytes.
 //!
 //! As Envoy's HTTP inspector: the preface of HTTP/2, or a request line of HTTP/1.0 or 1.1, or something else. Other than Envoy's, it
-//! decides as soon as the bytes cannot become HTTP any more, and it never waits for a client that waits for its server: after the
-//! detection time silence means "something else" (architecture §6).
+//! decides as soon as the bytes cannot become HTTP any more. What follows from silence is its caller's business.
 
-use std::{future::poll_fn, time::Duration};
+use std::{
+    future::poll_fn,
+    io,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use cairn_hbone::TunnelStream;
@@ -32,50 +36,78 @@ pub enum Look {
     More,
 }
 
-/// Reads until it is known what is spoken; gives that and the bytes that were read. Silence of `patience` at the beginning means
-/// [`Spoken::Other`], and so do the client's end and a longer silence in what may become HTTP.
-pub async fn detect(stream: &mut TunnelStream, patience: Duration) -> std::io::Result<(Spoken, Bytes)> {
-    read_until(stream, patience, patience.max(UNDECIDED_PATIENCE), look).await
+/// The first bytes of a connection, as far as they have come.
+#[derive(Debug)]
+pub struct FirstBytes {
+    held: Bytes,
+    look: fn(&[u8]) -> Look,
 }
 
-/// For a chain that speaks HTTP anyway: whether it is HTTP/2. Waits for the client.
-pub async fn preface(stream: &mut TunnelStream, patience: Duration) -> std::io::Result<(Spoken, Bytes)> {
-    read_until(stream, patience, patience, |bytes| {
-        let common = bytes.iter().zip(PREFACE).take_while(|(a, b)| a == b).count();
-        match (common == bytes.len(), common == PREFACE.len()) {
-            (_, true) => Look::Is(Spoken::Http2),
-            (true, false) => Look::More,
-            (false, false) => Look::Is(Spoken::Http11),
+// === impl FirstBytes ===
+
+impl FirstBytes {
+    /// For a port on which anything may be spoken.
+    pub fn of_anything() -> Self {
+        Self { held: Bytes::new(), look }
+    }
+
+    /// For a port on which HTTP is spoken, 1 or 2.
+    pub fn of_http() -> Self {
+        Self { held: Bytes::new(), look: look_for_preface }
+    }
+
+    /// Whether nothing has come.
+    pub fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
+    /// How many bytes have come.
+    pub fn len(&self) -> usize {
+        self.held.len()
+    }
+
+    /// What has come, to be read again.
+    pub fn take(self) -> Bytes {
+        self.held
+    }
+
+    /// Reads until it is known what is spoken; the client's end decides too.
+    pub fn poll(&mut self, cx: &mut Context<'_>, stream: &mut TunnelStream) -> Poll<io::Result<Spoken>> {
+        loop {
+            let next = match ready!(stream.poll_data(cx)) {
+                None => return Poll::Ready(Ok(Spoken::Other)),
+                Some(next) => next?,
+            };
+            self.held = if self.held.is_empty() {
+                next
+            } else {
+                let mut joined = BytesMut::with_capacity(self.held.len() + next.len());
+                joined.extend_from_slice(&self.held);
+                joined.extend_from_slice(&next);
+                joined.freeze()
+            };
+            if let Look::Is(spoken) = (self.look)(&self.held) {
+                return Poll::Ready(Ok(spoken));
+            }
         }
-    })
-    .await
+    }
+
+    /// The same with patience: `None` when the client says nothing new for so long.
+    pub async fn within(&mut self, patience: Duration, stream: &mut TunnelStream) -> io::Result<Option<Spoken>> {
+        match timeout(patience, poll_fn(|cx| self.poll(cx, stream))).await {
+            Ok(spoken) => spoken.map(Some),
+            Err(_) => Ok(None),
+        }
+    }
 }
 
-async fn read_until(
-    stream: &mut TunnelStream,
-    at_first: Duration,
-    later: Duration,
-    look: impl Fn(&[u8]) -> Look,
-) -> std::io::Result<(Spoken, Bytes)> {
-    let mut held = Bytes::new();
-    loop {
-        let patience = if held.is_empty() { at_first } else { later };
-        let next = match timeout(patience, poll_fn(|cx| stream.poll_data(cx))).await {
-            Err(_) | Ok(None) => return Ok((Spoken::Other, held)),
-            Ok(Some(Err(error))) => return Err(error),
-            Ok(Some(Ok(next))) => next,
-        };
-        held = if held.is_empty() {
-            next
-        } else {
-            let mut joined = BytesMut::with_capacity(held.len() + next.len());
-            joined.extend_from_slice(&held);
-            joined.extend_from_slice(&next);
-            joined.freeze()
-        };
-        if let Look::Is(spoken) = look(&held) {
-            return Ok((spoken, held));
-        }
+/// For a port on which HTTP is spoken anyway: the preface, or something else.
+fn look_for_preface(bytes: &[u8]) -> Look {
+    let common = bytes.iter().zip(PREFACE).take_while(|(a, b)| a == b).count();
+    match (common == bytes.len(), common == PREFACE.len()) {
+        (_, true) => Look::Is(Spoken::Http2),
+        (true, false) => Look::More,
+        (false, false) => Look::Is(Spoken::Http11),
     }
 }
 

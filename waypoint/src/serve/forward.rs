@@ -71,7 +71,8 @@ pub async fn forward(mut journey: Journey<'_>, found: Found<'_>, to: &Forward) -
     let deadline = request::latest(timeouts.global);
     let mut attempts = Attempts { picking: Picking::new(&cluster), policy, plan, unsent: 0 };
     let answered = loop {
-        let elapsed = journey.tail.exchange.elapsed();
+        // The first attempt has all the time, to the millisecond.
+        let elapsed = if journey.tail.exchange.attempts == 0 { Duration::ZERO } else { journey.tail.exchange.elapsed() };
         if let Some(head) = &mut journey.tail.exchange.request {
             timeouts.write(elapsed, !journey.http.settings.suppress_envoy_headers, &mut head.headers);
         }

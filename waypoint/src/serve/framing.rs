@@ -9,6 +9,8 @@ use memchr::memmem;
 
 /// Longest line of a chunk's size and extensions.
 const MAX_CHUNK_LINE: usize = 4 * 1024;
+/// Length of the longest end of a head, from the line feed of its last field.
+const BLANK_LINE: usize = 3;
 
 /// What is wrong with a request's framing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,12 +77,12 @@ impl Framing {
                         let blank = data.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
                         data = data.get(blank..).unwrap_or_default();
                     }
-                    let Some(head) = self.take_until(&mut data, b"\r\n\r\n", max_head) else { continue };
+                    let Some(head) = self.take_until(&mut data, BLANK_LINE - 1, blank_line, max_head) else { continue };
                     self.state = after_head(&head)?;
                     self.give_back(head);
                 }
                 State::ChunkLine => {
-                    let Some(line) = self.take_until(&mut data, b"\r\n", MAX_CHUNK_LINE) else { continue };
+                    let Some(line) = self.take_until(&mut data, 1, line_end, MAX_CHUNK_LINE) else { continue };
                     self.state = match chunk_size(&line) {
                         None => State::Blind,
                         Some(0) => State::Trailers,
@@ -90,7 +92,7 @@ impl Framing {
                     self.give_back(line);
                 }
                 State::Trailers => {
-                    let Some(line) = self.take_until(&mut data, b"\r\n", max_head) else { continue };
+                    let Some(line) = self.take_until(&mut data, 1, line_end, max_head) else { continue };
                     if line.len() == 2 {
                         self.state = State::Head;
                     }
@@ -101,14 +103,14 @@ impl Framing {
         Ok(())
     }
 
-    /// Takes bytes up to and including `end`; `None` when more are needed. Past `max` bytes nothing more can be said.
-    fn take_until(&mut self, data: &mut &[u8], end: &[u8], max: usize) -> Option<Vec<u8>> {
+    /// Takes bytes up to where `end` finds their end; `None` when more are needed. Past `max` bytes nothing more can be said.
+    fn take_until(&mut self, data: &mut &[u8], overlap: usize, end: impl Fn(&[u8]) -> Option<usize>, max: usize) -> Option<Vec<u8>> {
         // The end may be cut in two: search again from where it could begin.
-        let from = self.partial.len().saturating_sub(end.len() - 1);
+        let from = self.partial.len().saturating_sub(overlap);
         let before = self.partial.len();
         self.partial.extend_from_slice(data);
-        let found = memmem::find(self.partial.get(from..).unwrap_or_default(), end);
-        let Some(at) = found else {
+        let found = end(self.partial.get(from..).unwrap_or_default());
+        let Some(end) = found else {
             *data = &[];
             if self.partial.len() > max {
                 self.partial = Vec::new();
@@ -116,7 +118,7 @@ impl Framing {
             }
             return None;
         };
-        let taken = from + at + end.len();
+        let taken = from + end;
         self.partial.truncate(taken);
         *data = data.get(taken.saturating_sub(before)..).unwrap_or_default();
         Some(std::mem::take(&mut self.partial))
@@ -127,6 +129,20 @@ impl Framing {
         buffer.clear();
         self.partial = buffer;
     }
+}
+
+/// Where a line's end ends.
+fn line_end(bytes: &[u8]) -> Option<usize> {
+    memmem::find(bytes, b"\r\n").map(|at| at + 2)
+}
+
+/// Where the empty line ends that ends a head. As in hyper's parser, a line may end without a carriage return (RFC 9112 §2.2).
+fn blank_line(bytes: &[u8]) -> Option<usize> {
+    memchr::memchr_iter(b'\n', bytes).find_map(|at| match bytes.get(at + 1..)? {
+        [b'\n', ..] => Some(at + 2),
+        [b'\r', b'\n', ..] => Some(at + 3),
+        _ => None,
+    })
 }
 
 /// What follows a head.
@@ -209,10 +225,15 @@ mod tests {
             "\r\n",
             "GET / HTTP/1.1\r\nhost: a\r\n\r\n",
             "POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello",
+            "GET / HTTP/1.1\nhost: a\n\n",
+            "POST / HTTP/1.1\nContent-Length: 5\r\n\nhello",
             "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n5;x=y\r\nhello\r\n1F\r\n0123456789012345678901234567890\r\n0\r\nx-sum: 1\r\n\r\n",
         ] {
             for result in observe(&format!("{before}{bad}")) {
                 assert_eq!(result, Err(Violation::LengthAndChunked), "after {before:?}");
+            }
+            for result in observe(&format!("{before}{}", bad.replace('\r', ""))) {
+                assert_eq!(result, Err(Violation::LengthAndChunked), "with bare line feeds after {before:?}");
             }
         }
     }

@@ -34,7 +34,7 @@ const MIN_BUFFER: usize = 8 * 1024;
 pub async fn serve(inner: Arc<Inner>, io: InnerIo) {
     let limits = limits(&inner);
     let relay = inner.relay.clone().unwrap_or_default();
-    let (io, early) = io.watched(limits.max_head, limits.head_timeout, relay.queue.clone());
+    let (io, early) = io.watched(limits.max_head.max(MIN_BUFFER), limits.head_timeout, relay.queue.clone());
     let service = service_fn({
         let inner = inner.clone();
         move |request| answer(inner.clone(), request)

@@ -8,7 +8,7 @@ use std::{future::poll_fn, sync::Arc};
 use bytes::Bytes;
 use cairn_exchange::Protocol;
 use h2::{Reason, RecvStream, server::SendResponse};
-use http::{Request, Response, Version};
+use http::{HeaderMap, HeaderValue, Request, Response, Version, header};
 use http_body::Body as _;
 
 use super::{
@@ -80,8 +80,21 @@ async fn run(inner: Arc<Inner>, io: InnerIo) -> Result<(), h2::Error> {
     }
 }
 
+/// Puts a cookie together that HTTP/2 allows to be cut into fields (RFC 9113 §8.2.3): HTTP/1.1 knows one field only.
+fn join_cookies(headers: &mut HeaderMap) {
+    let mut crumbs = headers.get_all(header::COOKIE).iter();
+    if crumbs.next().is_none() || crumbs.next().is_none() {
+        return;
+    }
+    let crumbs: Vec<_> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(cookie) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
+        headers.insert(header::COOKIE, cookie);
+    }
+}
+
 async fn answer(inner: Arc<Inner>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
+    join_cookies(&mut parts.headers);
     let arrived = Arrived {
         method: parts.method,
         uri: parts.uri,

@@ -52,6 +52,12 @@ impl Inner {
         Self { proxy, connection, address, source, spoken: None, relay: None, active: AtomicU32::new(0), idle_since: AtomicU64::new(0), last: Mutex::new(None) }
     }
 
+    /// The same connection, supposing that this is spoken.
+    #[must_use]
+    pub fn also_speaking(&self, spoken: Spoken) -> Self {
+        Self::new(self.proxy.clone(), self.connection.clone(), self.address, self.source.clone()).speaking(spoken)
+    }
+
     /// The same once it is known what is spoken.
     #[must_use]
     pub fn speaking(self, spoken: Spoken) -> Self {

@@ -72,8 +72,8 @@ pub fn render(reply: LocalReply, grpc: bool) -> (ResponseHead, Bytes) {
         headers.extend(fields);
         return (ResponseHead { status: StatusCode::OK, headers }, Bytes::new());
     }
-    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
     if !body.is_empty() {
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
         headers.insert(header::CONTENT_TYPE, TEXT);
     }
     headers.extend(fields);

@@ -137,7 +137,7 @@ impl Journey<'_> {
         let mut body = body;
         match self.decode(&mut body).await {
             Ok(()) => self.keep(body),
-            Err((reply, close)) => return self.reply_closing(*reply, close || !body.is_end_stream()),
+            Err((reply, close)) => return self.reply_closing(*reply, close),
         }
         let head = match &self.tail.exchange.request {
             Some(head) => head,
@@ -174,27 +174,29 @@ impl Journey<'_> {
     /// an answer, and whether the connection ends behind it.
     async fn decode(&mut self, body: &mut Incoming) -> Result<(), (Box<LocalReply>, bool)> {
         let filters = &self.http.filters;
+        let mut unread = !body.is_end_stream();
         while !self.tail.run.with(|run| filters.is_done(run)) {
             let exchange = &mut self.tail.exchange;
             let verdict = self.tail.run.with(|run| filters.decode_head(run, exchange));
-            self.resume(verdict).await?;
+            self.resume(verdict).await.map_err(|reply| (reply, unread))?;
             let Some(limit) = self.tail.run.with(|run| filters.wants_whole_body(run)) else { continue };
             let (mut whole, trailers) = collect(body, limit).await.map_err(|reply| (reply, true))?;
             let exchange = &mut self.tail.exchange;
             let verdict = self.tail.run.with(|run| filters.decode_whole_body(run, exchange, &mut whole));
             *body = Incoming::whole(whole, trailers);
-            self.resume(verdict).await?;
+            unread = false;
+            self.resume(verdict).await.map_err(|reply| (reply, unread))?;
             self.fit_length(body);
         }
         Ok(())
     }
 
     /// Waits for what a filter waits for, until it lets the request go on.
-    async fn resume(&mut self, mut verdict: Verdict) -> Result<(), (Box<LocalReply>, bool)> {
+    async fn resume(&mut self, mut verdict: Verdict) -> Result<(), Box<LocalReply>> {
         loop {
             match verdict {
                 Verdict::Continue => return Ok(()),
-                Verdict::Reply(reply) => return Err((Box::new(reply), false)),
+                Verdict::Reply(reply) => return Err(Box::new(reply)),
                 Verdict::Stop(wait) => verdict = wait.await(&mut self.tail.exchange),
             }
         }
@@ -227,6 +229,12 @@ impl Journey<'_> {
         let Some(head) = exchange.request.as_mut() else { return Ok(()) };
         if head.authority.is_empty() && exchange.protocol != Protocol::Http10 {
             return Err(Box::new(reply::bad_request("missing_host_header")));
+        }
+        // HTTP/1 counts them while it reads.
+        if head.headers.len() > settings.max_request_headers {
+            exchange.flags.insert(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
+            let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+            return Err(Box::new(LocalReply::new(status, ResponseFlags::NONE, "http2.too_many_headers", Bytes::new())));
         }
         underscores(settings.underscores, &mut head.headers)?;
         if let Some(kind) = upgrade_kind(&head.headers).filter(|_| is_upgrade(&head.headers)) {

@@ -269,7 +269,9 @@ impl Body for ResponseBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        // A filter that sees the data may change its length.
+        let seen = self.tail.as_ref().and_then(|tail| tail.http()).is_some_and(|http| http.filters.needs().observe_response);
+        if seen { SizeHint::default() } else { self.incoming.size_hint() }
     }
 }
 

@@ -18,14 +18,14 @@ use cairn_hbone::{Connect, TunnelStream};
 use cairn_telemetry::istio::TcpReport;
 use http::StatusCode;
 use tokio::{
-    io::{AsyncRead as _, AsyncWrite as _, ReadBuf},
-    time::Instant,
+    io::AsyncWrite as _,
+    time::{Instant, timeout},
 };
 
-use super::{Inner, tunnel};
+use super::{Inner, detect::FirstBytes, tunnel};
 use crate::{
     proxy::under,
-    snapshot::{Chain, ChainKind, Snapshot, TcpChain},
+    snapshot::{Chain, ChainKind, Serves, Snapshot, TcpChain, matcher::Spoken},
     upstream::{ConnectError, Endpoint, Picking, UpstreamIo},
 };
 
@@ -33,8 +33,6 @@ use crate::{
 const MAX_TRIES: u32 = 3;
 /// Envoy's idle timeout of TCP connections.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
-/// Read from a plain connection at a time.
-const READ_SIZE: usize = 16 * 1024;
 
 /// A port that is declared as TCP: connects first, then answers.
 pub async fn declared(inner: Arc<Inner>, snapshot: &Snapshot, chain: &Arc<Chain>, connect: Connect) {
@@ -62,10 +60,58 @@ pub async fn declared(inner: Arc<Inner>, snapshot: &Snapshot, chain: &Arc<Chain>
 /// A port whose protocol was found out: the CONNECT has been answered.
 pub async fn detected(inner: Arc<Inner>, snapshot: &Snapshot, chain: &Arc<Chain>, stream: TunnelStream, held: Bytes) {
     match Passage::open(&inner, snapshot, chain).await {
-        Ok(mut passage) => passage.run(stream, held).await,
+        Ok(passage) => passage.run(stream, held).await,
         Err(refused) => {
             tracing::info!(authority = %inner.connection.authority, client = %inner.connection.remote_address, why = %refused.why, "connection refused");
             stream.reset(h2::Reason::CONNECT_ERROR);
+        }
+    }
+}
+
+/// Who said the first byte on a port of unknown protocol.
+pub enum FirstToSpeak {
+    /// The client, this.
+    Client(Spoken),
+    /// The endpoint: bytes, whatever the client will say.
+    Endpoint(Box<Passage>),
+}
+
+/// A port of unknown protocol whose client is silent: connects to the endpoint that bytes would go to, if that chain allows it, and
+/// waits for the first byte of either side. A client that speaks HTTP after all leaves that connection unused.
+pub async fn whoever_speaks_first(
+    inner: &Inner,
+    stream: &mut TunnelStream,
+    first: &mut FirstBytes,
+) -> std::io::Result<FirstToSpeak> {
+    let as_bytes = Arc::new(inner.also_speaking(Spoken::Other));
+    let (snapshot, serves) = as_bytes.serves();
+    let mut passage = match serves {
+        Serves::Tcp(chain) => Passage::open(&as_bytes, &snapshot, &chain).await.ok(),
+        Serves::Http(_) | Serves::Detect | Serves::Nobody(_) => None,
+    };
+    drop(snapshot);
+    loop {
+        let patience = if first.is_empty() { IDLE_TIMEOUT } else { tunnel::UNFINISHED_TIMEOUT };
+        let waited = timeout(
+            patience,
+            poll_fn(|cx| {
+                let before = first.len();
+                if let Poll::Ready(spoken) = first.poll(cx, stream) {
+                    return Poll::Ready(spoken.map(Some));
+                }
+                let greeted = passage.as_mut().is_some_and(|passage| passage.poll_greeting(cx).is_ready());
+                // What the client has begun to say is waited for with another patience.
+                if greeted || first.len() > before { Poll::Ready(Ok(None)) } else { Poll::Pending }
+            }),
+        );
+        match waited.await {
+            Ok(Ok(Some(spoken))) => return Ok(FirstToSpeak::Client(spoken)),
+            Ok(Ok(None)) => match passage.take() {
+                Some(spoken) if !spoken.greeting.is_empty() => return Ok(FirstToSpeak::Endpoint(Box::new(spoken))),
+                waiting => passage = waiting,
+            },
+            Ok(Err(error)) => return Err(error),
+            Err(_) => return Ok(FirstToSpeak::Client(Spoken::Other)),
         }
     }
 }
@@ -92,12 +138,14 @@ enum End {
 }
 
 /// A connection to an endpoint on behalf of a client.
-struct Passage {
+pub struct Passage {
     inner: Arc<Inner>,
     chain: Arc<Chain>,
     exchange: Option<Exchange>,
     endpoint: Arc<Endpoint>,
     io: Option<UpstreamIo>,
+    /// What the endpoint has said before the client said anything.
+    greeting: Bytes,
     report: Option<TcpReport>,
 }
 
@@ -129,7 +177,9 @@ impl Passage {
         let original = super::request::original(inner);
         let mut picking = Picking::new(cluster);
         let mut last = None;
-        while exchange.attempts < MAX_TRIES {
+        // All tries together take no longer than one may: a client that waits for its connection is not kept for three timeouts.
+        let deadline = clock::now() + cluster.settings.connect_timeout;
+        while exchange.attempts < MAX_TRIES && clock::now() < deadline {
             let Some(endpoint) = picking.next(fastrand::u64(..)) else { break };
             exchange.attempts += 1;
             exchange.upstream = Some(describe(&endpoint, snapshot, original));
@@ -146,6 +196,7 @@ impl Passage {
                         exchange: Some(exchange),
                         endpoint,
                         io: Some(connected.io),
+                        greeting: Bytes::new(),
                         report: None,
                     });
                 }
@@ -176,8 +227,23 @@ impl Passage {
         }
     }
 
+    /// Waits for the endpoint's first bytes. From one that ends without any, nothing comes any more.
+    fn poll_greeting(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(io) = &mut self.io else { return Poll::Pending };
+        match ready!(io.poll_bytes(cx, &mut BytesMut::new())) {
+            Ok(bytes) if !bytes.is_empty() => {
+                self.greeting = bytes;
+                Poll::Ready(())
+            }
+            Ok(_) | Err(_) => {
+                self.io = None;
+                Poll::Pending
+            }
+        }
+    }
+
     /// Passes bytes until both sides have ended.
-    async fn run(&mut self, stream: TunnelStream, held: Bytes) {
+    pub async fn run(mut self, stream: TunnelStream, held: Bytes) {
         let Some(upstream) = self.io.take() else { return };
         let proxy = self.inner.proxy.clone();
         let _counted = under(&proxy.live.exchanges);
@@ -185,7 +251,7 @@ impl Passage {
             self.tcp().map_or((None, None, None), |tcp| (tcp.idle_timeout, tcp.max_duration, tcp.metrics));
         let idle = idle.unwrap_or(IDLE_TIMEOUT);
         let started = clock::now();
-        let mut relay = Relay::new(stream, upstream, held);
+        let mut relay = Relay::new(stream, upstream, held, std::mem::take(&mut self.greeting));
         let mut seen = (0, 0);
         let mut last_moved = started;
         let end = loop {
@@ -317,15 +383,15 @@ struct Direction {
 }
 
 impl Relay {
-    fn new(client: TunnelStream, endpoint: UpstreamIo, held: Bytes) -> Self {
-        let received = held.len() as u64;
+    fn new(client: TunnelStream, endpoint: UpstreamIo, held: Bytes, greeting: Bytes) -> Self {
+        let (received, sent) = (held.len() as u64, greeting.len() as u64);
         Self {
             client: Some(client),
             endpoint: Some(endpoint),
             up: Direction { pending: held, ..Direction::default() },
-            down: Direction::default(),
+            down: Direction { pending: greeting, ..Direction::default() },
             buffer: BytesMut::new(),
-            sent: 0,
+            sent,
             received,
             moved: clock::now(),
         }
@@ -351,6 +417,17 @@ impl Relay {
                 Ok(()) | Err(Cut::TakesNoMore) => self.down.end(),
                 Err(Cut::Gone(end)) => return Poll::Ready(end),
             }
+        }
+        // Who has said everything may still leave before it has heard everything. Reading does not tell any more, and writing not yet.
+        if self.up.read_ended && !self.down.ended && client.poll_reset(cx).is_ready() {
+            self.down.end();
+        }
+        if self.down.read_ended
+            && !self.up.ended
+            && let UpstreamIo::Tunnel(stream) = endpoint
+            && stream.poll_reset(cx).is_ready()
+        {
+            self.up.end();
         }
         if self.up.ended && self.down.ended { Poll::Ready(End::Clean) } else { Poll::Pending }
     }
@@ -434,25 +511,7 @@ impl Direction {
             if self.read_ended {
                 return Pin::new(&mut *client).poll_shutdown(cx).map_err(|_| Cut::TakesNoMore);
             }
-            let data = match endpoint {
-                UpstreamIo::Tunnel(stream) => match ready!(stream.poll_data(cx)) {
-                    None => Bytes::new(),
-                    Some(Err(_)) => return Poll::Ready(Err(Cut::Gone(End::EndpointGone))),
-                    Some(Ok(data)) => data,
-                },
-                UpstreamIo::Plain(stream) => {
-                    buffer.resize(READ_SIZE, 0);
-                    let mut into = ReadBuf::new(buffer);
-                    let read = Pin::new(stream).poll_read(cx, &mut into);
-                    let filled = into.filled().len();
-                    if !matches!(read, Poll::Ready(Ok(())))  {
-                        // Nothing is kept for a connection that is silent.
-                        *buffer = BytesMut::new();
-                    }
-                    ready!(read).map_err(|_| Cut::Gone(End::EndpointGone))?;
-                    buffer.split_to(filled).freeze()
-                }
-            };
+            let data = ready!(endpoint.poll_bytes(cx, buffer)).map_err(|_| Cut::Gone(End::EndpointGone))?;
             if data.is_empty() {
                 self.read_ended = true;
             } else {

@@ -13,16 +13,25 @@ use cairn_exchange::{Connection, clock};
 use cairn_hbone::Connect;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
-use super::{Inner, date, detect, http1, http2, inner_io::InnerIo, tcp};
+use super::{
+    Inner, date,
+    detect::FirstBytes,
+    http1, http2,
+    inner_io::InnerIo,
+    tcp::{self, FirstToSpeak},
+};
 use crate::{
     proxy::{Proxy, under},
-    snapshot::{Chain, Serves, matcher::Spoken},
+    snapshot::{Serves, matcher::Spoken},
 };
 
 /// Which node the CONNECT comes from, where a gateway says so (xds §2.2).
 const SOURCE: &str = "x-istio-source";
 /// A client of an HTTP chain that sends nothing is not waited for longer than this.
 const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// How long a client may pause in what could become a request line.
+pub const UNFINISHED_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Serves one CONNECT.
 pub async fn serve(proxy: Arc<Proxy>, connect: Connect) {
@@ -36,7 +45,7 @@ pub async fn serve(proxy: Arc<Proxy>, connect: Connect) {
     }
     match serves {
         Serves::Nobody(why) => refuse(&inner, connect, StatusCode::SERVICE_UNAVAILABLE, why),
-        Serves::Http(_) => http(inner, connect, None).await,
+        Serves::Http(_) => http(inner, connect).await,
         Serves::Tcp(chain) => tcp::declared(Arc::new(inner), &snapshot, &chain, connect).await,
         Serves::Detect => undeclared(inner, connect).await,
     }
@@ -83,29 +92,40 @@ pub fn refuse(inner: &Inner, connect: Connect, status: StatusCode, why: &str) {
 }
 
 /// An HTTP port: everything in the tunnel is HTTP.
-async fn http(inner: Inner, connect: Connect, _chain: Option<&Chain>) {
+async fn http(inner: Inner, connect: Connect) {
     let Ok(mut stream) = connect.accept(answer_headers()) else { return };
-    match detect::preface(&mut stream, FIRST_BYTE_TIMEOUT).await {
-        Ok((Spoken::Http2, held)) => http2::serve(Arc::new(inner.speaking(Spoken::Http2)), InnerIo::new(stream, held)).await,
-        Ok((_, held)) if !held.is_empty() => {
-            http1::serve(Arc::new(inner.speaking(Spoken::Http11)), InnerIo::new(stream, held)).await;
-        }
-        // Nothing was ever sent.
-        Ok(_) | Err(_) => {}
+    let mut first = FirstBytes::of_http();
+    match first.within(FIRST_BYTE_TIMEOUT, &mut stream).await {
+        // Nothing was ever sent, or no more than the beginning of a preface.
+        Ok(None) | Err(_) => {}
+        Ok(Some(_)) if first.is_empty() => {}
+        Ok(Some(Spoken::Http2)) => http2::serve(Arc::new(inner.speaking(Spoken::Http2)), InnerIo::new(stream, first.take())).await,
+        Ok(Some(_)) => http1::serve(Arc::new(inner.speaking(Spoken::Http11)), InnerIo::new(stream, first.take())).await,
     }
 }
 
 /// A port of which istiod does not know what is spoken.
+///
+/// A client that is silent may be waiting for its server: then the endpoint is connected, and the first byte of either side decides. A
+/// client that began with what could become HTTP and stopped is given more time; then its bytes go on as they are, so that short
+/// messages arrive. (The TCP chain that serves it has the same policies; istiod writes them so that a rule which needs HTTP denies.)
 async fn undeclared(inner: Inner, connect: Connect) {
     let Ok(mut stream) = connect.accept(answer_headers()) else { return };
-    let patience = inner.proxy.settings.detect_timeout;
-    let (spoken, held) = match detect::detect(&mut stream, patience).await {
-        Ok(found) => found,
+    let mut first = FirstBytes::of_anything();
+    let spoken = match first.within(inner.proxy.settings.detect_timeout, &mut stream).await {
+        Ok(None) if first.is_empty() => match tcp::whoever_speaks_first(&inner, &mut stream, &mut first).await {
+            Ok(FirstToSpeak::Client(spoken)) => spoken,
+            Ok(FirstToSpeak::Endpoint(passage)) => return passage.run(stream, first.take()).await,
+            Err(_) => return,
+        },
+        Ok(None) => first.within(UNFINISHED_TIMEOUT, &mut stream).await.ok().flatten().unwrap_or(Spoken::Other),
+        Ok(Some(spoken)) => spoken,
         Err(error) => {
             tracing::debug!(%error, authority = %inner.connection.authority, "the client went away before it said anything");
             return;
         }
     };
+    let held = first.take();
     let inner = Arc::new(inner.speaking(spoken));
     let (snapshot, serves) = inner.serves();
     match (serves, spoken) {

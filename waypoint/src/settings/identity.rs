@@ -20,17 +20,11 @@ const SOCKET: &str = "socket";
 /// Chain, key and root, in folders where platforms mount them.
 const MOUNTED: [[&str; 3]; 2] = [
     [
-        "./var/run/secrets/workload-spiffe-credentials/certificates.pem",
-        "./var/run/secrets/workload-spiffe-credentials/private_key.pem",
-        "./var/run/secrets/workload-spiffe-credentials/ca_certificates.pem",
+        "./var/run/secrets/workload-spiffe-credentials/cert-chain.pem",
+        "./var/run/secrets/workload-spiffe-credentials/key.pem",
+        "./var/run/secrets/workload-spiffe-credentials/root-cert.pem",
     ],
     ["./etc/certs/cert-chain.pem", "./etc/certs/key.pem", MOUNTED_ROOT],
-];
-/// The other names of the first folder.
-const SPIFFE_CREDENTIALS: [&str; 3] = [
-    "./var/run/secrets/workload-spiffe-credentials/cert-chain.pem",
-    "./var/run/secrets/workload-spiffe-credentials/key.pem",
-    "./var/run/secrets/workload-spiffe-credentials/root-cert.pem",
 ];
 /// istiod's port without TLS: for networks that protect themselves.
 const PLAINTEXT_PORT: &str = ":15010";
@@ -55,7 +49,7 @@ pub(super) fn source(asked: &Asked<'_>) -> Result<Source, SettingError> {
             root: file("ISTIO_META_TLS_CLIENT_ROOT_CERT")?,
         });
     }
-    for files in [SPIFFE_CREDENTIALS].into_iter().chain(MOUNTED) {
+    for files in MOUNTED {
         if files.iter().all(|path| pod.has(path)) {
             let [chain, key, root] = files;
             return Ok(Source::Files { chain: chain.into(), key: key.into(), root: root.into() });
@@ -67,6 +61,10 @@ pub(super) fn source(asked: &Asked<'_>) -> Result<Source, SettingError> {
 fn authority(asked: &Asked<'_>) -> Result<CaSettings, SettingError> {
     let Asked { environment, .. } = asked;
     let trust_domain = environment.text_or("TRUST_DOMAIN", "cluster.local");
+    if trust_domain.contains('/') {
+        // It would read as another trust domain with a longer path.
+        return Err(wrong("TRUST_DOMAIN", trust_domain, "a name without slashes, such as cluster.local,"));
+    }
     let id = SpiffeId::workload(trust_domain, asked.required("POD_NAMESPACE")?, asked.service_account()?)
         .map_err(|error| SettingError::Refused(format!("TRUST_DOMAIN, POD_NAMESPACE and SERVICE_ACCOUNT make no identity: {error}")))?;
     let address = environment.text_or("CA_ADDR", asked.discovery_address());

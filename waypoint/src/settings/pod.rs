@@ -83,7 +83,7 @@ fn unquoted(text: &str) -> Option<String> {
     let mut out = String::with_capacity(text.len());
     let mut bytes: Vec<u8> = Vec::new();
     let mut rest = text.strip_prefix('"')?.strip_suffix('"')?.chars();
-    let mut flush = |bytes: &mut Vec<u8>, out: &mut String| {
+    let flush = |bytes: &mut Vec<u8>, out: &mut String| {
         out.push_str(&String::from_utf8_lossy(bytes));
         bytes.clear();
     };

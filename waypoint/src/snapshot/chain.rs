@@ -3,7 +3,7 @@
 use std::{any::Any, sync::Arc, time::Duration};
 
 use cairn_filters::FilterChain;
-use cairn_policy::route::RouteTable;
+use cairn_policy::{rbac, route::RouteTable};
 use cairn_telemetry::access_log::AccessLog;
 
 /// A compiled chain.
@@ -19,8 +19,9 @@ pub struct Chain {
     pub refuse: Option<Refusal>,
 }
 
-/// HTTP or bytes.
+/// HTTP or bytes. There is one for each chain, behind its `Arc`: a box inside would only be one more step to every request.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)]
 pub enum ChainKind {
     /// HTTP.
     Http(HttpChain),
@@ -137,6 +138,8 @@ pub struct TcpChain {
     pub access_logs: AccessLog,
     /// Whether Istio's metrics are recorded, and how often while the connection lives.
     pub metrics: Option<Duration>,
+    /// Who may connect.
+    pub rbac: rbac::Filters,
 }
 
 // === impl Refusal ===

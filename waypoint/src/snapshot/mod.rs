@@ -44,6 +44,10 @@ pub struct Terminate {
     pub max_concurrent_streams: u32,
     /// PING after this much silence, and how long the answer may take.
     pub keepalive: Option<(std::time::Duration, std::time::Duration)>,
+    /// Who may ask for tunnels (xds §6.9).
+    pub rbac: cairn_policy::rbac::Filters,
+    /// What becomes of the `server` header of answers to CONNECT.
+    pub server: cairn_policy::headers::outgoing::ServerHeader,
     /// Why every tunnel is refused, when the listener has something that we cannot enforce.
     pub refuse: Option<Refusal>,
 }

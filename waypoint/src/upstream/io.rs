@@ -3,9 +3,10 @@
 use std::{
     io,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
+use bytes::{Bytes, BytesMut};
 use cairn_hbone::TunnelStream;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -34,6 +35,35 @@ macro_rules! each {
             }
         }
     };
+}
+
+/// Read from a plain connection at a time.
+const READ_SIZE: usize = 16 * 1024;
+
+// === impl UpstreamIo ===
+
+impl UpstreamIo {
+    /// Reads what has arrived; nothing is the end. `buffer` serves a plain connection, and is given up while there is nothing to read,
+    /// so that a silent connection keeps no memory.
+    pub fn poll_bytes(&mut self, cx: &mut Context<'_>, buffer: &mut BytesMut) -> Poll<io::Result<Bytes>> {
+        match self {
+            UpstreamIo::Tunnel(stream) => match ready!(stream.poll_data(cx)) {
+                None => Poll::Ready(Ok(Bytes::new())),
+                Some(data) => Poll::Ready(data),
+            },
+            UpstreamIo::Plain(stream) => {
+                buffer.resize(READ_SIZE, 0);
+                let mut into = ReadBuf::new(buffer);
+                let read = Pin::new(stream).poll_read(cx, &mut into);
+                let filled = into.filled().len();
+                if !matches!(read, Poll::Ready(Ok(()))) {
+                    *buffer = BytesMut::new();
+                }
+                ready!(read)?;
+                Poll::Ready(Ok(buffer.split_to(filled).freeze()))
+            }
+        }
+    }
 }
 
 impl AsyncRead for UpstreamIo {

@@ -124,10 +124,19 @@ impl Rig {
 
     /// Waits until nothing is under way any more: no stream, no exchange, no request counted at an endpoint or a cluster.
     pub async fn settled(&self) {
+        self.wait_for(|_| true).await;
+    }
+
+    /// As [`Self::settled`], but clients' connections may stay.
+    pub async fn quiet(&self) {
+        self.wait_for(|at| at > 0).await;
+    }
+
+    async fn wait_for(&self, counts: impl Fn(usize) -> bool) {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
         loop {
             let left = self.under_way();
-            if left == [0; 4] {
+            if left.iter().enumerate().all(|(at, left)| !counts(at) || *left == 0) {
                 return;
             }
             assert!(tokio::time::Instant::now() < deadline, "still under way (streams, exchanges, endpoints, clusters): {left:?}");
@@ -211,29 +220,8 @@ impl Rig {
 
     /// A pod that does with a CONNECT what it likes.
     pub async fn pod_that(&self, last: u8, on_connect: impl Fn(Connect) + Clone + Send + Sync + 'static) -> Pod {
-        let address = SocketAddr::new(self.ip(last), 8080);
-        let listener = TcpListener::bind(SocketAddr::new(self.ip(last), 15008)).await.unwrap();
         let identity = Identity::fixed(self.authority.issue(&id("pod")).unwrap());
-        let tls = identity.server_config(&ServerTerms::hbone(["spiffe://cluster.local/"])).unwrap();
-        let connects = Arc::new(AtomicU32::new(0));
-        let seen = connects.clone();
-        let task = tokio::spawn(async move {
-            let (_trigger, watch) = drain::channel();
-            loop {
-                let (tcp, from) = listener.accept().await.unwrap();
-                let (tls, on_connect, seen, watch) = (tls.clone(), on_connect.clone(), seen.clone(), watch.clone());
-                tokio::spawn(async move {
-                    let Ok(io) = TlsAcceptor::from(tls).accept(tcp).await else { return };
-                    let peer = Peer { id: None, address: from, local_address: from, local_id: None };
-                    let on_connect = |connect: Connect| {
-                        seen.fetch_add(1, Ordering::SeqCst);
-                        on_connect(connect);
-                    };
-                    let _ = cairn_hbone::serve(io, Arc::new(peer), &ServerSettings::default(), watch, on_connect).await;
-                });
-            }
-        });
-        Pod { address, connects, task }
+        pod_at(self.ip(last), identity, on_connect).await
     }
 
     /// Opens a stream to an authority as the usual client.
@@ -282,6 +270,32 @@ impl Rig {
         tokio::spawn(connection.with_upgrades());
         sender
     }
+}
+
+/// A pod at this address.
+pub async fn pod_at(ip: IpAddr, identity: Identity, on_connect: impl Fn(Connect) + Clone + Send + Sync + 'static) -> Pod {
+    let address = SocketAddr::new(ip, 8080);
+    let listener = TcpListener::bind(SocketAddr::new(ip, 15008)).await.unwrap();
+    let tls = identity.server_config(&ServerTerms::hbone(["spiffe://cluster.local/"])).unwrap();
+    let connects = Arc::new(AtomicU32::new(0));
+    let seen = connects.clone();
+    let task = tokio::spawn(async move {
+        let (_trigger, watch) = drain::channel();
+        loop {
+            let (tcp, from) = listener.accept().await.unwrap();
+            let (tls, on_connect, seen, watch) = (tls.clone(), on_connect.clone(), seen.clone(), watch.clone());
+            tokio::spawn(async move {
+                let Ok(io) = TlsAcceptor::from(tls).accept(tcp).await else { return };
+                let peer = Peer { id: None, address: from, local_address: from, local_id: None };
+                let on_connect = |connect: Connect| {
+                    seen.fetch_add(1, Ordering::SeqCst);
+                    on_connect(connect);
+                };
+                let _ = cairn_hbone::serve(io, Arc::new(peer), &ServerSettings::default(), watch, on_connect).await;
+            });
+        }
+    });
+    Pod { address, connects, task }
 }
 
 impl Told {

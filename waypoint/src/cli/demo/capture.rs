@@ -74,8 +74,14 @@ pub fn answers(folder: Option<&Path>, octet: u8) -> Result<Vec<Answer>, CaptureE
 }
 
 fn read(folder: &Path) -> Result<Vec<Answer>, CaptureError> {
-    let answers = load::load(folder).map_err(|error| CaptureError::Load { folder: folder.to_owned(), error })?;
-    Ok(answers.into_iter().map(|load::Answer { type_url, resources, .. }| Answer { type_url, resources }).collect())
+    let answers = load::load(folder).map_err(|error| CaptureError::Load {
+        folder: folder.to_owned(),
+        error,
+    })?;
+    Ok(answers
+        .into_iter()
+        .map(|load::Answer { type_url, resources, .. }| Answer { type_url, resources })
+        .collect())
 }
 
 fn built_in() -> Result<Vec<Answer>, CaptureError> {
@@ -87,9 +93,17 @@ fn built_in() -> Result<Vec<Answer>, CaptureError> {
                 .map_err(|error| CaptureError::BuiltIn { file, error })?;
             let resources = answer.resources.into_iter().filter_map(|resource| {
                 let any = resource.resource?;
-                Some(Resource { name: resource.name, version: resource.version, type_url: any.type_url, bytes: any.value.into() })
+                Some(Resource {
+                    name: resource.name,
+                    version: resource.version,
+                    type_url: any.type_url,
+                    bytes: any.value.into(),
+                })
             });
-            answers.push(Answer { resources: resources.collect(), type_url: answer.type_url });
+            answers.push(Answer {
+                resources: resources.collect(),
+                type_url: answer.type_url,
+            });
         }
     }
     Ok(answers)
@@ -99,7 +113,11 @@ fn built_in() -> Result<Vec<Answer>, CaptureError> {
 fn moved(bytes: &[u8], octet: u8) -> Bytes {
     debug_assert!(octet < 10, "a second digit would change lengths");
     let mut bytes = bytes.to_vec();
-    replace(&mut bytes, PODS_TEXT, &[b'1', b'2', b'7', b'.', b'0' + octet, b'.', b'1', b'.']);
+    replace(
+        &mut bytes,
+        PODS_TEXT,
+        &[b'1', b'2', b'7', b'.', b'0' + octet, b'.', b'1', b'.'],
+    );
     replace(&mut bytes, PODS_BYTES, &[127, octet, 1]);
     bytes.into()
 }
@@ -120,7 +138,9 @@ mod tests {
 
     fn count(answers: &[Answer], what: &[u8]) -> usize {
         let resources = answers.iter().flat_map(|answer| &answer.resources);
-        resources.map(|resource| resource.bytes.windows(what.len()).filter(|window| *window == what).count()).sum()
+        resources
+            .map(|resource| resource.bytes.windows(what.len()).filter(|window| *window == what).count())
+            .sum()
     }
 
     #[test]
@@ -138,12 +158,16 @@ mod tests {
             assert!(count(&here, from) > 4);
         }
         let moved_back = |answer: &Answer| {
-            answer.resources.iter().map(|resource| {
-                let mut bytes = resource.bytes.to_vec();
-                replace(&mut bytes, b"127.9.1.", PODS_TEXT);
-                replace(&mut bytes, &[127, 9, 1], PODS_BYTES);
-                Bytes::from(bytes)
-            }).collect::<Vec<_>>()
+            answer
+                .resources
+                .iter()
+                .map(|resource| {
+                    let mut bytes = resource.bytes.to_vec();
+                    replace(&mut bytes, b"127.9.1.", PODS_TEXT);
+                    replace(&mut bytes, &[127, 9, 1], PODS_BYTES);
+                    Bytes::from(bytes)
+                })
+                .collect::<Vec<_>>()
         };
         for (before, after) in here.iter().zip(&there) {
             let before: Vec<_> = before.resources.iter().map(|resource| resource.bytes.clone()).collect();
@@ -154,7 +178,10 @@ mod tests {
     #[test]
     fn a_missing_folder_is_named_with_what_to_do() {
         let error = answers(Some(Path::new("/nowhere")), 0).unwrap_err().to_string();
-        assert!(error.starts_with("cannot read /nowhere: ") && error.contains("leave --config out"), "{error}");
+        assert!(
+            error.starts_with("cannot read /nowhere: ") && error.contains("leave --config out"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -162,6 +189,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("cds.pb"), "apiVersion: v1\n").unwrap();
         let error = answers(Some(folder.path()), 0).unwrap_err().to_string();
-        assert!(error.contains("cds.pb") && error.contains("istiod-lab capture -f examples/demo.yaml"), "{error}");
+        assert!(
+            error.contains("cds.pb") && error.contains("istiod-lab capture -f examples/demo.yaml"),
+            "{error}"
+        );
     }
 }

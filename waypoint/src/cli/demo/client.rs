@@ -63,7 +63,11 @@ pub async fn http1(address: SocketAddr, path: &str, headers: &[(&str, &str)]) ->
     let (head, body) = sender.send_request(request.body(Empty::<Bytes>::new())?).await?.into_parts();
     let body = Limited::new(body, MAX_ANSWER).collect().await?.to_bytes();
     connection.abort();
-    Ok(Seen { status: head.status.as_u16(), headers: head.headers, body })
+    Ok(Seen {
+        status: head.status.as_u16(),
+        headers: head.headers,
+        body,
+    })
 }
 
 /// A GET over HTTP/2 with prior knowledge.
@@ -83,7 +87,11 @@ pub async fn http2(address: SocketAddr, path: &str) -> Result<Seen, Failure> {
         }
     }
     connection.abort();
-    Ok(Seen { status: head.status.as_u16(), headers: head.headers, body: all.into() })
+    Ok(Seen {
+        status: head.status.as_u16(),
+        headers: head.headers,
+        body: all.into(),
+    })
 }
 
 /// Sends bytes and the end, and reads what comes back.
@@ -93,5 +101,9 @@ pub async fn bytes(address: SocketAddr, send: &[u8]) -> Result<Seen, Failure> {
     stream.shutdown().await?;
     let mut body = Vec::new();
     stream.take(MAX_ANSWER as u64).read_to_end(&mut body).await?;
-    Ok(Seen { status: 0, headers: HeaderMap::new(), body: body.into() })
+    Ok(Seen {
+        status: 0,
+        headers: HeaderMap::new(),
+        body: body.into(),
+    })
 }

@@ -79,17 +79,23 @@ impl App {
             async move {
                 let (head, body) = request.into_parts();
                 let body = Limited::new(body, MAX_BODY).collect().await.map(|body| body.to_bytes().len());
-                let (status, text) = app.answer("HTTP/1.1", &head.method, &head.uri, &head.headers, body.ok()).await;
+                let (status, text) = app
+                    .answer("HTTP/1.1", &head.method, &head.uri, &head.headers, body.ok())
+                    .await;
                 Ok::<_, Infallible>(json(status, Full::new(text)))
             }
         });
         // A connection that breaks is the caller's to notice.
-        let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(io), service).await;
+        let _ = hyper::server::conn::http1::Builder::new()
+            .serve_connection(TokioIo::new(io), service)
+            .await;
     }
 
     async fn http2(self: Arc<Self>, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         let mut builder = h2::server::Builder::new();
-        let Ok(mut connection) = builder.max_concurrent_streams(MAX_STREAMS).handshake::<_, Bytes>(io).await else { return };
+        let Ok(mut connection) = builder.max_concurrent_streams(MAX_STREAMS).handshake::<_, Bytes>(io).await else {
+            return;
+        };
         while let Some(Ok((request, mut respond))) = connection.accept().await {
             let app = self.clone();
             tokio::spawn(async move {
@@ -119,7 +125,10 @@ impl App {
         body: Option<usize>,
     ) -> (StatusCode, Bytes) {
         let Some(body_bytes) = body else {
-            return (StatusCode::PAYLOAD_TOO_LARGE, Bytes::from_static(b"{\"error\": \"the body is too long\"}\n"));
+            return (
+                StatusCode::PAYLOAD_TOO_LARGE,
+                Bytes::from_static(b"{\"error\": \"the body is too long\"}\n"),
+            );
         };
         if uri.path().starts_with("/slow") {
             sleep(SLOW).await;
@@ -141,7 +150,10 @@ impl App {
                 bytes.push(b'\n');
                 (StatusCode::OK, bytes.into())
             }
-            Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{{\"error\": \"{error}\"}}\n").into()),
+            Err(error) => (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                format!("{{\"error\": \"{error}\"}}\n").into(),
+            ),
         }
     }
 }
@@ -149,7 +161,9 @@ impl App {
 fn json<B>(status: StatusCode, body: B) -> Response<B> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 
@@ -166,7 +180,10 @@ mod tests {
     use super::*;
 
     fn app() -> Arc<App> {
-        Arc::new(App { pod: "shop-v2-a".into(), version: "v2".into() })
+        Arc::new(App {
+            pod: "shop-v2-a".into(),
+            version: "v2".into(),
+        })
     }
 
     #[tokio::test]
@@ -175,11 +192,28 @@ mod tests {
         tokio::spawn(app().http(far));
         let (mut client, connection) = hyper::client::conn::http1::handshake(TokioIo::new(near)).await.unwrap();
         tokio::spawn(connection);
-        let request = Request::get("/cart?id=1").header("host", "shop").header("x-version", "v2").body(String::new()).unwrap();
-        let body = client.send_request(request).await.unwrap().into_body().collect().await.unwrap().to_bytes();
+        let request = Request::get("/cart?id=1")
+            .header("host", "shop")
+            .header("x-version", "v2")
+            .body(String::new())
+            .unwrap();
+        let body = client
+            .send_request(request)
+            .await
+            .unwrap()
+            .into_body()
+            .collect()
+            .await
+            .unwrap()
+            .to_bytes();
         let answer: serde_json::Value = serde_json::from_slice(&body).unwrap();
         assert_eq!(
-            (&answer["version"], &answer["path"], &answer["host"], &answer["headers"]["x-version"]),
+            (
+                &answer["version"],
+                &answer["path"],
+                &answer["host"],
+                &answer["headers"]["x-version"]
+            ),
             (&"v2".into(), &"/cart?id=1".into(), &"shop".into(), &"v2".into())
         );
     }

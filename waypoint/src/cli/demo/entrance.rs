@@ -17,6 +17,7 @@ use http::HeaderMap;
 use rustls::pki_types::ServerName;
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
+    sync::Semaphore,
     time::sleep,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
@@ -28,6 +29,8 @@ use super::{
 };
 use crate::serve::listener::bind;
 
+/// Connections at a time through all entrances; more wait to be accepted.
+const MAX_CONNECTIONS: usize = 1024;
 /// Pause after an accept that failed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -39,6 +42,8 @@ pub const VISITOR: &str = "visitor";
 pub enum Place {
     /// The shop's HTTP port.
     Shop,
+    /// The shop's HTTP/2 port.
+    ShopHttp2,
     /// The shop's TCP port.
     ShopTcp,
     /// The vault's HTTP port.
@@ -58,18 +63,20 @@ pub struct Entrances {
     tunnels: Pool,
     waypoint: SocketAddr,
     tell: Tell,
+    room: Arc<Semaphore>,
 }
 
 // === impl Place ===
 
 impl Place {
     /// All of them; the first is at the address that the user gave, the others at the ports after it.
-    pub const ALL: [Place; 4] = [Place::Shop, Place::ShopTcp, Place::Vault, Place::Nobody];
+    pub const ALL: [Place; 5] = [Place::Shop, Place::ShopHttp2, Place::ShopTcp, Place::Vault, Place::Nobody];
 
     /// Where it is in the mesh (`examples/demo.yaml`).
     pub fn authority(self) -> &'static str {
         match self {
             Place::Shop => "10.96.1.10:80",
+            Place::ShopHttp2 => "10.96.1.10:8090",
             Place::ShopTcp => "10.96.1.10:9000",
             Place::Vault => "10.96.1.20:80",
             Place::Nobody => "10.96.9.9:80",
@@ -84,7 +91,10 @@ impl Dial for Visitor {
 
     async fn dial(&self, destination: &Destination) -> Result<Dialed<Self::Io>, DialError> {
         let terms = ClientTerms::hbone([format!("spiffe://{TRUST_DOMAIN}/")]);
-        let config = self.identity.client_config(&terms).ok_or_else(|| DialError::NotReady("there is no certificate".into()))?;
+        let config = self
+            .identity
+            .client_config(&terms)
+            .ok_or_else(|| DialError::NotReady("there is no certificate".into()))?;
         // ztunnel keeps the address of the client's pod; the waypoint knows workloads by it.
         let socket = TcpSocket::new_v4().map_err(DialError::Connect)?;
         socket.bind(SocketAddr::new(self.address, 0)).map_err(DialError::Connect)?;
@@ -95,7 +105,11 @@ impl Dial for Visitor {
         let io = TlsConnector::from(config).connect(name, tcp).await.map_err(DialError::Tls)?;
         let certificates = io.get_ref().1.peer_certificates().unwrap_or_default();
         let peer_id = Some(cairn_identity::peer_id(certificates).map_err(|error| DialError::Identity(error.to_string()))?);
-        Ok(Dialed { io, peer_id, local_address })
+        Ok(Dialed {
+            io,
+            peer_id,
+            local_address,
+        })
     }
 }
 
@@ -104,7 +118,12 @@ impl Dial for Visitor {
 impl Entrances {
     /// Entrances for a visitor with this identity and address, to the waypoint at `waypoint`.
     pub fn new(identity: Identity, address: IpAddr, waypoint: SocketAddr, tell: Tell) -> Self {
-        Self { tunnels: Pool::new(PoolSettings::default(), Visitor { identity, address }), waypoint, tell }
+        Self {
+            tunnels: Pool::new(PoolSettings::default(), Visitor { identity, address }),
+            waypoint,
+            tell,
+            room: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+        }
     }
 
     /// Opens one, and returns where it is.
@@ -116,11 +135,15 @@ impl Entrances {
     }
 
     async fn accept(self: Arc<Self>, listener: TcpListener, place: Place) {
-        loop {
+        // Nobody closes the semaphore.
+        while let Ok(permit) = self.room.clone().acquire_owned().await {
             match listener.accept().await {
                 Ok((stream, _)) => {
                     let entrances = self.clone();
-                    tokio::spawn(async move { entrances.enter(stream, place).await });
+                    tokio::spawn(async move {
+                        entrances.enter(stream, place).await;
+                        drop(permit);
+                    });
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
@@ -134,7 +157,10 @@ impl Entrances {
         // A connection that cannot be set so is only slower.
         let _ = client.set_nodelay(true);
         let begun = clock::now();
-        let destination = Destination { address: self.waypoint, trust: 0 };
+        let destination = Destination {
+            address: self.waypoint,
+            trust: 0,
+        };
         match self.tunnels.open(&destination, place.authority(), HeaderMap::new()).await {
             Ok(mut opened) => {
                 // Whichever side breaks, both are closed by going out of scope; the waypoint tells of it.

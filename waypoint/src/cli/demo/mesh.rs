@@ -113,7 +113,10 @@ impl Mesh {
             identity: identity(&authority, "waypoint")?,
             network: String::new(),
             version: env!("CARGO_PKG_VERSION").into(),
-            settings: DataSettings { listen: Some(settings.waypoint()), ..DataSettings::default() },
+            settings: DataSettings {
+                listen: Some(settings.waypoint()),
+                ..DataSettings::default()
+            },
             observer: Some(Box::new(move |exchange| observer.tell(Told::of(exchange)))),
         });
         let refused = configure(&engine, answers)?;
@@ -124,26 +127,46 @@ impl Mesh {
             listening.push((pod.app.pod.clone(), pod.address));
             pod.start(&authority)?;
         }
-        engine.listen().map_err(|error| StartError::waypoint(settings.waypoint(), error))?;
+        engine
+            .listen()
+            .map_err(|error| StartError::waypoint(settings.waypoint(), error))?;
 
-        let entrances = Arc::new(Entrances::new(identity(&authority, VISITOR)?, settings.visitor(), settings.waypoint(), tell));
+        let entrances = Arc::new(Entrances::new(
+            identity(&authority, VISITOR)?,
+            settings.visitor(),
+            settings.waypoint(),
+            tell,
+        ));
         let mut open = Vec::new();
         for (number, place) in (0..).zip(Place::ALL) {
             open.push((place, entrances.open(settings.entrance(number)?, place)?));
         }
-        Ok(Self { waypoint: settings.waypoint(), entrances: open, pods: listening, refused, told, _engine: engine })
+        Ok(Self {
+            waypoint: settings.waypoint(),
+            entrances: open,
+            pods: listening,
+            refused,
+            told,
+            _engine: engine,
+        })
     }
 
     /// Where this place can be entered.
     pub fn entrance(&self, place: Place) -> Option<SocketAddr> {
-        self.entrances.iter().find(|(of, _)| *of == place).map(|(_, address)| *address)
+        self.entrances
+            .iter()
+            .find(|(of, _)| *of == place)
+            .map(|(_, address)| *address)
     }
 }
 
 /// Credentials for a service account of the mesh.
 fn identity(authority: &Authority, service_account: &str) -> Result<Identity, StartError> {
-    let id = SpiffeId::workload(TRUST_DOMAIN, NAMESPACE, service_account).map_err(|error| StartError::Identity(error.to_string()))?;
-    let credentials = authority.issue(&id).map_err(|error| StartError::Identity(error.to_string()))?;
+    let id =
+        SpiffeId::workload(TRUST_DOMAIN, NAMESPACE, service_account).map_err(|error| StartError::Identity(error.to_string()))?;
+    let credentials = authority
+        .issue(&id)
+        .map_err(|error| StartError::Identity(error.to_string()))?;
     Ok(Identity::fixed(credentials))
 }
 
@@ -159,7 +182,9 @@ fn configure(engine: &Engine, answers: Vec<Answer>) -> Result<Vec<String>, Start
     }
     let unsupported = compiler.unsupported();
     let refused = unsupported.iter().filter(|item| item.effect != Effect::Ignored);
-    Ok(refused.map(|item| format!("{}: {}", service(item.chain.as_ref().unwrap_or(&item.resource)), item.what)).collect())
+    Ok(refused
+        .map(|item| format!("{}: {}", service(item.chain.as_ref().unwrap_or(&item.resource)), item.what))
+        .collect())
 }
 
 /// Port and service in the name of a chain or cluster, `inbound-vip|80|http|vault.demo.svc.cluster.local`; other names as they are.
@@ -176,15 +201,48 @@ mod tests {
 
     #[test]
     fn chains_are_told_by_their_service() {
-        assert_eq!(service("inbound-vip|80|http|vault.demo.svc.cluster.local"), "vault.demo.svc.cluster.local:80");
+        assert_eq!(
+            service("inbound-vip|80|http|vault.demo.svc.cluster.local"),
+            "vault.demo.svc.cluster.local:80"
+        );
         assert_eq!(service("connect_terminate"), "connect_terminate");
     }
 
     #[test]
     fn entrances_need_ports_after_the_first() {
-        let settings = |listen: &str| Settings { listen: listen.parse().unwrap(), octet: 0, config: None };
-        assert_eq!(settings("127.0.0.1:8080").entrance(3).unwrap().port(), 8083);
-        assert_eq!(settings("127.0.0.1:0").entrance(3).unwrap().port(), 0);
-        assert!(matches!(settings("127.0.0.1:65534").entrance(3), Err(StartError::PortTooHigh(_))));
+        let settings = |listen: &str| Settings {
+            listen: listen.parse().unwrap(),
+            octet: 0,
+            config: None,
+        };
+        assert_eq!(settings("127.0.0.1:8080").entrance(4).unwrap().port(), 8084);
+        assert_eq!(settings("127.0.0.1:0").entrance(4).unwrap().port(), 0);
+        assert!(matches!(
+            settings("127.0.0.1:65534").entrance(4),
+            Err(StartError::PortTooHigh(_))
+        ));
+    }
+
+    #[tokio::test]
+    async fn a_configuration_that_cannot_run_here_is_named_with_what_to_do() {
+        let fixtures =
+            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../conformance/fixtures/xds/istio-1.27.9/01-http-basic");
+        let partial = tempfile::tempdir().unwrap();
+        std::fs::copy(fixtures.join("cds.pb"), partial.path().join("cds.pb")).unwrap();
+        for (folder, says) in [
+            (
+                fixtures.as_path(),
+                "has an endpoint at 10.244.0.10:8080 (cluster inbound-vip|80|http|web.app.svc.cluster.local)",
+            ),
+            (partial.path(), "is not complete, so nothing would be served"),
+        ] {
+            let settings = Settings {
+                listen: "127.0.0.1:0".parse().unwrap(),
+                octet: 0,
+                config: Some(folder.to_owned()),
+            };
+            let error = Mesh::start(&settings).err().unwrap().to_string();
+            assert!(error.contains(says) && error.to_lowercase().contains("capture"), "{error}");
+        }
     }
 }

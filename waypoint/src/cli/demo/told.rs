@@ -11,6 +11,9 @@ use cairn_hbone::OpenError;
 /// Characters of a path that a line shows.
 const MAX_PATH: usize = 60;
 
+/// The path as the client sent it.
+const ORIGINAL_PATH: &str = "x-envoy-original-path";
+
 /// What is told of one request or connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Told {
@@ -60,7 +63,9 @@ impl Told {
         };
         let what = match &exchange.request {
             Some(head) => {
-                let mut path = head.path.as_str().chars();
+                // A route that rewrites the path keeps the client's own in a header, as Envoy does.
+                let original = head.headers.get(ORIGINAL_PATH).and_then(|path| path.to_str().ok());
+                let mut path = original.unwrap_or(head.path.as_str()).chars();
                 let mut shown: String = path.by_ref().take(MAX_PATH).collect();
                 if path.next().is_some() {
                     shown.push('…');
@@ -95,7 +100,10 @@ impl Told {
             OpenError::Refused { body, .. } if !body.is_empty() => {
                 let text = String::from_utf8_lossy(body);
                 let text = text.trim_end();
-                text.strip_prefix(authority).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(text).to_owned()
+                text.strip_prefix(authority)
+                    .and_then(|rest| rest.strip_prefix(": "))
+                    .unwrap_or(text)
+                    .to_owned()
             }
             other => other.to_string(),
         };
@@ -145,7 +153,11 @@ fn why(exchange: &Exchange) -> Option<String> {
 /// A duration as people read it: `0.8 ms`, `301 ms`.
 pub fn millis(duration: Duration) -> String {
     let millis = duration.as_secs_f64() * 1000.0;
-    if millis < 10.0 { format!("{millis:.1} ms") } else { format!("{millis:.0} ms") }
+    if millis < 10.0 {
+        format!("{millis:.1} ms")
+    } else {
+        format!("{millis:.0} ms")
+    }
 }
 
 // === impl Paint ===
@@ -162,7 +174,11 @@ impl Paint {
     }
 
     fn with(self, code: &str, text: &str) -> String {
-        if self.0 { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+        if self.0 {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
     }
 
     /// For what matters.
@@ -259,7 +275,10 @@ mod tests {
             workload: None,
             local_address: None,
         });
-        assert_eq!(Told::of(&exchange).line(Paint::PLAIN), "visitor  GET /api/cart  200  route api  → 127.0.1.11:8080  1.2 ms");
+        assert_eq!(
+            Told::of(&exchange).line(Paint::PLAIN),
+            "visitor  GET /api/cart  200  route api  → 127.0.1.11:8080  1.2 ms"
+        );
     }
 
     #[test]
@@ -267,7 +286,10 @@ mod tests {
         let mut exchange = request("/");
         exchange.status = Some(StatusCode::NOT_FOUND);
         exchange.because(ResponseFlags::NO_ROUTE_FOUND, "route_not_found");
-        assert_eq!(Told::of(&exchange).line(Paint::PLAIN), "visitor  GET /  404  1.2 ms  route_not_found (NR)");
+        assert_eq!(
+            Told::of(&exchange).line(Paint::PLAIN),
+            "visitor  GET /  404  1.2 ms  route_not_found (NR)"
+        );
     }
 
     #[test]
@@ -275,7 +297,10 @@ mod tests {
         let mut exchange = exchange(Protocol::Tcp);
         exchange.counts.received = 5;
         exchange.counts.sent = 7;
-        assert_eq!(Told::of(&exchange).line(Paint::PLAIN), "visitor  TCP 10.96.1.10:80  5 bytes in, 7 out  1.2 ms");
+        assert_eq!(
+            Told::of(&exchange).line(Paint::PLAIN),
+            "visitor  TCP 10.96.1.10:80  5 bytes in, 7 out  1.2 ms"
+        );
     }
 
     #[test]
@@ -287,7 +312,22 @@ mod tests {
             body: "10.96.9.9:80: nobody is there\n".into(),
         };
         let told = Told::refused("visitor", "10.96.9.9:80", &error, Duration::from_millis(12));
-        assert_eq!(told.line(Paint::PLAIN), "visitor  CONNECT 10.96.9.9:80  refused 503  12 ms  nobody is there");
+        assert_eq!(
+            told.line(Paint::PLAIN),
+            "visitor  CONNECT 10.96.9.9:80  refused 503  12 ms  nobody is there"
+        );
+    }
+
+    #[test]
+    fn a_rewritten_path_is_told_as_the_client_sent_it() {
+        let mut exchange = request("/cart");
+        exchange
+            .request
+            .as_mut()
+            .unwrap()
+            .headers
+            .insert(ORIGINAL_PATH, HeaderValue::from_static("/api/cart"));
+        assert_eq!(Told::of(&exchange).what, "GET /api/cart");
     }
 
     #[test]

@@ -4,11 +4,17 @@ use std::fmt::{self, Write};
 
 use super::{limit, time};
 use crate::upstream::{
-    Breakers, Cluster, ClusterSettings, Discovery, Endpoint, EndpointSet, Health, LbPolicy, Locality, Target, TransportTerms, UpstreamProtocol,
+    Breakers, Cluster, ClusterSettings, Discovery, Endpoint, EndpointSet, Health, LbPolicy, Locality, Target, TransportTerms,
+    UpstreamProtocol,
 };
 
 pub(super) fn write(out: &mut String, cluster: &Cluster) -> fmt::Result {
-    let Cluster { facts, settings, transport_hash: _, state } = cluster;
+    let Cluster {
+        facts,
+        settings,
+        transport_hash: _,
+        state,
+    } = cluster;
     writeln!(out, "  {}", facts.name)?;
     if let Some(service) = &facts.service {
         writeln!(out, "    service {} ({}/{})", service.host, service.namespace, service.name)?;
@@ -60,7 +66,12 @@ fn write_settings(out: &mut String, settings: &ClusterSettings) -> fmt::Result {
         UpstreamProtocol::Http2 => "HTTP/2",
         UpstreamProtocol::Downstream => "HTTP as the client",
     };
-    write!(out, "    {discovery}; {lb}; {protocol}; connect {}, idle {}", time(*connect_timeout), limit(*idle_timeout))?;
+    write!(
+        out,
+        "    {discovery}; {lb}; {protocol}; connect {}, idle {}",
+        time(*connect_timeout),
+        limit(*idle_timeout)
+    )?;
     if let Some(most) = max_connection_duration {
         write!(out, ", connection {}", time(*most))?;
     }
@@ -77,17 +88,30 @@ fn write_settings(out: &mut String, settings: &ClusterSettings) -> fmt::Result {
         write!(out, "; header case kept")?;
     }
     writeln!(out, "; panic below {panic_threshold} %")?;
-    let Breakers { max_connections, max_pending_requests, max_requests, max_retries } = breakers;
+    let Breakers {
+        max_connections,
+        max_pending_requests,
+        max_requests,
+        max_retries,
+    } = breakers;
     let limits = [max_connections, max_pending_requests, max_requests, max_retries];
     if limits.iter().any(|limit| **limit != u32::MAX) {
-        let words = ["connections", "pending", "requests", "retries"].iter().zip(limits).filter(|(_, limit)| **limit != u32::MAX);
+        let words = ["connections", "pending", "requests", "retries"]
+            .iter()
+            .zip(limits)
+            .filter(|(_, limit)| **limit != u32::MAX);
         let words: Vec<_> = words.map(|(name, limit)| format!("{limit} {name}")).collect();
         writeln!(out, "    at most {}", words.join(", "))?;
     }
     if let Some(keepalive) = tcp_keepalive {
         let seconds = |time: Option<std::time::Duration>| time.map_or("system's".to_owned(), super::time);
         let probes = keepalive.probes.map_or("system's".to_owned(), |probes| probes.to_string());
-        writeln!(out, "    TCP keepalive after {}, every {}, {probes} probes", seconds(keepalive.time), seconds(keepalive.interval))?;
+        writeln!(
+            out,
+            "    TCP keepalive after {}, every {}, {probes} probes",
+            seconds(keepalive.time),
+            seconds(keepalive.interval)
+        )?;
     }
     if let TransportTerms::Unsupported(reason) = transport {
         writeln!(out, "    REFUSED: {reason}")?;
@@ -95,7 +119,13 @@ fn write_settings(out: &mut String, settings: &ClusterSettings) -> fmt::Result {
     if let Some(tunnel) = tunnel {
         let alpn: Vec<_> = tunnel.alpn.iter().map(|name| String::from_utf8_lossy(name)).collect();
         let who = tunnel.uri_san_prefixes.join("*, ") + "*";
-        writeln!(out, "    tunnels to {who}; TLS {:?} to {:?}, ALPN {}", tunnel.min_version, tunnel.max_version, alpn.join(", "))?;
+        writeln!(
+            out,
+            "    tunnels to {who}; TLS {:?} to {:?}, ALPN {}",
+            tunnel.min_version,
+            tunnel.max_version,
+            alpn.join(", ")
+        )?;
     }
     for name in names {
         writeln!(out, "    name {}:{}, weight {}", name.host, name.port, name.weight)?;
@@ -108,18 +138,26 @@ fn write_endpoints(out: &mut String, set: &EndpointSet) -> fmt::Result {
         for group in &priority.localities {
             for endpoint in &group.endpoints {
                 let Locality { region, zone, sub_zone } = &*group.locality;
-                let place: Vec<_> = [region, zone, sub_zone].into_iter().filter(|part| !part.is_empty()).map(|part| &**part).collect();
+                let place: Vec<_> = [region, zone, sub_zone]
+                    .into_iter()
+                    .filter(|part| !part.is_empty())
+                    .map(|part| &**part)
+                    .collect();
                 write!(out, "    endpoint {}", target(endpoint))?;
                 write!(out, ", priority {number}, weight {}", endpoint.weight)?;
                 if !place.is_empty() {
                     write!(out, ", {} (weight {})", place.join("/"), group.weight)?;
                 }
-                writeln!(out, "{}", match endpoint.health {
-                    Health::Healthy => "",
-                    Health::Degraded => ", degraded",
-                    Health::Unhealthy => ", unhealthy",
-                    Health::Draining => ", draining",
-                })?;
+                writeln!(
+                    out,
+                    "{}",
+                    match endpoint.health {
+                        Health::Healthy => "",
+                        Health::Degraded => ", degraded",
+                        Health::Unhealthy => ", unhealthy",
+                        Health::Draining => ", draining",
+                    }
+                )?;
             }
         }
     }
@@ -129,7 +167,10 @@ fn write_endpoints(out: &mut String, set: &EndpointSet) -> fmt::Result {
 fn target(endpoint: &Endpoint) -> String {
     match &endpoint.target {
         Target::Tunnel { address, gateway: None } => format!("{address} by tunnel"),
-        Target::Tunnel { address, gateway: Some(gateway) } => format!("{address} by tunnel to {gateway}"),
+        Target::Tunnel {
+            address,
+            gateway: Some(gateway),
+        } => format!("{address} by tunnel to {gateway}"),
         Target::DoubleTunnel { gateway, target } => format!("{target} by tunnel in a tunnel to {gateway}"),
         Target::Plain(address) => format!("{address} plainly"),
         Target::Original { tunnel: true } => "where the client wanted to go, by tunnel".to_owned(),

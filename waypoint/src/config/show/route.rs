@@ -4,11 +4,14 @@ use std::fmt::{self, Write};
 
 use cairn_policy::{
     headers::HeaderEdits,
-    matcher::{HeaderMatch, HeaderMatcher, HeaderName, MetadataMatcher, PathMatch, PathMatcher, QueryMatch, QueryMatcher, StringMatch, StringMatcher},
+    matcher::{
+        HeaderMatch, HeaderMatcher, HeaderName, MetadataMatcher, PathMatch, PathMatcher, QueryMatch, QueryMatcher, StringMatch,
+        StringMatcher,
+    },
     retry::RetryPolicy,
     route::{
-        Domain, Forward, Fraction, HashPolicy, HashSource, HostRewrite, PathRewrite, Redirect, RedirectPath, Route, RouteAction, RouteMatch, RouteTable,
-        Target, VirtualHost,
+        Domain, Forward, Fraction, HashPolicy, HashSource, HostRewrite, PathRewrite, Redirect, RedirectPath, Route, RouteAction,
+        RouteMatch, RouteTable, Target, VirtualHost,
     },
     timeout::RouteTimeouts,
 };
@@ -19,7 +22,14 @@ pub(super) fn write_table(out: &mut String, table: &RouteTable) -> fmt::Result {
     write_edits(out, "request", &table.request_edits, 4)?;
     write_edits(out, "answer", &table.response_edits, 4)?;
     for host in table.hosts() {
-        let VirtualHost { name, domains, routes, request_edits, response_edits, overrides: _ } = &**host;
+        let VirtualHost {
+            name,
+            domains,
+            routes,
+            request_edits,
+            response_edits,
+            overrides: _,
+        } = &**host;
         let domains: Vec<_> = domains.iter().map(domain).collect();
         writeln!(out, "    virtual host {name} for {}", domains.join(", "))?;
         write_edits(out, "request", request_edits, 6)?;
@@ -41,7 +51,17 @@ fn domain(domain: &Domain) -> String {
 }
 
 fn write_route(out: &mut String, route: &Route) -> fmt::Result {
-    let Route { name, matches, action, request_edits, response_edits, config, decorator, stat_prefix, overrides: _ } = route;
+    let Route {
+        name,
+        matches,
+        action,
+        request_edits,
+        response_edits,
+        config,
+        decorator,
+        stat_prefix,
+        overrides: _,
+    } = route;
     let label = name.as_deref().map(|name| format!(" {name}")).unwrap_or_default();
     writeln!(out, "      route{label}: {}", conditions(matches))?;
     match action {
@@ -54,23 +74,51 @@ fn write_route(out: &mut String, route: &Route) -> fmt::Result {
     }
     write_edits(out, "request", request_edits, 8)?;
     write_edits(out, "answer", response_edits, 8)?;
-    let decorator = decorator.as_ref().map(|decorator| format!("operation {}", String::from_utf8_lossy(decorator.operation.as_bytes())));
-    let words = [decorator, config.as_ref().map(|config| format!("from {config}")), stat_prefix.as_ref().map(|prefix| format!("statistics {prefix}"))];
+    let decorator = decorator
+        .as_ref()
+        .map(|decorator| format!("operation {}", String::from_utf8_lossy(decorator.operation.as_bytes())));
+    let words = [
+        decorator,
+        config.as_ref().map(|config| format!("from {config}")),
+        stat_prefix.as_ref().map(|prefix| format!("statistics {prefix}")),
+    ];
     let words: Vec<_> = words.into_iter().flatten().collect();
-    if words.is_empty() { Ok(()) } else { writeln!(out, "        {}", words.join(", ")) }
+    if words.is_empty() {
+        Ok(())
+    } else {
+        writeln!(out, "        {}", words.join(", "))
+    }
 }
 
 fn conditions(matches: &RouteMatch) -> String {
-    let RouteMatch { path, headers, query, metadata, grpc, fraction } = matches;
+    let RouteMatch {
+        path,
+        headers,
+        query,
+        metadata,
+        grpc,
+        fraction,
+    } = matches;
     let mut words = vec![path_words(path)];
     words.extend(headers.iter().map(header));
     words.extend(query.iter().map(|QueryMatcher { name, how }| match how {
         QueryMatch::Present => format!("query {name}"),
         QueryMatch::String(how) => format!("query {name} {}", string(how)),
     }));
-    words.extend(metadata.iter().map(|MetadataMatcher { filter, path, value, invert }| {
-        format!("metadata {filter}/{} {}{value:?}", path.join("/"), if *invert { "not " } else { "" })
-    }));
+    words.extend(metadata.iter().map(
+        |MetadataMatcher {
+             filter,
+             path,
+             value,
+             invert,
+         }| {
+            format!(
+                "metadata {filter}/{} {}{value:?}",
+                path.join("/"),
+                if *invert { "not " } else { "" }
+            )
+        },
+    ));
     words.extend(grpc.then(|| "gRPC".to_owned()));
     words.extend(fraction.map(|part| format!("{} of requests", share(part))));
     words.join(" and ")
@@ -84,7 +132,11 @@ fn path_words(path: &PathMatcher) -> String {
         PathMatch::Regex(regex) => format!("path ~ {}", regex.pattern()),
         PathMatch::Connect => "CONNECT".to_owned(),
     };
-    if path.ignores_case() { format!("{words} (any case)") } else { words }
+    if path.ignores_case() {
+        format!("{words} (any case)")
+    } else {
+        words
+    }
 }
 
 fn header_name(name: &HeaderName) -> String {
@@ -99,7 +151,12 @@ fn header_name(name: &HeaderName) -> String {
 }
 
 fn header(matcher: &HeaderMatcher) -> String {
-    let HeaderMatcher { name, how, invert, treat_missing_as_empty } = matcher;
+    let HeaderMatcher {
+        name,
+        how,
+        invert,
+        treat_missing_as_empty,
+    } = matcher;
     let not = if *invert { "not " } else { "" };
     let missing = if *treat_missing_as_empty { " (missing is empty)" } else { "" };
     let how = match how {
@@ -120,7 +177,11 @@ pub(super) fn string(matcher: &StringMatcher) -> String {
         StringMatch::Contains(part) => format!("= *{part}*"),
         StringMatch::Regex(regex) => format!("~ {}", regex.pattern()),
     };
-    if matcher.ignores_case() { format!("{words} (any case)") } else { words }
+    if matcher.ignores_case() {
+        format!("{words} (any case)")
+    } else {
+        words
+    }
 }
 
 fn share(fraction: Fraction) -> String {
@@ -144,7 +205,13 @@ fn write_forward(out: &mut String, forward: &Forward) -> fmt::Result {
         Target::Cluster(name) => writeln!(out, "        to {name} (without it {})", cluster_not_found.as_u16())?,
         Target::Weighted(weighted) => {
             for cluster in weighted.clusters() {
-                writeln!(out, "        to {}, weight {} (without it {})", cluster.name, cluster.weight, cluster_not_found.as_u16())?;
+                writeln!(
+                    out,
+                    "        to {}, weight {} (without it {})",
+                    cluster.name,
+                    cluster.weight,
+                    cluster_not_found.as_u16()
+                )?;
                 write_edits(out, "request", &cluster.request_edits, 10)?;
                 write_edits(out, "answer", &cluster.response_edits, 10)?;
                 if let Some(host) = &cluster.host_rewrite {
@@ -166,32 +233,68 @@ fn write_forward(out: &mut String, forward: &Forward) -> fmt::Result {
             HostRewrite::Header(name) => format!("from header {name}"),
             HostRewrite::Endpoint => "of the endpoint".to_owned(),
         };
-        writeln!(out, "        host {words}{}", if *append_x_forwarded_host { ", the old one to x-forwarded-host" } else { "" })?;
+        writeln!(
+            out,
+            "        host {words}{}",
+            if *append_x_forwarded_host {
+                ", the old one to x-forwarded-host"
+            } else {
+                ""
+            }
+        )?;
     }
     for mirror in mirrors {
-        let suffix = if mirror.shadow_host_suffix { ", host with -shadow" } else { "" };
-        writeln!(out, "        copies of {} requests to {}{suffix}", share(mirror.fraction), mirror.cluster)?;
+        let suffix = if mirror.shadow_host_suffix {
+            ", host with -shadow"
+        } else {
+            ""
+        };
+        writeln!(
+            out,
+            "        copies of {} requests to {}{suffix}",
+            share(mirror.fraction),
+            mirror.cluster
+        )?;
     }
     for policy in hash_policies {
         writeln!(out, "        endpoint by {}", hash_words(policy))?;
     }
     for upgrade in upgrades {
-        writeln!(out, "        upgrade {} {}", upgrade.kind, if upgrade.enabled { "taken" } else { "not taken" })?;
+        writeln!(
+            out,
+            "        upgrade {} {}",
+            upgrade.kind,
+            if upgrade.enabled { "taken" } else { "not taken" }
+        )?;
     }
     Ok(())
 }
 
 fn timeout_words(timeouts: &RouteTimeouts) -> String {
-    let RouteTimeouts { timeout, max_grpc_timeout, grpc_timeout_offset, idle, max_stream } = timeouts;
+    let RouteTimeouts {
+        timeout,
+        max_grpc_timeout,
+        grpc_timeout_offset,
+        idle,
+        max_stream,
+    } = timeouts;
     let mut words = format!("timeout {}", limit(*timeout));
-    for (name, value) in [("grpc-timeout up to", max_grpc_timeout), ("less", grpc_timeout_offset), ("idle", idle)] {
+    for (name, value) in [
+        ("grpc-timeout up to", max_grpc_timeout),
+        ("less", grpc_timeout_offset),
+        ("idle", idle),
+    ] {
         if let Some(value) = value {
             let value = if value.is_zero() { "any".to_owned() } else { time(*value) };
             words.push_str(&format!(", {name} {value}"));
         }
     }
     if let Some(most) = max_stream {
-        words.push_str(&format!(", stream {}, grpc-timeout up to {}", limit(most.duration), limit(most.grpc_timeout_max)));
+        words.push_str(&format!(
+            ", stream {}, grpc-timeout up to {}",
+            limit(most.duration),
+            limit(most.grpc_timeout_max)
+        ));
     }
     words
 }
@@ -212,7 +315,7 @@ fn retry_words(retry: &RetryPolicy) -> String {
     if let Some(priorities) = retry.avoid_previous_priorities {
         words.push_str(&format!(", in other priorities ({})", priorities.update_frequency));
     }
-    words.push_str(&format!(", first wait {}", time(retry.backoff.interval(1))));
+    words.push_str(&format!(", first wait {}", time(retry.backoff.interval(0))));
     words
 }
 
@@ -225,7 +328,14 @@ fn rewrite_words(rewrite: &PathRewrite) -> String {
 }
 
 fn redirect_words(redirect: &Redirect) -> String {
-    let Redirect { status, scheme, host, port, path, strip_query } = redirect;
+    let Redirect {
+        status,
+        scheme,
+        host,
+        port,
+        path,
+        strip_query,
+    } = redirect;
     let mut words = format!("redirect {}", status.as_u16());
     if let Some(scheme) = scheme {
         words.push_str(&format!(", scheme {scheme:?}"));
@@ -250,7 +360,12 @@ fn redirect_words(redirect: &Redirect) -> String {
 fn hash_words(policy: &HashPolicy) -> String {
     let words = match &policy.source {
         HashSource::Header(name) => format!("header {}", header_name(name)),
-        HashSource::Cookie { name, ttl, path, attributes: _ } => match ttl {
+        HashSource::Cookie {
+            name,
+            ttl,
+            path,
+            attributes: _,
+        } => match ttl {
             Some(ttl) => format!("cookie {name} (made for {path}, {ttl:?})"),
             None => format!("cookie {name}"),
         },
@@ -258,7 +373,11 @@ fn hash_words(policy: &HashPolicy) -> String {
         HashSource::Query(name) => format!("query {name}"),
         HashSource::FilterState(key) => format!("filter state {key}"),
     };
-    if policy.terminal { format!("{words}, if it is there") } else { words }
+    if policy.terminal {
+        format!("{words}, if it is there")
+    } else {
+        words
+    }
 }
 
 fn write_edits(out: &mut String, of: &str, edits: &HeaderEdits, depth: usize) -> fmt::Result {

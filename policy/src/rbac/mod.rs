@@ -1,0 +1,28 @@
+//! Role-based access control: may this client do this? (istio-waypoint-xds.md §3.4, §6; `envoy.config.rbac.v3`)
+//!
+//! An [`Rbac`] filter holds [`Rules`]: an action and policies by name, each a list of permissions (what is done) and a list of
+//! principals (by whom), both trees of [`Condition`]s over the [`Facts`] of a request or connection. A policy matches when one
+//! permission and one principal hold; the first that does, in the order of their names, is the one that is told.
+//!
+//! ALLOW lets pass what a policy matches and nothing else, so that ALLOW without policies denies everything; DENY stops what one
+//! matches; LOG only marks it. Shadow rules are decided beside the others and never stop anything.
+//!
+//! Rules are compiled when they are made: alternatives that ask one fact for one of several values become one lookup. What holds
+//! does not depend on it, which the tests prove against an interpreter of the plain trees.
+
+mod compile;
+mod condition;
+mod facts;
+mod filter;
+#[cfg(test)]
+mod interpret;
+mod rules;
+mod template;
+#[cfg(test)]
+mod tests;
+
+pub use condition::{Address, Condition, Policy, Text};
+pub use facts::Facts;
+pub use filter::{Denied, Filters, Outcome, Rbac, Shadow, details};
+pub use rules::{Action, Decision, Rules};
+pub use template::{InvalidTemplate, Reason as InvalidTemplateReason, UriTemplate};

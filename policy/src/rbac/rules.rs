@@ -1,0 +1,69 @@
+//! Rules: an action and policies by name, compiled.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::{Facts, Policy, compile::Check};
+
+/// What becomes of what a policy matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// It passes, and nothing else does.
+    Allow,
+    /// It is stopped, and nothing else is.
+    Deny,
+    /// It is marked; everything passes.
+    Log,
+}
+
+/// Compiled rules.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    action: Action,
+    policies: Box<[(Arc<str>, Check)]>,
+}
+
+/// What rules say of a request or connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decision<'a> {
+    /// Whether it may pass.
+    pub allowed: bool,
+    /// The policy that matched, if one did.
+    pub policy: Option<&'a Arc<str>>,
+}
+
+// === impl Rules ===
+
+impl Rules {
+    /// Compiles rules.
+    pub fn new(action: Action, policies: BTreeMap<String, Policy>) -> Self {
+        let policies = policies.into_iter().map(|(name, policy)| (name.into(), Check::policy(policy)));
+        Self {
+            action,
+            policies: policies.collect(),
+        }
+    }
+
+    /// What becomes of what a policy matches.
+    pub fn action(&self) -> Action {
+        self.action
+    }
+
+    /// Names of the policies, in the order in which they are asked.
+    pub fn names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.policies.iter().map(|(name, _)| name)
+    }
+
+    /// Decides.
+    pub fn decide(&self, facts: &Facts<'_>) -> Decision<'_> {
+        let matched = self.policies.iter().find(|(_, check)| check.holds(facts));
+        let allowed = match self.action {
+            Action::Allow => matched.is_some(),
+            Action::Deny => matched.is_none(),
+            Action::Log => true,
+        };
+        Decision {
+            allowed,
+            policy: matched.map(|(name, _)| name),
+        }
+    }
+}
