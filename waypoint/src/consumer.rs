@@ -38,10 +38,29 @@ pub struct Progress {
 impl Watched {
     /// Watches `compiler`; the receiver knows how far it has come.
     pub fn new(compiler: Compiler, registry: &Registry) -> (Self, watch::Receiver<Progress>) {
-        let (progress, receiver) = watch::channel(Progress { missing: compiler.missing(), answers: 0 });
-        let applied = registry.counter("cairn_config_answers_total", "Answers of istiod that were taken over or refused.", &[]);
-        let micros = registry.counter("cairn_config_apply_microseconds_total", "Time spent on answers of istiod.", &[]);
-        (Self { compiler, progress, applied, micros }, receiver)
+        let (progress, receiver) = watch::channel(Progress {
+            missing: compiler.missing(),
+            answers: 0,
+        });
+        let applied = registry.counter(
+            "cairn_config_answers_total",
+            "Answers of istiod that were taken over or refused.",
+            &[],
+        );
+        let micros = registry.counter(
+            "cairn_config_apply_microseconds_total",
+            "Time spent on answers of istiod.",
+            &[],
+        );
+        (
+            Self {
+                compiler,
+                progress,
+                applied,
+                micros,
+            },
+            receiver,
+        )
     }
 }
 
@@ -75,7 +94,12 @@ pub fn subscriptions(peers: &'static str) -> Vec<Subscription> {
 
 /// Whether clusters and listeners are in: what is missing then can be waited for, but not for ever.
 pub fn has_base(status: &cairn_xds::StatusSnapshot) -> bool {
-    [CLUSTERS, LISTENERS].into_iter().all(|url| status.types.get(&TypeUrl::from(url)).is_some_and(|kind| kind.acked + kind.nacked > 0))
+    [CLUSTERS, LISTENERS].into_iter().all(|url| {
+        status
+            .types
+            .get(&TypeUrl::from(url))
+            .is_some_and(|kind| kind.acked + kind.nacked > 0)
+    })
 }
 
 #[cfg(test)]
@@ -105,10 +129,17 @@ mod tests {
         let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::empty(workloads.clone())));
         let registry = Registry::new();
         let (mut watched, progress) = Watched::new(Compiler::new(workloads, snapshot, None), &registry);
-        assert!(progress.borrow().missing.iter().any(|item| item.contains("CDS")), "{:?}", progress.borrow());
+        assert!(
+            progress.borrow().missing.iter().any(|item| item.contains("CDS")),
+            "{:?}",
+            progress.borrow()
+        );
         assert_eq!(watched.apply(update(CLUSTERS)).error, None);
         let now = progress.borrow().clone();
-        assert!(now.answers == 1 && !now.missing.iter().any(|item| item.contains("CDS")), "{now:?}");
+        assert!(
+            now.answers == 1 && !now.missing.iter().any(|item| item.contains("CDS")),
+            "{now:?}"
+        );
         assert!(now.missing.iter().any(|item| item.contains("LDS")), "{now:?}");
         assert_eq!(registry.counter("cairn_config_answers_total", "", &[]).get(), 1);
     }

@@ -14,7 +14,10 @@ use tracing_subscriber::{Registry, filter::Targets, fmt, layer::SubscriberExt as
 /// Names of parts, and the modules that they are. `agent` scopes follow `--log_output_level`, the others `--proxyLogLevel`.
 pub const SCOPES: [(&str, &[&str]); 22] = [
     ("admin", &["cairn_waypoint::admin"]),
-    ("agent", &["cairn_waypoint::cli", "cairn_waypoint::shutdown", "cairn_waypoint::settings"]),
+    (
+        "agent",
+        &["cairn_waypoint::cli", "cairn_waypoint::shutdown", "cairn_waypoint::settings"],
+    ),
     ("ca", &["cairn_identity"]),
     ("config", &["cairn_waypoint::config"]),
     ("conn_handler", &["cairn_waypoint::serve::listener"]),
@@ -55,7 +58,7 @@ const ALIASES: [(&str, &str); 10] = [
 const AGENT: [&str; 6] = ["admin", "agent", "ca", "config", "secret", "xdsproxy"];
 
 /// What to log.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogSettings {
     /// By part.
     pub levels: Levels,
@@ -73,7 +76,9 @@ pub struct Levels {
 
 /// A level or list of levels that means nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no log level: trace, debug, info, warning, error, critical or off is expected, or a list such as info,http:debug")]
+#[error(
+    "{0:?} is no log level: trace, debug, info, warning, error, critical or off is expected, or a list such as info,http:debug"
+)]
 pub struct LevelError(String);
 
 /// Changes levels while the proxy runs.
@@ -101,9 +106,13 @@ impl Levels {
     fn list(&mut self, text: &str, unknown: &mut Vec<String>, all: impl Fn(&mut Self, LevelFilter)) -> Result<(), LevelError> {
         let items = || text.split(',').map(str::trim).filter(|item| !item.is_empty());
         let parsed = items().map(|item| {
-            let (name, word) = item.rsplit_once(':').map_or(("all", item), |(name, word)| (name.trim(), word.trim()));
+            let (name, word) = item
+                .rsplit_once(':')
+                .map_or(("all", item), |(name, word)| (name.trim(), word.trim()));
             let name = if name == "default" { "all" } else { name };
-            level(word).map(|level| (name, level)).ok_or_else(|| LevelError(item.to_owned()))
+            level(word)
+                .map(|level| (name, level))
+                .ok_or_else(|| LevelError(item.to_owned()))
         });
         let parsed = parsed.collect::<Result<Vec<_>, _>>()?;
         for (_, level) in parsed.iter().filter(|(name, _)| *name == "all") {
@@ -119,7 +128,10 @@ impl Levels {
 
     /// One part; `false` when nobody has this name.
     pub fn set(&mut self, name: &str, level: LevelFilter) -> bool {
-        let name = ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, name)| *name);
+        let name = ALIASES
+            .iter()
+            .find(|(alias, _)| *alias == name)
+            .map_or(name, |(_, name)| *name);
         match self.scopes.get_mut(name) {
             Some(slot) => {
                 *slot = level;
@@ -152,12 +164,16 @@ impl Levels {
 
     /// As Envoy lists them.
     pub fn list_active(&self) -> String {
-        let lines = self.scopes.iter().map(|(name, level)| format!("  {name}: {}\n", word(*level)));
+        let lines = self
+            .scopes
+            .iter()
+            .map(|(name, level)| format!("  {name}: {}\n", word(*level)));
         format!("active loggers:\n{}", lines.collect::<String>())
     }
 
     fn targets(&self) -> Targets {
-        let mut modules: BTreeMap<&str, LevelFilter> = BTreeMap::from([("cairn_waypoint", self.base), ("cairn_telemetry", self.base)]);
+        let mut modules: BTreeMap<&str, LevelFilter> =
+            BTreeMap::from([("cairn_waypoint", self.base), ("cairn_telemetry", self.base)]);
         for (name, targets) in SCOPES {
             let level = self.scopes.get(name).copied().unwrap_or(self.base);
             for target in targets {
@@ -172,15 +188,12 @@ impl Levels {
 impl Default for Levels {
     /// As the image that we replace: `warning` for the proxy, `info` for the agent.
     fn default() -> Self {
-        let mut levels = Self { base: LevelFilter::WARN, scopes: SCOPES.iter().map(|(name, _)| (*name, LevelFilter::WARN)).collect() };
+        let mut levels = Self {
+            base: LevelFilter::WARN,
+            scopes: SCOPES.iter().map(|(name, _)| (*name, LevelFilter::WARN)).collect(),
+        };
         levels.set_all(LevelFilter::INFO, true);
         levels
-    }
-}
-
-impl Default for LogSettings {
-    fn default() -> Self {
-        Self { levels: Levels::default(), json: false }
     }
 }
 
@@ -214,10 +227,15 @@ impl Handle {
     /// Begins to log for the whole process. A second call changes nothing of the first and gives a handle without effect.
     pub fn start(settings: &LogSettings) -> Self {
         let (filter, reload) = reload::Layer::new(settings.levels.targets());
-        let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+        let lines = fmt::layer()
+            .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal());
         let registry = Registry::default().with(filter);
-        let started =
-            if settings.json { registry.with(lines.json()).try_init() } else { registry.with(lines).try_init() };
+        let started = if settings.json {
+            registry.with(lines.json()).try_init()
+        } else {
+            registry.with(lines).try_init()
+        };
         let apply = move |targets: Targets| {
             // The filter is gone only when the process's logger is another one.
             let _ = reload.reload(targets);
@@ -225,13 +243,19 @@ impl Handle {
         if let Err(error) = started {
             tracing::debug!(%error, "logging had been started before");
         }
-        Self { levels: Arc::new(Mutex::new(settings.levels.clone())), apply: Arc::new(apply) }
+        Self {
+            levels: Arc::new(Mutex::new(settings.levels.clone())),
+            apply: Arc::new(apply),
+        }
     }
 
     /// A handle that changes nothing but its own list.
     #[cfg(test)]
     pub fn detached() -> Self {
-        Self { levels: Arc::default(), apply: Arc::new(|_| {}) }
+        Self {
+            levels: Arc::default(),
+            apply: Arc::new(|_| {}),
+        }
     }
 
     /// The list of parts and levels, as Envoy prints it.
@@ -290,7 +314,11 @@ mod tests {
 
     #[test]
     fn parts_are_named_as_envoy_and_istio_name_them() {
-        let (levels, unknown) = of("info,rbac:debug", "http2:trace,nobody:info", "default:warn,ads:debug,security:error");
+        let (levels, unknown) = of(
+            "info,rbac:debug",
+            "http2:trace,nobody:info",
+            "default:warn,ads:debug,security:error",
+        );
         assert_eq!(unknown, ["nobody"]);
         assert!(would(&levels, "cairn_filters::rbac", tracing::Level::DEBUG));
         assert!(would(&levels, "cairn_hbone::server", tracing::Level::TRACE));
@@ -301,7 +329,12 @@ mod tests {
 
     #[test]
     fn a_level_that_means_nothing_is_an_error_that_lists_the_levels() {
-        for (proxy, components, agent) in [("loud", "", ""), ("", "http:very", ""), ("", "", "default:x"), ("", "", "ads:")] {
+        for (proxy, components, agent) in [
+            ("loud", "", ""),
+            ("", "http:very", ""),
+            ("", "", "default:x"),
+            ("", "", "ads:"),
+        ] {
             let error = Levels::parse(proxy, components, agent).unwrap_err().to_string();
             assert!(error.contains("is no log level: trace, debug"), "{error}");
         }
@@ -313,10 +346,19 @@ mod tests {
         handle.change([("http", "debug"), ("rbac", "trace")]).unwrap();
         assert!(handle.list().starts_with("active loggers:\n  admin: info\n"));
         assert!(handle.list().contains("  http: debug\n") && handle.list().contains("  rbac: trace\n"));
-        assert!(handle.change([("http", "off"), ("nobody", "debug")]).unwrap_err().contains("nobody"));
+        assert!(
+            handle
+                .change([("http", "off"), ("nobody", "debug")])
+                .unwrap_err()
+                .contains("nobody")
+        );
         assert!(handle.change([("http", "off"), ("rbac", "loud")]).is_err());
         assert!(handle.list().contains("  http: debug\n"));
         handle.change([("all", "error")]).unwrap();
-        assert!(handle.list().lines().skip(1).all(|line| line.ends_with(": error")), "{}", handle.list());
+        assert!(
+            handle.list().lines().skip(1).all(|line| line.ends_with(": error")),
+            "{}",
+            handle.list()
+        );
     }
 }

@@ -85,7 +85,12 @@ impl Settings {
         // The template has put proxyMetadata of the mesh into the environment; that of the annotation is only here.
         let environment = environment.clone().with_fallback(config.metadata());
         let istio_version = environment.text_or("CAIRN_ISTIO_VERSION", ISTIO_VERSION).to_owned();
-        let asked = Asked { arguments, environment: &environment, config: &config, pod };
+        let asked = Asked {
+            arguments,
+            environment: &environment,
+            config: &config,
+            pod,
+        };
         Ok(Self {
             istiod: istiod::settings(&asked, &istio_version)?,
             identity: identity::source(&asked)?,
@@ -125,12 +130,17 @@ impl Asked<'_> {
     fn service_account(&self) -> Result<&str, SettingError> {
         match self.environment.text("SERVICE_ACCOUNT") {
             Some(name) => Ok(name),
-            None => self.environment.text("ISTIO_META_SERVICE_ACCOUNT").map_or_else(|| self.required("SERVICE_ACCOUNT"), Ok),
+            None => self
+                .environment
+                .text("ISTIO_META_SERVICE_ACCOUNT")
+                .map_or_else(|| self.required("SERVICE_ACCOUNT"), Ok),
         }
     }
 
     fn discovery_address(&self) -> &str {
-        self.config.text("discoveryAddress").unwrap_or("istiod.istio-system.svc:15012")
+        self.config
+            .text("discoveryAddress")
+            .unwrap_or("istiod.istio-system.svc:15012")
     }
 
     fn plaintext(&self) -> bool {
@@ -145,9 +155,21 @@ impl Asked<'_> {
 fn ports(asked: &Asked<'_>) -> Result<Ports, SettingError> {
     let Asked { environment, config, .. } = asked;
     let only_v6 = asked.instance_ip()?.is_some_and(|ip| ip.is_ipv6());
-    let local: IpAddr = if only_v6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
-    let any: IpAddr = if only_v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
-    let metrics = if environment.flag("METRICS_LOCALHOST_ACCESS_ONLY", false)? { local } else { any };
+    let local: IpAddr = if only_v6 {
+        Ipv6Addr::LOCALHOST.into()
+    } else {
+        Ipv4Addr::LOCALHOST.into()
+    };
+    let any: IpAddr = if only_v6 {
+        Ipv6Addr::UNSPECIFIED.into()
+    } else {
+        Ipv4Addr::UNSPECIFIED.into()
+    };
+    let metrics = if environment.flag("METRICS_LOCALHOST_ACCESS_ONLY", false)? {
+        local
+    } else {
+        any
+    };
     Ok(Ports {
         admin: SocketAddr::new(local, config.port("proxyAdminPort", 15000)?),
         agent: SocketAddr::new(any, config.port("statusPort", 15020)?),
@@ -161,7 +183,9 @@ fn drain(asked: &Asked<'_>) -> Result<DrainSettings, SettingError> {
     Ok(DrainSettings {
         termination: asked.config.duration("terminationDrainDuration", defaults.termination)?,
         minimum: asked.environment.duration("MINIMUM_DRAIN_DURATION", defaults.minimum)?,
-        until_idle: asked.environment.flag("EXIT_ON_ZERO_ACTIVE_CONNECTIONS", defaults.until_idle)?,
+        until_idle: asked
+            .environment
+            .flag("EXIT_ON_ZERO_ACTIVE_CONNECTIONS", defaults.until_idle)?,
     })
 }
 
@@ -173,10 +197,15 @@ fn workers(asked: &Asked<'_>) -> Result<Option<usize>, SettingError> {
         Some(count) => Some(count),
         None => match asked.config.number("concurrency", ACCEPTED)? {
             Some(count) => Some(count),
-            None => asked.environment.parsed::<f64>("ISTIO_CPU_LIMIT", "a number of cores")?.map(|cores| cores.ceil().max(0.0) as u64),
+            None => asked
+                .environment
+                .parsed::<f64>("ISTIO_CPU_LIMIT", "a number of cores")?
+                .map(|cores| cores.ceil().max(0.0) as u64),
         },
     };
-    Ok(count.filter(|count| *count > 0).map(|count| usize::try_from(count).unwrap_or(usize::MAX).min(MAX_WORKERS)))
+    Ok(count
+        .filter(|count| *count > 0)
+        .map(|count| usize::try_from(count).unwrap_or(usize::MAX).min(MAX_WORKERS)))
 }
 
 /// More threads than this serve nobody.

@@ -126,7 +126,11 @@ impl DrainSettings {
 
 impl Default for DrainSettings {
     fn default() -> Self {
-        Self { termination: Duration::from_secs(5), minimum: Duration::from_secs(5), until_idle: false }
+        Self {
+            termination: Duration::from_secs(5),
+            minimum: Duration::from_secs(5),
+            until_idle: false,
+        }
     }
 }
 
@@ -188,19 +192,43 @@ mod tests {
     async fn the_end_comes_when_the_settings_say() {
         use Request::{Drain, Quit, Terminate};
         let default = DrainSettings::default();
-        let long = DrainSettings { termination: 30 * SECOND, ..default };
-        let idle = DrainSettings { until_idle: true, ..default };
+        let long = DrainSettings {
+            termination: 30 * SECOND,
+            ..default
+        };
+        let idle = DrainSettings {
+            until_idle: true,
+            ..default
+        };
         let cases: [(&str, DrainSettings, &[(u64, Request)], u64, (u64, usize)); 10] = [
             ("the whole drain time, though idle", default, &[(1, Terminate)], 0, (6, 1)),
             ("no longer than the drain time", default, &[(1, Terminate)], 100, (6, 1)),
             ("as long as it was set", long, &[(1, Terminate)], 0, (31, 1)),
-            ("a second signal changes nothing", default, &[(1, Terminate), (2, Terminate)], 0, (6, 1)),
+            (
+                "a second signal changes nothing",
+                default,
+                &[(1, Terminate), (2, Terminate)],
+                0,
+                (6, 1),
+            ),
             ("quit skips the drain", default, &[(1, Quit)], 100, (1, 0)),
             ("quit ends a drain", default, &[(1, Terminate), (3, Quit)], 100, (3, 1)),
-            ("drain, then a signal: at once", default, &[(1, Drain), (2, Drain), (9, Terminate)], 100, (9, 1)),
+            (
+                "drain, then a signal: at once",
+                default,
+                &[(1, Drain), (2, Drain), (9, Terminate)],
+                100,
+                (9, 1),
+            ),
             ("the minimum, though idle", idle, &[(1, Terminate)], 0, (6, 1)),
             ("until nothing is under way", idle, &[(1, Terminate)], 300, (300, 1)),
-            ("quit ends the wait for that", idle, &[(1, Terminate), (60, Quit)], 300, (60, 1)),
+            (
+                "quit ends the wait for that",
+                idle,
+                &[(1, Terminate), (60, Quit)],
+                300,
+                (60, 1),
+            ),
         ];
         for (name, settings, requests, busy_until, want) in cases {
             assert_eq!(exits(settings, requests, busy_until).await, want, "{name}");
@@ -212,7 +240,9 @@ mod tests {
         let (control, heard) = channel();
         drop(control);
         let started = Arc::new(AtomicUsize::new(0));
-        heard.until_exit(&DrainSettings::default(), || started.store(1, Relaxed), || false).await;
+        heard
+            .until_exit(&DrainSettings::default(), || started.store(1, Relaxed), || false)
+            .await;
         assert_eq!(started.load(Relaxed), 0);
     }
 }

@@ -3,6 +3,8 @@
 //! The configuration is what a real istiod sent; certificates are mounted files. The process's folder is a temporary one, so that its
 //! relative paths lead nowhere else.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use std::{
     fs,
     io::Read as _,
@@ -24,13 +26,15 @@ use futures_util::{Stream, StreamExt as _};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
-    sync::oneshot,
     time::{sleep, timeout},
 };
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, Streaming};
 
-const CAPTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../conformance/fixtures/xds/istio-1.31.0-20260827/01-http-basic");
+const CAPTURE: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../conformance/fixtures/xds/istio-1.31.0-20260827/01-http-basic"
+);
 /// Longer than anything here may take.
 const LIMIT: Duration = Duration::from_secs(30);
 const DRAIN: Duration = Duration::from_secs(1);
@@ -60,7 +64,9 @@ impl AggregatedDiscoveryService for Istiod {
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         let mut left = self.answers.clone();
         let answers = request.into_inner().filter_map(move |request| {
-            let of_type = request.ok().and_then(|request| left.iter().position(|answer| answer.type_url == request.type_url));
+            let of_type = request
+                .ok()
+                .and_then(|request| left.iter().position(|answer| answer.type_url == request.type_url));
             let response = of_type.map(|at| Ok(response(left.swap_remove(at))));
             async move { response }
         });
@@ -70,11 +76,19 @@ impl AggregatedDiscoveryService for Istiod {
 }
 
 fn response(answer: Answer) -> DeltaDiscoveryResponse {
-    let Answer { type_url, system_version, resources, removed: _ } = answer;
+    let Answer {
+        type_url,
+        system_version,
+        resources,
+        removed: _,
+    } = answer;
     let resources = resources.into_iter().map(|resource| Resource {
         name: resource.name,
         version: resource.version,
-        resource: Some(prost_types::Any { type_url: resource.type_url, value: resource.bytes.to_vec() }),
+        resource: Some(prost_types::Any {
+            type_url: resource.type_url,
+            value: resource.bytes.to_vec(),
+        }),
         ..Resource::default()
     });
     DeltaDiscoveryResponse {
@@ -105,8 +119,20 @@ impl Drop for Proxy {
 impl Proxy {
     fn start(folder: &Path, variables: &[(&str, &str)], arguments: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cairn"));
-        command.arg("proxy").args(arguments).current_dir(folder).env_clear().envs(variables.iter().copied());
-        Self(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap())
+        command
+            .arg("proxy")
+            .args(arguments)
+            .current_dir(folder)
+            .env_clear()
+            .envs(variables.iter().copied());
+        Self(
+            command
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap(),
+        )
     }
 
     async fn ended(&mut self) -> ExitStatus {
@@ -163,10 +189,17 @@ async fn until(port: u16, path: &str, wished: impl Fn(u16, &str) -> bool) -> (u1
 
 fn mounted_certificates(folder: &Path) {
     let id = "spiffe://cluster.local/ns/app/sa/waypoint".parse().unwrap();
-    let pem = Authority::new("test").unwrap().issue_pem(&id, clock::wall(), Duration::from_secs(3600)).unwrap();
+    let pem = Authority::new("test")
+        .unwrap()
+        .issue_pem(&id, clock::wall(), Duration::from_secs(3600))
+        .unwrap();
     let certs = folder.join("etc/certs");
     fs::create_dir_all(&certs).unwrap();
-    for (name, content) in [("cert-chain.pem", &pem.chain), ("key.pem", &pem.key), ("root-cert.pem", &pem.roots)] {
+    for (name, content) in [
+        ("cert-chain.pem", &pem.chain),
+        ("key.pem", &pem.key),
+        ("root-cert.pem", &pem.roots),
+    ] {
         fs::write(certs.join(name), content).unwrap();
     }
 }
@@ -214,16 +247,20 @@ async fn a_proxy_becomes_ready_with_istiod_and_stays_ready_without() {
     assert_eq!(status, 503, "{body}");
     assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, tunnels)).await.is_err());
 
-    // istiod comes.
-    let listener = tokio::net::TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, istiod))).await.unwrap();
-    let (end, ended) = oneshot::channel::<()>();
-    let service = AggregatedDiscoveryServiceServer::new(Istiod { answers: load(Path::new(CAPTURE)).unwrap() });
-    let server = tokio::spawn(async move {
-        let serve = tonic::transport::Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener));
-        tokio::select! {
-            served = serve => served.unwrap(),
-            _ = ended => {}
-        }
+    // istiod comes: with a runtime of its own, which takes its connections with it when it goes.
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let service = AggregatedDiscoveryServiceServer::new(Istiod {
+        answers: load(Path::new(CAPTURE)).unwrap(),
+    });
+    runtime.spawn(async move {
+        let listener = tokio::net::TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, istiod)))
+            .await
+            .unwrap();
+        tonic::transport::Server::builder()
+            .add_service(service)
+            .serve_with_incoming(TcpListenerStream::new(listener))
+            .await
+            .unwrap();
     });
     until(ready, "/healthz/ready", |status, _| status == 200).await;
     assert_eq!(get(agent, "/healthz/ready").await.unwrap().0, 200);
@@ -232,12 +269,17 @@ async fn a_proxy_becomes_ready_with_istiod_and_stays_ready_without() {
     let (_, services) = get(admin, "/services").await.unwrap();
     assert!(services.contains("inbound-vip|"), "{services}");
     let (_, text) = get(metrics, "/stats/prometheus").await.unwrap();
-    assert!(text.contains("cairn_xds_connected 1\n") && text.contains("cairn_xds_acks_total{type=\"lds\"} 1\n"), "{text}");
+    assert!(
+        text.contains("cairn_xds_connected 1\n") && text.contains("cairn_xds_acks_total{type=\"lds\"} 1\n"),
+        "{text}"
+    );
 
     // istiod goes.
-    let _ = end.send(());
-    server.await.unwrap();
-    until(metrics, "/stats/prometheus", |_, text| text.contains("cairn_xds_connected 0\n")).await;
+    runtime.shutdown_background();
+    until(metrics, "/stats/prometheus", |_, text| {
+        text.contains("cairn_xds_connected 0\n")
+    })
+    .await;
     assert_eq!(get(ready, "/healthz/ready").await.unwrap().0, 200);
 
     // The end: not ready at once, tunnels are still accepted, exit code 0.
@@ -258,11 +300,24 @@ async fn what_cannot_work_ends_the_start_in_one_sentence() {
     let pod = [("POD_NAME", "w"), ("POD_NAMESPACE", "app"), ("SERVICE_ACCOUNT", "w")];
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let config = format!(r#"{{"proxyAdminPort": {}}}"#, taken.local_addr().unwrap().port());
-    let cases: [(&[(&str, &str)], &[&str], &str); 5] = [
-        (&[], &["router", "--domain", "d"], "cairn proxy: `proxy router` is not what this image does"),
+    type Case<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str], &'a str);
+    let cases: [Case<'_>; 5] = [
+        (
+            &[],
+            &["router", "--domain", "d"],
+            "cairn proxy: `proxy router` is not what this image does",
+        ),
         (&[], &["sidecar"], "cairn proxy: `proxy sidecar` is not what this image does"),
-        (&[("INSTANCE_IP", "x")], &["waypoint"], "cairn proxy: INSTANCE_IP=\"x\" cannot be used"),
-        (&[("INSTANCE_IP", "127.0.0.1"), ("PROXY_CONFIG", "{")], &["waypoint"], "cairn proxy: PROXY_CONFIG cannot be read as JSON or YAML"),
+        (
+            &[("INSTANCE_IP", "x")],
+            &["waypoint"],
+            "cairn proxy: INSTANCE_IP=\"x\" cannot be used",
+        ),
+        (
+            &[("INSTANCE_IP", "127.0.0.1"), ("PROXY_CONFIG", "{")],
+            &["waypoint"],
+            "cairn proxy: PROXY_CONFIG cannot be read as JSON or YAML",
+        ),
         (
             &[("INSTANCE_IP", "127.0.0.1"), ("PROXY_CONFIG", &config)],
             &["waypoint", "--log_output_level", "off"],

@@ -16,7 +16,7 @@ use cairn_waypoint::{
     upstream::{ClusterSettings, Target},
 };
 use http::{HeaderMap, Request, StatusCode};
-use rig::{App, Config, Rig, echo_app, fetch, tunnels};
+use rig::{App, Config, Rig, echo_app, fetch, mirror, tunnels};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, copy, split},
     net::{TcpListener, TcpStream},
@@ -25,17 +25,6 @@ use tokio::{
 
 const DB: &str = "10.96.1.20:5432";
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Sends everything back, and ends when the client has ended.
-fn mirror() -> App {
-    Arc::new(|stream, _| {
-        Box::pin(async move {
-            let (mut read, mut write) = split(stream);
-            let _ = copy(&mut read, &mut write).await;
-            let _ = write.shutdown().await;
-        })
-    })
-}
 
 /// Does with the stream what the closure says.
 fn app<F, Fut>(act: F) -> App

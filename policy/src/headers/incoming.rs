@@ -101,7 +101,7 @@ impl Incoming {
         let internal = forwarded.is_some_and(|client| client.alone && self.internal.contains(client.address));
         if internal {
             headers.insert(INTERNAL, HeaderValue::from_static("true"));
-        } else {
+        } else if headers.keys().any(|name| name.as_str().starts_with("x-envoy-")) {
             for name in &STEERING {
                 headers.remove(name);
             }

@@ -48,7 +48,11 @@ pub(super) async fn prometheus(State(pages): State<Pages>, headers: HeaderMap) -
     // Rendering takes time in proportion to the series, so not on a thread that others wait for.
     match tokio::task::spawn_blocking(move || pages.registry.render(format)).await {
         Ok(text) => ([(header::CONTENT_TYPE, format.content_type())], text).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("metrics could not be rendered: {error}\n")).into_response(),
+        Err(error) => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("metrics could not be rendered: {error}\n"),
+        )
+            .into_response(),
     }
 }
 

@@ -49,7 +49,11 @@ fn as_text(snapshot: &Snapshot) -> String {
             let at = &endpoint.display;
             let _ = writeln!(out, "{name}::{at}::rq_active::{}", endpoint.state.active.load(Relaxed));
             let _ = writeln!(out, "{name}::{at}::rq_total::{}", endpoint.state.total.load(Relaxed));
-            let flags = if endpoint.health == Health::Healthy { "healthy" } else { health(endpoint.health) };
+            let flags = if endpoint.health == Health::Healthy {
+                "healthy"
+            } else {
+                health(endpoint.health)
+            };
             let _ = writeln!(out, "{name}::{at}::health_flags::{flags}");
             let _ = writeln!(out, "{name}::{at}::weight::{}", endpoint.weight);
         }
@@ -83,14 +87,12 @@ fn host(endpoint: &Endpoint) -> Value {
 
 /// Endpoints behind tunnels are internal addresses with Istio, as `connect_originate`.
 fn address(target: &Target) -> Value {
-    let socket = |address: &SocketAddr| json!({ "socket_address": { "address": address.ip().to_string(), "port_value": address.port() } });
-    let internal = |listener: &str, endpoint: &str| {
-        json!({ "envoy_internal_address": { "server_listener_name": listener, "endpoint_id": endpoint } })
-    };
+    let socket =
+        |address: &SocketAddr| json!({ "socket_address": { "address": address.ip().to_string(), "port_value": address.port() } });
+    let internal = |listener: &str, endpoint: &str| json!({ "envoy_internal_address": { "server_listener_name": listener, "endpoint_id": endpoint } });
     match target {
         Target::Plain(address) => socket(address),
         Target::Tunnel { address, .. } => internal("connect_originate", &address.to_string()),
-        Target::DoubleTunnel { target, .. } => internal("inner_connect_originate", target),
         Target::Original { .. } => json!({}),
     }
 }

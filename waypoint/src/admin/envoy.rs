@@ -32,14 +32,20 @@ const HELP: [(&str, &str); 18] = [
     ("/healthcheck/ok", "POST: end that"),
     ("/help", "this page"),
     ("/listeners", "addresses that are listened on"),
-    ("/logging", "log levels; POST ?level=debug, ?http=debug or ?paths=http:debug,rbac:info changes them"),
+    (
+        "/logging",
+        "log levels; POST ?level=debug, ?http=debug or ?paths=http:debug,rbac:info changes them",
+    ),
     ("/memory", "memory of the process"),
     ("/quitquitquit", "POST: exit at once"),
     ("/ready", "whether the proxy is ready, and why not"),
     ("/runtime", "Envoy's runtime values: none"),
     ("/server_info", "version, state, node, options"),
     ("/services", "the compiled configuration, for people"),
-    ("/stats", "Envoy's names for a few numbers (?filter=REGEX, ?format=json or prometheus)"),
+    (
+        "/stats",
+        "Envoy's names for a few numbers (?filter=REGEX, ?format=json or prometheus)",
+    ),
     ("/stats/prometheus", "metrics"),
     ("/unsupported", "what istiod asked for and is not done"),
 ];
@@ -53,14 +59,26 @@ pub fn router(pages: Pages) -> Router {
         .route("/clusters", get(clusters::page))
         .route("/config_dump", get(config_dump))
         .route("/drain_listeners", post(drain_listeners))
-        .route("/healthcheck/fail", post(|State(pages): State<Pages>| async move { health(&pages, true) }))
-        .route("/healthcheck/ok", post(|State(pages): State<Pages>| async move { health(&pages, false) }))
+        .route(
+            "/healthcheck/fail",
+            post(|State(pages): State<Pages>| async move { health(&pages, true) }),
+        )
+        .route(
+            "/healthcheck/ok",
+            post(|State(pages): State<Pages>| async move { health(&pages, false) }),
+        )
         .route("/listeners", get(clusters::listeners))
         .route("/logging", get(levels).post(set_levels))
         .route("/memory", get(memory))
-        .route("/quitquitquit", post(|State(pages): State<Pages>| async move { request(&pages, Request::Quit) }))
+        .route(
+            "/quitquitquit",
+            post(|State(pages): State<Pages>| async move { request(&pages, Request::Quit) }),
+        )
         .route("/ready", get(ready))
-        .route("/runtime", get(|| async { json_answer(&json!({ "layers": [], "entries": {} })) }))
+        .route(
+            "/runtime",
+            get(|| async { json_answer(&json!({ "layers": [], "entries": {} })) }),
+        )
         .route("/server_info", get(server_info))
         .route("/services", get(services))
         .route("/stats", get(stats_page))
@@ -92,12 +110,18 @@ pub(super) fn json_answer(value: &serde_json::Value) -> Response {
 async fn heavy<R: IntoResponse + Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> Response {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done.into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("the page could not be made: {error}\n")).into_response(),
+        Err(error) => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("the page could not be made: {error}\n"),
+        )
+            .into_response(),
     }
 }
 
 async fn config_dump(State(pages): State<Pages>, Query(parameters): Parameters) -> Response {
-    let endpoints = parameters.get("include_eds").is_some_and(|value| value != "false" && value != "off");
+    let endpoints = parameters
+        .get("include_eds")
+        .is_some_and(|value| value != "false" && value != "off");
     heavy(move || json_answer(&dump::config_dump(&pages.store, pages.about.node.clone(), endpoints))).await
 }
 
@@ -179,7 +203,9 @@ async fn memory() -> Response {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let bytes = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name));
-        let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0);
+        let kib = line
+            .and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok())
+            .unwrap_or(0);
         (kib * 1024).to_string()
     };
     json_answer(&json!({

@@ -45,15 +45,23 @@ fn live(registry: &Registry, proxy: &Arc<Proxy>) {
     let gauges: [(&'static str, &'static str, Field); 3] = [
         ("cairn_tunnels", "Tunnel connections from clients.", |live| &live.tunnels),
         ("cairn_streams", "CONNECT streams in tunnels.", |live| &live.streams),
-        ("cairn_exchanges", "Requests and TCP connections under way.", |live| &live.exchanges),
+        ("cairn_exchanges", "Requests and TCP connections under way.", |live| {
+            &live.exchanges
+        }),
     ];
     for (name, help, field) in gauges {
         let proxy = proxy.clone();
         registry.gauge_fn(name, help, &[], move || field(&proxy.live).load(Relaxed) as f64);
     }
     let counters: [(&'static str, &'static str, Field); 2] = [
-        ("cairn_refused_connects_total", "CONNECTs that were refused.", |live| &live.refused),
-        ("cairn_failed_handshakes_total", "TLS handshakes of clients that failed.", |live| &live.handshakes_failed),
+        ("cairn_refused_connects_total", "CONNECTs that were refused.", |live| {
+            &live.refused
+        }),
+        (
+            "cairn_failed_handshakes_total",
+            "TLS handshakes of clients that failed.",
+            |live| &live.handshakes_failed,
+        ),
     ];
     for (name, help, field) in counters {
         let proxy = proxy.clone();
@@ -63,8 +71,17 @@ fn live(registry: &Registry, proxy: &Arc<Proxy>) {
 
 fn configuration(registry: &Registry, proxy: &Arc<Proxy>, store: &Arc<Store>) {
     let snapshot = proxy.snapshot.clone();
-    registry.gauge_fn("cairn_config_version", "Number of the configuration in use.", &[], move || snapshot.load().version as f64);
-    let effects = [("refused", Effect::Refused), ("route_refused", Effect::RouteRefused), ("ignored", Effect::Ignored)];
+    registry.gauge_fn(
+        "cairn_config_version",
+        "Number of the configuration in use.",
+        &[],
+        move || snapshot.load().version as f64,
+    );
+    let effects = [
+        ("refused", Effect::Refused),
+        ("route_refused", Effect::RouteRefused),
+        ("ignored", Effect::Ignored),
+    ];
     for (word, effect) in effects {
         let store = store.clone();
         let help = "Items of istiod's configuration that are not supported.";
@@ -79,11 +96,16 @@ fn certificate(registry: &Registry, proxy: &Arc<Proxy>) {
     let help = "Time until the workload certificate expires, in seconds; less than zero when it has.";
     let of = proxy.clone();
     registry.gauge_fn("istio_agent_cert_expiry_seconds", help, &labels, move || {
-        of.identity.status().expiry.map_or(f64::NAN, |expiry| until(expiry, clock::wall()))
+        of.identity
+            .status()
+            .expiry
+            .map_or(f64::NAN, |expiry| until(expiry, clock::wall()))
     });
     let of = proxy.clone();
     let help = "Attempts to get a certificate or revocation list that failed.";
-    registry.counter_fn("cairn_certificate_failures_total", help, &[], move || of.identity.status().failures as f64);
+    registry.counter_fn("cairn_certificate_failures_total", help, &[], move || {
+        of.identity.status().failures as f64
+    });
 }
 
 /// Seconds from `now` to `then`; negative in the past.
@@ -101,19 +123,31 @@ pub fn register_istiod(registry: &Registry, status: &cairn_xds::Status) {
     let connected: Read = |status| f64::from(u8::from(status.connected_since.is_some()));
     for name in ["cairn_xds_connected", "envoy_control_plane_connected_state"] {
         let status = status.clone();
-        registry.gauge_fn(name, "Whether the stream to istiod is open.", &[], move || connected(&status.snapshot()));
+        registry.gauge_fn(name, "Whether the stream to istiod is open.", &[], move || {
+            connected(&status.snapshot())
+        });
     }
     let counters: [(&'static str, &'static str, Read); 2] = [
-        ("cairn_xds_streams_total", "Streams that istiod accepted.", |status| status.streams as f64),
-        ("cairn_xds_failed_attempts_total", "Attempts that led to no stream.", |status| status.failed_attempts as f64),
+        ("cairn_xds_streams_total", "Streams that istiod accepted.", |status| {
+            status.streams as f64
+        }),
+        (
+            "cairn_xds_failed_attempts_total",
+            "Attempts that led to no stream.",
+            |status| status.failed_attempts as f64,
+        ),
     ];
     for (name, help, read) in counters {
         let status = status.clone();
         registry.counter_fn(name, help, &[], move || read(&status.snapshot()));
     }
     let by_type: [(&'static str, &'static str, ReadType); 3] = [
-        ("cairn_xds_acks_total", "Answers of istiod that were accepted.", |kind| kind.acked),
-        ("cairn_xds_nacks_total", "Answers of istiod that were refused.", |kind| kind.nacked),
+        ("cairn_xds_acks_total", "Answers of istiod that were accepted.", |kind| {
+            kind.acked
+        }),
+        ("cairn_xds_nacks_total", "Answers of istiod that were refused.", |kind| {
+            kind.nacked
+        }),
         ("cairn_xds_bytes_total", "Bytes of istiod's answers.", |kind| kind.bytes),
     ];
     for (name, help, read) in by_type {
@@ -122,7 +156,10 @@ pub fn register_istiod(registry: &Registry, status: &cairn_xds::Status) {
             registry.counter_fn(name, help, &[("type", short)], read_type);
         }
     }
-    for (name, url) in [("envoy_cluster_manager_cds_update_success", CLUSTERS), ("envoy_listener_manager_lds_update_success", LISTENERS)] {
+    for (name, url) in [
+        ("envoy_cluster_manager_cds_update_success", CLUSTERS),
+        ("envoy_listener_manager_lds_update_success", LISTENERS),
+    ] {
         registry.counter_fn(name, "", &[], of_type(status, url, |kind| kind.acked));
     }
 }

@@ -46,7 +46,10 @@ impl Pages {
             store,
             readiness,
             begin: clock::now(),
-            about: Arc::new(About { node: json!({}), options: json!({}) }),
+            about: Arc::new(About {
+                node: json!({}),
+                options: json!({}),
+            }),
             istiod: None,
             logging: None,
             shutdown: None,
@@ -56,31 +59,45 @@ impl Pages {
     /// With what is known of the proxy.
     #[must_use]
     pub fn about(self, about: About) -> Self {
-        Self { about: Arc::new(about), ..self }
+        Self {
+            about: Arc::new(about),
+            ..self
+        }
     }
 
     /// With the state of the stream to istiod.
     #[must_use]
     pub fn istiod(self, status: cairn_xds::Status) -> Self {
-        Self { istiod: Some(status), ..self }
+        Self {
+            istiod: Some(status),
+            ..self
+        }
     }
 
     /// With log levels that can be changed.
     #[must_use]
     pub fn logging(self, handle: logging::Handle) -> Self {
-        Self { logging: Some(handle), ..self }
+        Self {
+            logging: Some(handle),
+            ..self
+        }
     }
 
     /// With an end that can be asked for.
     #[must_use]
     pub fn shutdown(self, control: shutdown::Control) -> Self {
-        Self { shutdown: Some(control), ..self }
+        Self {
+            shutdown: Some(control),
+            ..self
+        }
     }
 }
 
 impl fmt::Debug for Pages {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pages").field("readiness", &self.readiness).finish_non_exhaustive()
+        f.debug_struct("Pages")
+            .field("readiness", &self.readiness)
+            .finish_non_exhaustive()
     }
 }
 

@@ -39,7 +39,12 @@ impl Readiness {
     /// Not ready; `waiting` says what for.
     pub fn new(waiting: impl Fn() -> Vec<String> + Send + Sync + 'static) -> Self {
         let no = AtomicBool::default;
-        Self(Arc::new(Inner { serving: no(), draining: no(), failing: no(), waiting: Box::new(waiting) }))
+        Self(Arc::new(Inner {
+            serving: no(),
+            draining: no(),
+            failing: no(),
+            waiting: Box::new(waiting),
+        }))
     }
 
     /// Tunnels are accepted from now on.
@@ -59,7 +64,12 @@ impl Readiness {
 
     /// The state.
     pub fn state(&self) -> State {
-        let Inner { serving, draining, failing, waiting: _ } = &*self.0;
+        let Inner {
+            serving,
+            draining,
+            failing,
+            waiting: _,
+        } = &*self.0;
         if draining.load(Relaxed) || failing.load(Relaxed) {
             State::Draining
         } else if serving.load(Relaxed) {
@@ -77,7 +87,11 @@ impl Readiness {
             State::Draining => Err("not ready: POST /healthcheck/fail asked for it; POST /healthcheck/ok ends it".to_owned()),
             State::PreInitializing => {
                 let waiting = (self.0.waiting)();
-                let words = if waiting.is_empty() { "starting".to_owned() } else { waiting.join("; ") };
+                let words = if waiting.is_empty() {
+                    "starting".to_owned()
+                } else {
+                    waiting.join("; ")
+                };
                 Err(format!("not ready: {words}"))
             }
         }
@@ -135,7 +149,10 @@ mod tests {
     #[test]
     fn ready_lasts_until_the_drain() {
         let readiness = Readiness::new(|| vec!["waiting for istiod".to_owned(), "certificate: none".to_owned()]);
-        assert_eq!(readiness.check().unwrap_err(), "not ready: waiting for istiod; certificate: none");
+        assert_eq!(
+            readiness.check().unwrap_err(),
+            "not ready: waiting for istiod; certificate: none"
+        );
         assert_eq!(readiness.state().to_string(), "PRE_INITIALIZING");
         readiness.serving();
         assert_eq!((readiness.check(), readiness.state().to_string().as_str()), (Ok(()), "LIVE"));
@@ -153,16 +170,27 @@ mod tests {
     fn what_is_waited_for_is_told_in_words() {
         let missing = ["clusters (CDS)".to_owned(), "listeners (LDS)".to_owned()];
         let never = StatusSnapshot::default();
-        let refused = StatusSnapshot { last_error: Some("connection refused".to_owned()), ..never.clone() };
-        let open = StatusSnapshot { connected_since: Some(clock::wall()), ..refused.clone() };
-        let told = |stream, missing: &[String], certificate, listening| waiting_for("istiod:15012", stream, missing, certificate, listening).join("; ");
+        let refused = StatusSnapshot {
+            last_error: Some("connection refused".to_owned()),
+            ..never.clone()
+        };
+        let open = StatusSnapshot {
+            connected_since: Some(clock::wall()),
+            ..refused.clone()
+        };
+        let told = |stream, missing: &[String], certificate, listening| {
+            waiting_for("istiod:15012", stream, missing, certificate, listening).join("; ")
+        };
         for (got, want) in [
             (told(&never, &missing, None, None), "waiting for istiod at istiod:15012"),
             (
                 told(&refused, &missing, Some("no token"), None),
                 "waiting for istiod at istiod:15012: connection refused; certificate: no token",
             ),
-            (told(&open, &missing, None, None), "waiting for istiod to send clusters (CDS), listeners (LDS)"),
+            (
+                told(&open, &missing, None, None),
+                "waiting for istiod to send clusters (CDS), listeners (LDS)",
+            ),
             (told(&open, &[], None, Some("port 15008 is in use")), "port 15008 is in use"),
         ] {
             assert_eq!(got, want);

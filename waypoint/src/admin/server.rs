@@ -51,7 +51,11 @@ fn remedy(error: &io::Error) -> &'static str {
 
 /// Opens the port and serves `router` on the calling runtime.
 pub async fn start(purpose: &'static str, address: SocketAddr, router: Router) -> Result<SocketAddr, BindError> {
-    let failed = |source| BindError { purpose, address, source };
+    let failed = |source| BindError {
+        purpose,
+        address,
+        source,
+    };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
     tokio::spawn(accept(listener, router));

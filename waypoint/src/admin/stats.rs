@@ -18,12 +18,19 @@ const FILTER_LIMIT: usize = 64 * 1024;
 
 /// Those whose name `filter` finds.
 pub(super) fn page(pages: &Pages, filter: Option<&str>, as_json: bool) -> Response {
-    let filter = match filter.map(|filter| regex::RegexBuilder::new(filter).size_limit(FILTER_LIMIT).build()).transpose() {
+    let filter = match filter
+        .map(|filter| regex::RegexBuilder::new(filter).size_limit(FILTER_LIMIT).build())
+        .transpose()
+    {
         Ok(filter) => filter,
         Err(error) => {
             let words = error.to_string();
             let line = words.lines().last().unwrap_or_default().trim().to_owned();
-            return (StatusCode::BAD_REQUEST, format!("the filter is no regular expression: {line}\n")).into_response();
+            return (
+                StatusCode::BAD_REQUEST,
+                format!("the filter is no regular expression: {line}\n"),
+            )
+                .into_response();
         }
     };
     let wanted = |name: &str| filter.as_ref().is_none_or(|filter| filter.is_match(name));
@@ -31,10 +38,17 @@ pub(super) fn page(pages: &Pages, filter: Option<&str>, as_json: bool) -> Respon
     stats.retain(|(name, _)| wanted(name));
     stats.sort();
     if as_json {
-        let stats: Vec<_> = stats.iter().map(|(name, value)| json!({ "name": name, "value": value })).collect();
+        let stats: Vec<_> = stats
+            .iter()
+            .map(|(name, value)| json!({ "name": name, "value": value }))
+            .collect();
         json_answer(&json!({ "stats": stats }))
     } else {
-        stats.iter().map(|(name, value)| format!("{name}: {value}\n")).collect::<String>().into_response()
+        stats
+            .iter()
+            .map(|(name, value)| format!("{name}: {value}\n"))
+            .collect::<String>()
+            .into_response()
     }
 }
 
@@ -45,14 +59,20 @@ fn all(pages: &Pages) -> Vec<(String, u64)> {
     let mut put = |name: &str, value: u64| stats.push((name.to_owned(), value));
     put("server.live", u64::from(state == State::Live));
     // 0 is LIVE, 1 DRAINING, 2 PRE_INITIALIZING.
-    put("server.state", match state {
-        State::Live => 0,
-        State::Draining => 1,
-        State::PreInitializing => 2,
-    });
+    put(
+        "server.state",
+        match state {
+            State::Live => 0,
+            State::Draining => 1,
+            State::PreInitializing => 2,
+        },
+    );
     put("server.uptime", clock::now().duration_since(pages.begin).as_secs());
     put("listener_manager.workers_started", u64::from(state != State::PreInitializing));
-    put("cluster_manager.active_clusters", pages.proxy.snapshot.load().clusters.len() as u64);
+    put(
+        "cluster_manager.active_clusters",
+        pages.proxy.snapshot.load().clusters.len() as u64,
+    );
     if let Some(status) = pages.istiod.as_ref().map(cairn_xds::Status::snapshot) {
         put("control_plane.connected_state", u64::from(status.connected_since.is_some()));
         for (name, url) in [("cluster_manager.cds", CLUSTERS), ("listener_manager.lds", LISTENERS)] {
@@ -62,10 +82,20 @@ fn all(pages: &Pages) -> Vec<(String, u64)> {
             put(&format!("{name}.update_attempt"), kind.responses);
         }
     }
-    for address in pages.proxy.snapshot.load().terminate.iter().flat_map(|terminate| &terminate.addresses) {
+    for address in pages
+        .proxy
+        .snapshot
+        .load()
+        .terminate
+        .iter()
+        .flat_map(|terminate| &terminate.addresses)
+    {
         let at = address.to_string().replace(':', "_");
         put(&format!("listener.{at}.downstream_cx_active"), live.tunnels.load(Relaxed));
-        put(&format!("listener.{at}.ssl.connection_error"), live.handshakes_failed.load(Relaxed));
+        put(
+            &format!("listener.{at}.ssl.connection_error"),
+            live.handshakes_failed.load(Relaxed),
+        );
     }
     put("http.connect_terminate.downstream_cx_active", live.tunnels.load(Relaxed));
     put("http.connect_terminate.downstream_rq_active", live.streams.load(Relaxed));

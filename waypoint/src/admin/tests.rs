@@ -33,7 +33,13 @@ async fn proxy() -> Proxy {
     let id = "spiffe://cluster.local/ns/app/sa/waypoint".parse().unwrap();
     let identity = Identity::fixed(Authority::new("test").unwrap().issue(&id).unwrap());
     let settings = DataSettings::default();
-    let engine = Engine::new(Parts { identity, network: String::new(), version: "1.31.0".into(), settings, observer: None });
+    let engine = Engine::new(Parts {
+        identity,
+        network: String::new(),
+        version: "1.31.0".into(),
+        settings,
+        observer: None,
+    });
     let compiler = Compiler::new(engine.workloads.clone(), engine.snapshot.clone(), None);
     let readiness = Readiness::new(|| vec!["waiting for istiod at istiod:15012".to_owned()]);
     let (control, requests) = shutdown::channel();
@@ -41,9 +47,15 @@ async fn proxy() -> Proxy {
     metrics::register(&engine.registry, &engine.proxy, &store);
     let status = cairn_xds::Status::default();
     metrics::register_istiod(&engine.registry, &status);
-    let node = cairn_proto::envoy::config::core::v3::Node { id: "waypoint~10.0.0.1~w.app~d".into(), ..Default::default() };
+    let node = cairn_proto::envoy::config::core::v3::Node {
+        id: "waypoint~10.0.0.1~w.app~d".into(),
+        ..Default::default()
+    };
     let pages = Pages::new(&engine, store, readiness.clone())
-        .about(About { node: About::node_json(&node), options: serde_json::json!({ "concurrency": 1 }) })
+        .about(About {
+            node: About::node_json(&node),
+            options: serde_json::json!({ "concurrency": 1 }),
+        })
         .istiod(status)
         .logging(logging::Handle::detached())
         .shutdown(control);
@@ -52,7 +64,9 @@ async fn proxy() -> Proxy {
         admin: serve(any, pages.clone()).await.unwrap(),
         agent: server::start("test", any, agent::router(pages.clone())).await.unwrap(),
         ready: server::start("test", any, agent::ready_router(pages.clone())).await.unwrap(),
-        metrics: server::start("test", any, agent::metrics_router(pages.clone())).await.unwrap(),
+        metrics: server::start("test", any, agent::metrics_router(pages.clone()))
+            .await
+            .unwrap(),
         readiness,
         requests,
         engine,
@@ -113,7 +127,10 @@ async fn each_port_has_its_pages_and_no_others() {
 async fn readiness_is_told_on_all_ports_with_the_reason() {
     let proxy = proxy().await;
     for at in [proxy.agent, proxy.ready] {
-        assert_eq!(ask(at, "GET", "/healthz/ready").await, (503, "not ready: waiting for istiod at istiod:15012\n".to_owned()));
+        assert_eq!(
+            ask(at, "GET", "/healthz/ready").await,
+            (503, "not ready: waiting for istiod at istiod:15012\n".to_owned())
+        );
     }
     proxy.readiness.serving();
     for at in [proxy.agent, proxy.ready] {
@@ -147,10 +164,21 @@ async fn tools_find_envoys_forms() {
     assert_eq!(json(proxy.admin, "/certs").await["certificates"].as_array().unwrap().len(), 1);
     assert_ne!(json(proxy.admin, "/memory").await["allocated"], "0");
     assert_eq!(json(proxy.admin, "/unsupported").await["unsupported"], serde_json::json!([]));
-    let (_, stats) = ask(proxy.admin, "GET", "/stats?filter=%5E(server.state%7Ccluster_manager.cds.update_success)$").await;
+    let (_, stats) = ask(
+        proxy.admin,
+        "GET",
+        "/stats?filter=%5E(server.state%7Ccluster_manager.cds.update_success)$",
+    )
+    .await;
     assert_eq!(stats, "cluster_manager.cds.update_success: 0\nserver.state: 2\n");
     assert_eq!(ask(proxy.admin, "GET", "/stats?filter=(").await.0, 400);
-    assert!(json(proxy.admin, "/stats?format=json").await["stats"].as_array().unwrap().len() > 10);
+    assert!(
+        json(proxy.admin, "/stats?format=json").await["stats"]
+            .as_array()
+            .unwrap()
+            .len()
+            > 10
+    );
 }
 
 #[tokio::test]
@@ -158,7 +186,10 @@ async fn log_levels_are_changed_by_post() {
     let proxy = proxy().await;
     assert!(ask(proxy.admin, "GET", "/logging").await.1.starts_with("active loggers:\n"));
     let (status, list) = ask(proxy.admin, "POST", "/logging?paths=http:debug,rbac:info").await;
-    assert!(status == 200 && list.contains("  http: debug\n") && list.contains("  rbac: info\n"), "{list}");
+    assert!(
+        status == 200 && list.contains("  http: debug\n") && list.contains("  rbac: info\n"),
+        "{list}"
+    );
     let (_, list) = ask(proxy.admin, "POST", "/logging?level=off").await;
     assert!(list.lines().skip(1).all(|line| line.ends_with(": off")), "{list}");
     for query in ["level=loud", "nobody=info", "paths=http:loud"] {
@@ -169,7 +200,12 @@ async fn log_levels_are_changed_by_post() {
 #[tokio::test]
 async fn metrics_show_what_happens() {
     let proxy = proxy().await;
-    proxy.engine.proxy.live.refused.fetch_add(3, std::sync::atomic::Ordering::Relaxed);
+    proxy
+        .engine
+        .proxy
+        .live
+        .refused
+        .fetch_add(3, std::sync::atomic::Ordering::Relaxed);
     let (_, text) = ask(proxy.metrics, "GET", "/stats/prometheus").await;
     for line in [
         "cairn_refused_connects_total 3",
@@ -181,7 +217,10 @@ async fn metrics_show_what_happens() {
     ] {
         assert!(text.lines().any(|shown| shown == line), "{line} is not in\n{text}");
     }
-    assert!(text.contains("istio_agent_cert_expiry_seconds{resource_name=\"default\"} "), "{text}");
+    assert!(
+        text.contains("istio_agent_cert_expiry_seconds{resource_name=\"default\"} "),
+        "{text}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -211,8 +250,16 @@ async fn the_end_is_asked_for_from_the_pod_only() {
 #[tokio::test]
 async fn a_port_in_use_is_told_in_a_sentence() {
     let proxy = proxy().await;
-    let error = server::start("readiness (ENVOY_STATUS_PORT)", proxy.ready, agent::ready_router(proxy.pages)).await.unwrap_err();
+    let error = server::start("readiness (ENVOY_STATUS_PORT)", proxy.ready, agent::ready_router(proxy.pages))
+        .await
+        .unwrap_err();
     let sentence = error.to_string();
-    assert!(sentence.starts_with("the port for readiness (ENVOY_STATUS_PORT) cannot be opened at 127.0.0.1:"), "{sentence}");
-    assert!(sentence.ends_with("another proxy runs here; end it, or give this one another port"), "{sentence}");
+    assert!(
+        sentence.starts_with("the port for readiness (ENVOY_STATUS_PORT) cannot be opened at 127.0.0.1:"),
+        "{sentence}"
+    );
+    assert!(
+        sentence.ends_with("another proxy runs here; end it, or give this one another port"),
+        "{sentence}"
+    );
 }

@@ -35,7 +35,9 @@ pub struct Arguments {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ArgumentError {
     /// A role that is not ours.
-    #[error("`proxy {0}` is not what this image does: it serves waypoints only (`proxy waypoint`); use Istio's proxyv2 image for it")]
+    #[error(
+        "`proxy {0}` is not what this image does: it serves waypoints only (`proxy waypoint`); use Istio's proxyv2 image for it"
+    )]
     Role(String),
     /// No role.
     #[error("`proxy` needs a role: `cairn proxy waypoint` with the arguments of istiod's pod template")]
@@ -54,7 +56,11 @@ impl Arguments {
         let mut role = None;
         let mut rest = arguments.iter().map(AsRef::as_ref).peekable();
         while let Some(argument) = rest.next() {
-            let Some(flag) = argument.strip_prefix("--").or_else(|| argument.strip_prefix('-')).filter(|flag| !flag.is_empty()) else {
+            let Some(flag) = argument
+                .strip_prefix("--")
+                .or_else(|| argument.strip_prefix('-'))
+                .filter(|flag| !flag.is_empty())
+            else {
                 role.get_or_insert(argument);
                 continue;
             };
@@ -63,7 +69,8 @@ impl Arguments {
                 None if SWITCHES.contains(&flag) => (flag, Some("true".to_owned())),
                 // A value never looks like a flag; and the role is no value of an unknown flag before it.
                 None => {
-                    let is_value = |next: &&str| !next.starts_with('-') && (KNOWN.contains(&flag) || *next != WAYPOINT || role.is_some());
+                    let is_value =
+                        |next: &&str| !next.starts_with('-') && (KNOWN.contains(&flag) || *next != WAYPOINT || role.is_some());
                     (flag, rest.next_if(is_value).map(str::to_owned))
                 }
             };
@@ -100,15 +107,24 @@ impl Arguments {
     pub fn concurrency(&self) -> Result<Option<u64>, SettingError> {
         let parse = |value: &str| {
             let accepted = "a number of threads, 0 for one a core,";
-            value.parse().map_err(|_| SettingError::Value { name: "--concurrency".to_owned(), value: value.to_owned(), accepted })
+            value.parse().map_err(|_| SettingError::Value {
+                name: "--concurrency".to_owned(),
+                value: value.to_owned(),
+                accepted,
+            })
         };
         self.value("concurrency").map(parse).transpose()
     }
 
     /// How to log; names of parts that are nobody's are among [`Arguments::unknown_scopes`].
     pub fn log_settings(&self) -> Result<LogSettings, SettingError> {
-        let json = self.value("log_as_json").map_or(Ok(false), |value| flag("--log_as_json", value))?;
-        Ok(LogSettings { levels: self.levels()?.0, json })
+        let json = self
+            .value("log_as_json")
+            .map_or(Ok(false), |value| flag("--log_as_json", value))?;
+        Ok(LogSettings {
+            levels: self.levels()?.0,
+            json,
+        })
     }
 
     /// Parts that a level was given for and that are nobody's.
@@ -118,8 +134,12 @@ impl Arguments {
 
     fn levels(&self) -> Result<(Levels, Vec<String>), SettingError> {
         let text = |name| self.value(name).unwrap_or_default();
-        Levels::parse(text("proxyLogLevel"), text("proxyComponentLogLevel"), text("log_output_level"))
-            .map_err(|error| SettingError::Refused(error.to_string()))
+        Levels::parse(
+            text("proxyLogLevel"),
+            text("proxyComponentLogLevel"),
+            text("log_output_level"),
+        )
+        .map_err(|error| SettingError::Refused(error.to_string()))
     }
 }
 
@@ -168,7 +188,10 @@ mod tests {
             (&["waypoint", "--new", "--domain=d", "--newer"], &["--new", "--newer"]),
             (&["--new", "waypoint", "--domain", "d"], &["--new"]),
             (&["--new", "value", "waypoint", "--domain", "d"], &["--new"]),
-            (&["waypoint", "--profiling", "--domain", "d", "-v", "3"], &["--profiling", "--v"]),
+            (
+                &["waypoint", "--profiling", "--domain", "d", "-v", "3"],
+                &["--profiling", "--v"],
+            ),
         ];
         for (given, unknown) in cases {
             let arguments = Arguments::parse(given).unwrap_or_else(|error| panic!("{given:?}: {error}"));
@@ -185,17 +208,32 @@ mod tests {
             assert!(error.to_string().contains("waypoints only"));
         }
         assert_eq!(Arguments::parse::<&str>(&[]), Err(ArgumentError::NoRole));
-        assert_eq!(Arguments::parse(&["waypoint", "--domain"]), Err(ArgumentError::NoValue("domain".to_owned())));
-        assert_eq!(Arguments::parse(&["waypoint", "--domain", "--x"]), Err(ArgumentError::NoValue("domain".to_owned())));
+        assert_eq!(
+            Arguments::parse(&["waypoint", "--domain"]),
+            Err(ArgumentError::NoValue("domain".to_owned()))
+        );
+        assert_eq!(
+            Arguments::parse(&["waypoint", "--domain", "--x"]),
+            Err(ArgumentError::NoValue("domain".to_owned()))
+        );
     }
 
     #[test]
     fn bad_values_are_refused_in_a_sentence() {
         let parse = |more: &[&str]| Arguments::parse(&[&["waypoint"], more].concat()).unwrap();
         for (error, want) in [
-            (parse(&["--concurrency", "two"]).concurrency().unwrap_err(), "--concurrency=\"two\" cannot be used"),
-            (parse(&["--proxyLogLevel", "loud"]).log_settings().unwrap_err(), "\"loud\" is no log level"),
-            (parse(&["--log_as_json=maybe"]).log_settings().unwrap_err(), "--log_as_json=\"maybe\" cannot be used"),
+            (
+                parse(&["--concurrency", "two"]).concurrency().unwrap_err(),
+                "--concurrency=\"two\" cannot be used",
+            ),
+            (
+                parse(&["--proxyLogLevel", "loud"]).log_settings().unwrap_err(),
+                "\"loud\" is no log level",
+            ),
+            (
+                parse(&["--log_as_json=maybe"]).log_settings().unwrap_err(),
+                "--log_as_json=\"maybe\" cannot be used",
+            ),
         ] {
             assert!(error.to_string().starts_with(want), "{error}");
         }

@@ -76,7 +76,10 @@ fn say_what_was_ignored(arguments: &Arguments) {
 
 /// Everything on the control runtime; connections are served on `data`.
 async fn run(settings: Settings, arguments: &Arguments, logging: logging::Handle, data: runtime::Handle) -> Result<()> {
-    let options = Options { revocation_file: Some(REVOCATION_FILE.into()), ..Options::default() };
+    let options = Options {
+        revocation_file: Some(REVOCATION_FILE.into()),
+        ..Options::default()
+    };
     let identity = Identity::start_with(settings.identity, options);
     let engine = Arc::new(Engine::new(Parts {
         identity: identity.clone(),
@@ -99,11 +102,23 @@ async fn run(settings: Settings, arguments: &Arguments, logging: logging::Handle
     shutdown::on_signals(control.clone()).context("signals cannot be handled")?;
     admin::metrics::register(&engine.registry, &engine.proxy, &store);
     admin::metrics::register_istiod(&engine.registry, &status);
-    let pages = Pages::new(&engine, store, readiness.clone()).about(about).istiod(status.clone()).logging(logging).shutdown(control);
+    let pages = Pages::new(&engine, store, readiness.clone())
+        .about(about)
+        .istiod(status.clone())
+        .logging(logging)
+        .shutdown(control);
     serve_pages(&settings.ports, &pages).await?;
 
     tokio::spawn(client.run(pending()));
-    let start = Start { engine: engine.clone(), identity, status, progress, readiness: readiness.clone(), listening, data };
+    let start = Start {
+        engine: engine.clone(),
+        identity,
+        status,
+        progress,
+        readiness: readiness.clone(),
+        listening,
+        data,
+    };
     tokio::spawn(start.serve(settings.warm_timeout));
 
     let begin_drain = || {
@@ -129,7 +144,10 @@ fn about(
         "component_log_level": arguments.value("proxyComponentLogLevel").unwrap_or_default(),
         "istio_version": istio_version,
     });
-    About { node: About::node_json(node), options }
+    About {
+        node: About::node_json(node),
+        options,
+    }
 }
 
 fn readiness(
@@ -143,16 +161,42 @@ fn readiness(
     Readiness::new(move || {
         let certificate = identity.unavailable().map(|why| why.to_string());
         let missing = progress.borrow().missing.clone();
-        waiting_for(&istiod, &status.snapshot(), &missing, certificate.as_deref(), listening.lock().as_deref())
+        waiting_for(
+            &istiod,
+            &status.snapshot(),
+            &missing,
+            certificate.as_deref(),
+            listening.lock().as_deref(),
+        )
     })
 }
 
 async fn serve_pages(ports: &Ports, pages: &Pages) -> Result<(), admin::BindError> {
     use admin::{agent, envoy, server};
-    server::start("administration (ProxyConfig.proxyAdminPort)", ports.admin, envoy::router(pages.clone())).await?;
-    server::start("health and metrics (ProxyConfig.statusPort)", ports.agent, agent::router(pages.clone())).await?;
-    server::start("readiness (ENVOY_STATUS_PORT)", ports.ready, agent::ready_router(pages.clone())).await?;
-    server::start("metrics (ENVOY_PROMETHEUS_PORT)", ports.metrics, agent::metrics_router(pages.clone())).await?;
+    server::start(
+        "administration (ProxyConfig.proxyAdminPort)",
+        ports.admin,
+        envoy::router(pages.clone()),
+    )
+    .await?;
+    server::start(
+        "health and metrics (ProxyConfig.statusPort)",
+        ports.agent,
+        agent::router(pages.clone()),
+    )
+    .await?;
+    server::start(
+        "readiness (ENVOY_STATUS_PORT)",
+        ports.ready,
+        agent::ready_router(pages.clone()),
+    )
+    .await?;
+    server::start(
+        "metrics (ENVOY_PROMETHEUS_PORT)",
+        ports.metrics,
+        agent::metrics_router(pages.clone()),
+    )
+    .await?;
     Ok(())
 }
 

@@ -299,6 +299,16 @@ fn breakers(breakers: Option<CircuitBreakers>, notes: &mut Notes) -> Breakers {
                 notes.ignore("priority", "high priority is not supported");
                 return;
             }
+            for (field, limit) in [
+                ("max_connections", max_connections),
+                ("max_pending_requests", max_pending_requests),
+                ("max_requests", max_requests),
+                ("max_retries", max_retries),
+            ] {
+                if limit.is_some_and(|limit| limit != u32::MAX) {
+                    notes.ignore(field, "the limit is not enforced yet");
+                }
+            }
             limits = Breakers {
                 max_connections: max_connections.unwrap_or(limits.max_connections),
                 max_pending_requests: max_pending_requests.unwrap_or(limits.max_pending_requests),

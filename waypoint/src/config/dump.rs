@@ -22,6 +22,7 @@ const SECRET_FIELDS: [&str; 4] = ["private_key", "password", "session_ticket_key
 
 /// The whole page. `node` is the node of the bootstrap section; endpoints are shown on demand, as in Envoy.
 pub fn config_dump(store: &Store, node: Value, include_endpoints: bool) -> Value {
+    let _held_for_all = cairn_proto::pool();
     let mut configs = vec![
         json!({ "@type": section("BootstrapConfigDump"), "bootstrap": { "node": node } }),
         clusters(store),

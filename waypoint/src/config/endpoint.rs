@@ -257,10 +257,11 @@ fn behind(listener: &str, id: &str, metadata: Option<&Metadata>, notes: &mut Not
             };
             let target =
                 target.ok_or_else(|| notes.malformed("metadata.istio.double_hbone.hbone_target_address", "is missing"))?;
-            Ok(Some(Target::DoubleTunnel {
-                gateway,
-                target: target.into(),
-            }))
+            notes.refuse(
+                "endpoint.address",
+                format!("{target} behind the gateway {gateway} of another network is not reached yet; the endpoint is left out"),
+            );
+            Ok(None)
         }
         // Envoy's own plumbing: from the tunnel into the chains, and from the inner tunnel into the outer one.
         ("main_internal" | "outer_connect_originate", _) => Ok(None),

@@ -348,7 +348,7 @@ fn keepalive(settings: KeepaliveSettings, notes: &mut Notes) -> Result<Keepalive
 }
 
 /// A filter of `connect_terminate`; `true` for the router. What they leave for the inner connection we keep as its facts.
-fn tunnel_filter(filter: HttpFilter, rbac: &mut Vec<Rbac>, notes: &mut Notes) -> Result<bool, Malformed> {
+fn tunnel_filter(filter: HttpFilter, authorization: &mut Vec<Rbac>, notes: &mut Notes) -> Result<bool, Malformed> {
     let HttpFilter {
         name,
         is_optional,
@@ -374,7 +374,7 @@ fn tunnel_filter(filter: HttpFilter, rbac: &mut Vec<Rbac>, notes: &mut Notes) ->
             chain::filter_state_values("on_request_headers", &on_request_headers, notes);
         }
         Typed::Message("envoy.extensions.filters.http.rbac.v3.RBAC", any) => {
-            rbac::http(unpack(any, Unknown::Refuses, notes)?, notes)
+            authorization.push(rbac::tunnel(unpack(any, Unknown::Refuses, notes)?, notes)?);
         }
         Typed::Message("envoy.extensions.filters.http.router.v3.Router", any) => {
             http_filters::router(unpack(any, Unknown::Refuses, notes)?, notes);

@@ -13,7 +13,7 @@ use std::{
 use bytes::{Buf as _, Bytes};
 use cairn_proto::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource as DiscoveryResource};
 use prost::Message as _;
-use prost_reflect::{DescriptorPool, DynamicMessage};
+use prost_reflect::{DynamicMessage};
 use serde_json::Value;
 
 use super::{
@@ -203,6 +203,7 @@ fn messages(path: &Path, mut bytes: Bytes) -> Result<Vec<Answer>, LoadError> {
 }
 
 fn config_dump(path: &Path) -> Result<Vec<Answer>, LoadError> {
+    let _held_for_all = cairn_proto::pool();
     let text = fs::read(path).map_err(|source| LoadError::Read {
         path: path.to_owned(),
         source,
@@ -315,7 +316,7 @@ fn sections(dump: &Value) -> Result<Vec<Answer>, Wrong> {
 
 /// A message in JSON, encoded.
 fn resource(type_url: &str, message: &Value) -> Result<Resource, String> {
-    let pool: &DescriptorPool = cairn_proto::pool();
+    let pool = cairn_proto::pool();
     let given = message.get("@type").and_then(Value::as_str).unwrap_or(type_url);
     if type_name(given) != type_name(type_url) {
         return Err(format!("is a {given} where a {type_url} belongs"));

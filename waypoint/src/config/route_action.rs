@@ -153,6 +153,7 @@ fn forward(action: EnvoyAction, around: &Around, context: &mut Context, notes: &
     forward.host_rewrite = host_rewrite(host_rewrite_specifier, notes)?;
     forward.append_x_forwarded_host = append_x_forwarded_host;
     for (index, policy) in request_mirror_policies.into_iter().enumerate() {
+        notes.ignore("request_mirror_policies", "copies of requests are not sent yet");
         forward
             .mirrors
             .extend(notes.at("request_mirror_policies", index, |notes| mirror(policy, notes))?);

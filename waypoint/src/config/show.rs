@@ -5,12 +5,15 @@
 //! compared line by line.
 
 mod cluster;
+mod rbac;
 mod route;
 
 use std::{
     fmt::{self, Write},
     time::Duration,
 };
+
+use cairn_filters::Filter;
 
 use crate::snapshot::{
     Chain, ChainKind, HttpChain, HttpSettings, Snapshot, TcpChain, Terminate,
@@ -64,6 +67,8 @@ fn tunnels(out: &mut String, terminate: &Terminate) -> fmt::Result {
         tls,
         max_concurrent_streams,
         keepalive,
+        rbac,
+        server: _,
         refuse,
     } = terminate;
     let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
@@ -93,7 +98,8 @@ fn tunnels(out: &mut String, terminate: &Terminate) -> fmt::Result {
     if let Some((interval, timeout)) = keepalive {
         write!(out, "; PING after {}, answer within {}", time(*interval), time(*timeout))?;
     }
-    writeln!(out)
+    writeln!(out)?;
+    rbac.iter().try_for_each(|filter| rbac::write(out, filter, 1))
 }
 
 /// A length of time.
@@ -256,6 +262,11 @@ fn write_http(out: &mut String, chain: &HttpChain) -> fmt::Result {
         "    filters: {names}; metrics: {}; access logs: {logs}",
         if *metrics { "yes" } else { "none" }
     )?;
+    for filter in filters.iter() {
+        if let Filter::Rbac(filter) = filter {
+            rbac::write(out, filter, 2)?;
+        }
+    }
     route::write_table(out, routes)
 }
 
@@ -344,7 +355,9 @@ fn write_tcp(out: &mut String, chain: &TcpChain) -> fmt::Result {
         hash_source_ip,
         access_logs,
         metrics,
+        rbac,
     } = chain;
+    rbac.iter().try_for_each(|filter| rbac::write(out, filter, 2))?;
     match targets.as_slice() {
         [(only, _)] => writeln!(out, "    to {only}")?,
         several => {

@@ -23,10 +23,6 @@ const MAX_REQUEST_LINE: usize = 16 * 1024;
 /// Longest method (llhttp's are shorter).
 const MAX_METHOD: usize = 32;
 
-/// Silence after bytes that may become HTTP: their rest was lost on its way more often than its sender waits for an answer. Longer
-/// than a TCP retransmission takes.
-const UNDECIDED_PATIENCE: Duration = Duration::from_millis(500);
-
 /// How far a look at the first bytes leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Look {

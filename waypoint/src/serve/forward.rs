@@ -145,7 +145,7 @@ impl Attempts<'_> {
             near: tail.exchange.connection.id,
             downstream: tail.exchange.protocol,
             upgrade: journey.upgrading,
-            informational: tail.inner.relay.as_ref(),
+            informational: journey.relay.as_ref(),
         };
         let Some(head) = &tail.exchange.request else {
             return Err(Box::new(nobody()));
@@ -234,6 +234,11 @@ pub fn edit_response(head: &mut ResponseHead, tail: &mut Tail, found: Found<'_>,
     for edits in found.response_edits(weighted) {
         edits.apply_to_response(&mut head.headers, &tail.exchange, &record_alone);
     }
+    name_operation(head, found);
+}
+
+/// Tells the client which operation its route is.
+pub fn name_operation(head: &mut ResponseHead, found: Found<'_>) {
     if let Some(decorator) = found.route.decorator.as_ref().filter(|decorator| decorator.propagate) {
         head.headers.insert(DECORATOR, decorator.operation.clone());
     }

@@ -37,7 +37,8 @@ pub async fn serve(inner: Arc<Inner>, io: InnerIo) {
     let (io, early) = io.watched(limits.max_head.max(MIN_BUFFER), limits.head_timeout, relay.queue.clone());
     let service = service_fn({
         let inner = inner.clone();
-        move |request| answer(inner.clone(), request)
+        // hyper keeps the place of this future while the connection is idle: a box takes less.
+        move |request| Box::pin(answer(inner.clone(), request))
     });
     let connection = http1::Builder::new()
         .half_close(true)
@@ -95,7 +96,7 @@ async fn answer(inner: Arc<Inner>, mut request: Request<hyper::body::Incoming>) 
     let (parts, body) = request.into_parts();
     let protocol = if parts.version == Version::HTTP_10 { Protocol::Http10 } else { Protocol::Http11 };
     let relay = inner.relay.clone();
-    let arrived = Arrived { method: parts.method, uri: parts.uri, headers: parts.headers, protocol, body: Incoming::http1(body), upgrade };
+    let arrived = Arrived { method: parts.method, uri: parts.uri, headers: parts.headers, protocol, body: Incoming::http1(body), upgrade, relay: relay.clone() };
     let mut exchange = pin!(request::serve(inner, arrived));
     let Some(relay) = relay else { return Ok(exchange.await) };
     // An informational answer wakes this connection's task: hyper finds nothing new here, flushes, and the connection writes it.

@@ -3,7 +3,7 @@
 //! h2 directly: every request is a task of its own, so that the requests of one connection use all cores; its answer leaves as the
 //! client's window allows.
 
-use std::{future::poll_fn, sync::Arc};
+use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll};
 
 use bytes::Bytes;
 use cairn_exchange::Protocol;
@@ -20,6 +20,7 @@ use crate::{
     body::Incoming,
     pump::pump,
     snapshot::{ChainKind, HttpSettings},
+    upstream::InformationalRelay,
 };
 
 /// Streams at once, where the configuration does not say: Envoy's default is without bound, ours is not.
@@ -95,6 +96,7 @@ fn join_cookies(headers: &mut HeaderMap) {
 async fn answer(inner: Arc<Inner>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
     let (mut parts, body) = request.into_parts();
     join_cookies(&mut parts.headers);
+    let relay: Arc<InformationalRelay> = Arc::default();
     let arrived = Arrived {
         method: parts.method,
         uri: parts.uri,
@@ -102,12 +104,24 @@ async fn answer(inner: Arc<Inner>, request: Request<RecvStream>, mut respond: Se
         protocol: Protocol::Http2,
         body: Incoming::http2(body),
         upgrade: None,
+        relay: Some(relay.clone()),
     };
-    let response = tokio::select! {
-        response = request::serve(inner, arrived) => response,
-        // The client gave up: dropping the exchange gives up the request upstream too.
-        _ = poll_fn(|cx| respond.poll_reset(cx)) => return,
-    };
+    let mut exchange = pin!(request::serve(inner, arrived));
+    let response = poll_fn(|cx| {
+        relay.connection.register(cx.waker());
+        let answered = exchange.as_mut().poll(cx);
+        for early in relay.queue.take() {
+            // Advice only: a client that does not take it misses nothing.
+            let _ = respond.send_informational(early);
+        }
+        match answered {
+            Poll::Ready(response) => Poll::Ready(Some(response)),
+            // The client gave up: dropping the exchange gives up the request upstream too.
+            Poll::Pending => respond.poll_reset(cx).map(|_| None),
+        }
+    })
+    .await;
+    let Some(response) = response else { return };
     let (parts, body) = response.into_parts();
     let mut head = Response::new(());
     *head.status_mut() = parts.status;

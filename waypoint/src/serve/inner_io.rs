@@ -35,7 +35,7 @@ const MAX_INFORMATIONAL: usize = 16;
 #[derive(Debug, Default)]
 pub struct Informational {
     waiting: AtomicBool,
-    queue: Mutex<Vec<Bytes>>,
+    queue: Mutex<Vec<http::Response<()>>>,
 }
 
 /// What the connection reads and writes.
@@ -75,7 +75,7 @@ pub struct Early {
 
 impl Informational {
     /// Puts an answer where the connection will write it; the connection's task has to be polled afterwards.
-    pub fn push(&self, answer: Bytes) {
+    pub fn push(&self, answer: http::Response<()>) {
         let mut queue = self.queue.lock();
         if queue.len() < MAX_INFORMATIONAL {
             queue.push(answer);
@@ -88,16 +88,29 @@ impl Informational {
         self.waiting.load(Ordering::Acquire)
     }
 
-    fn take(&self) -> Bytes {
+    /// Takes what waits.
+    pub fn take(&self) -> Vec<http::Response<()>> {
         if !self.waiting.swap(false, Ordering::AcqRel) {
-            return Bytes::new();
+            return Vec::new();
         }
-        let mut queue = self.queue.lock();
-        let all = queue.drain(..).fold(bytes::BytesMut::new(), |mut all, next| {
-            all.extend_from_slice(&next);
-            all
-        });
-        all.freeze()
+        std::mem::take(&mut *self.queue.lock())
+    }
+
+    /// Takes what waits, as HTTP/1.1.
+    fn take_http1(&self) -> Bytes {
+        let mut text = Vec::new();
+        for answer in self.take() {
+            let status = answer.status();
+            text.extend_from_slice(format!("HTTP/1.1 {} {}\r\n", status.as_u16(), status.canonical_reason().unwrap_or("")).as_bytes());
+            for (name, value) in answer.headers() {
+                text.extend_from_slice(name.as_str().as_bytes());
+                text.extend_from_slice(b": ");
+                text.extend_from_slice(value.as_bytes());
+                text.extend_from_slice(b"\r\n");
+            }
+            text.extend_from_slice(b"\r\n");
+        }
+        text.into()
     }
 }
 
@@ -180,7 +193,7 @@ impl InnerIo {
             return Poll::Ready(Ok(()));
         };
         if begin && watch.writing.is_empty() {
-            watch.writing = watch.informational.take();
+            watch.writing = watch.informational.take_http1();
         }
         while !watch.writing.is_empty() {
             ready!(stream.poll_send(cx, &mut watch.writing, false))?;

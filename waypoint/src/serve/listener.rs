@@ -8,6 +8,7 @@ use std::{
 };
 
 use cairn_hbone::{Peer, drain};
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
     time::{sleep, timeout},
@@ -27,7 +28,7 @@ const BACKLOG: i32 = 4096;
 /// Opens a listening socket. One for IPv6 takes IPv6 only, as Envoy's: in clusters of both families istiod names `0.0.0.0` and `[::]`,
 /// and both have to be there.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }

@@ -28,6 +28,7 @@ use super::{
 use crate::{
     body::{Incoming, RequestSource},
     snapshot::{ChainKind, HttpChain, HttpSettings, Snapshot},
+    upstream::InformationalRelay,
 };
 
 /// A request as its protocol's reader hands it over.
@@ -44,6 +45,8 @@ pub struct Arrived {
     pub body: Incoming,
     /// The client's side of an upgrade that it asks for.
     pub upgrade: Option<OnUpgrade>,
+    /// Where informational answers go.
+    pub relay: Option<Arc<InformationalRelay>>,
 }
 
 /// A request on its way; what the steps share.
@@ -58,6 +61,8 @@ pub struct Journey<'a> {
     pub random: u64,
     /// The client's side of an upgrade.
     pub upgrade: Option<OnUpgrade>,
+    /// Where informational answers go.
+    pub relay: Option<Arc<InformationalRelay>>,
     /// Whether the client asked for an upgrade that the chain serves.
     pub upgrading: bool,
 }
@@ -66,7 +71,7 @@ pub struct Journey<'a> {
 pub async fn serve(inner: Arc<Inner>, arrived: Arrived) -> Response<ResponseBody> {
     let (snapshot, chain) = inner.http_chain();
     let name = chain.as_ref().map_or_else(|| inner.connection.authority.clone(), |chain| chain.name.clone());
-    let Arrived { method, uri, headers, protocol, body, upgrade } = arrived;
+    let Arrived { method, uri, headers, protocol, body, upgrade, relay } = arrived;
     let mut exchange = Exchange::begin(protocol, inner.connection.clone(), name, snapshot.version);
     let scheme_given = uri.scheme().is_some();
     let head = head_of(method, uri, headers);
@@ -91,7 +96,7 @@ pub async fn serve(inner: Arc<Inner>, arrived: Arrived) -> Response<ResponseBody
     if let Some(problem) = problem {
         return local(tail, Some(http), reply::bad_request(problem), false, true);
     }
-    let journey = Journey { snapshot: &snapshot, http, tail, random: fastrand::u64(..), upgrade, upgrading: false };
+    let journey = Journey { snapshot: &snapshot, http, tail, random: fastrand::u64(..), upgrade, relay, upgrading: false };
     journey.go(scheme_given, body).await
 }
 
@@ -137,7 +142,7 @@ impl Journey<'_> {
         let mut body = body;
         match self.decode(&mut body).await {
             Ok(()) => self.keep(body),
-            Err((reply, close)) => return self.reply_closing(*reply, close),
+            Err((reply, close)) => return self.reply_of_filter(*reply, close),
         }
         let head = match &self.tail.exchange.request {
             Some(head) => head,
@@ -247,11 +252,13 @@ impl Journey<'_> {
         }
         let arrival =
             Arrival { tls: false, scheme_given, port: connection.service_port, remote: connection.remote_address.ip() };
-        settings.incoming.prepare(head, arrival, || {
+        let origin = settings.incoming.prepare(head, arrival, || {
             let id = uuid::Uuid::new_v4();
             let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
             HeaderValue::from_str(id.hyphenated().encode_lower(&mut text)).unwrap_or(HeaderValue::from_static(""))
         });
+        // The header has no port.
+        exchange.client_address = (origin.address != arrival.remote).then(|| SocketAddr::new(origin.address, 0));
         trace_reason(settings, &mut head.headers);
         normalize(settings, head)
     }
@@ -278,6 +285,24 @@ impl Journey<'_> {
     fn reply_closing(self, reply: LocalReply, close: bool) -> Response<ResponseBody> {
         let grpc = self.tail.exchange.is_grpc();
         local(self.tail, Some(self.http), reply, grpc, close)
+    }
+
+    /// Answers for a filter. The route that the request would have taken is told all the same, as Envoy chooses it before its
+    /// filters; the route's edits are not made. A client that waits for its upgrade has not ended its request.
+    fn reply_of_filter(mut self, reply: LocalReply, close: bool) -> Response<ResponseBody> {
+        let grpc = self.tail.exchange.is_grpc();
+        let close = close || self.upgrading;
+        let facts = Facts { random: self.random, metadata: &no_metadata };
+        let found = self.tail.exchange.request.as_ref().and_then(|head| self.http.routes.find(head, facts));
+        let Some(found) = found else { return self.reply_closing(reply, close) };
+        self.tail.exchange.route = found.route.name.clone();
+        if let RouteAction::Forward(to) = &found.route.action {
+            let (name, _) = to.target.choose(self.random);
+            self.tail.exchange.cluster = self.snapshot.clusters.get(name).map(|cluster| cluster.facts.clone());
+        }
+        let (mut head, body) = begin_reply(&mut self.tail, reply, grpc);
+        forward::name_operation(&mut head, found);
+        end_reply(self.tail, Some(self.http), head, body, close)
     }
 
     /// Answers with what the route says, edited as it says.

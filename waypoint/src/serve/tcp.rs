@@ -35,31 +35,37 @@ const MAX_TRIES: u32 = 3;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// A port that is declared as TCP: connects first, then answers.
-pub async fn declared(inner: Arc<Inner>, snapshot: &Snapshot, chain: &Arc<Chain>, connect: Connect) {
+pub async fn declared(inner: Arc<Inner>, snapshot: Arc<Snapshot>, chain: Arc<Chain>, connect: Connect) {
     let mut connect = connect;
     let opened = tokio::select! {
-        opened = Passage::open(&inner, snapshot, chain) => opened,
+        opened = Box::pin(Passage::open(&inner, &snapshot, &chain, Tells::Failure)) => opened,
         () = connect.cancelled() => {
             tracing::info!(authority = %inner.connection.authority, client = %inner.connection.remote_address, "CONNECT cancelled before its endpoint was connected");
             return;
         }
     };
+    drop((snapshot, chain));
     let mut passage = match opened {
         Ok(passage) => passage,
         Err(refused) => {
-            tunnel::refuse(&inner, connect, refused.status, &refused.why);
+            match refused.denied {
+                true => tunnel::deny(&inner, connect, &refused.why),
+                false => tunnel::refuse(&inner, connect, refused.status, &refused.why),
+            }
             return;
         }
     };
-    match connect.accept(tunnel::answer_headers()) {
+    match connect.accept(tunnel::answer_headers(&inner)) {
         Ok(stream) => passage.run(stream, Bytes::new()).await,
         Err(_) => passage.close(End::ClientGone),
     }
 }
 
 /// A port whose protocol was found out: the CONNECT has been answered.
-pub async fn detected(inner: Arc<Inner>, snapshot: &Snapshot, chain: &Arc<Chain>, stream: TunnelStream, held: Bytes) {
-    match Passage::open(&inner, snapshot, chain).await {
+pub async fn detected(inner: Arc<Inner>, snapshot: Arc<Snapshot>, chain: Arc<Chain>, stream: TunnelStream, held: Bytes) {
+    let opened = Box::pin(Passage::open(&inner, &snapshot, &chain, Tells::Failure)).await;
+    drop((snapshot, chain));
+    match opened {
         Ok(passage) => passage.run(stream, held).await,
         Err(refused) => {
             tracing::info!(authority = %inner.connection.authority, client = %inner.connection.remote_address, why = %refused.why, "connection refused");
@@ -86,7 +92,13 @@ pub async fn whoever_speaks_first(
     let as_bytes = Arc::new(inner.also_speaking(Spoken::Other));
     let (snapshot, serves) = as_bytes.serves();
     let mut passage = match serves {
-        Serves::Tcp(chain) => Passage::open(&as_bytes, &snapshot, &chain).await.ok(),
+        Serves::Tcp(chain) => match Passage::open(&as_bytes, &snapshot, &chain, Tells::Nothing).await {
+            Ok(passage) => Some(passage),
+            Err(refused) => {
+                tracing::info!(authority = %inner.connection.authority, client = %inner.connection.remote_address, why = %refused.why, "no endpoint for a silent client; it may still speak HTTP");
+                None
+            }
+        },
         Serves::Http(_) | Serves::Detect | Serves::Nobody(_) => None,
     };
     drop(snapshot);
@@ -120,6 +132,17 @@ pub async fn whoever_speaks_first(
 struct Refused {
     status: StatusCode,
     why: String,
+    /// By policy, whose name is nothing that the client is told.
+    denied: bool,
+}
+
+/// What is told of a connection that does not come about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tells {
+    /// Why: to logs and metrics.
+    Failure,
+    /// Nothing: another protocol may be spoken in the end.
+    Nothing,
 }
 
 /// How a connection ended.
@@ -151,29 +174,36 @@ pub struct Passage {
 
 impl Passage {
     /// Decides, and connects.
-    async fn open(inner: &Arc<Inner>, snapshot: &Snapshot, chain: &Arc<Chain>) -> Result<Self, Refused> {
+    async fn open(inner: &Arc<Inner>, snapshot: &Snapshot, chain: &Arc<Chain>, tells: Tells) -> Result<Self, Refused> {
         let mut exchange = Exchange::begin(Protocol::Tcp, inner.connection.clone(), chain.name.clone(), snapshot.version);
         let tcp = match (&chain.kind, &chain.refuse) {
             (_, Some(refusal)) => {
                 exchange.because(ResponseFlags::NONE, "chain_not_supported");
                 let why = format!("this service has a rule that its waypoint does not support: {}", refusal.reason);
-                return Err(Refused { status: StatusCode::FORBIDDEN, why });
+                return Err(Refused { status: StatusCode::FORBIDDEN, why, denied: false });
             }
             (ChainKind::Tcp(tcp), None) => tcp,
             (ChainKind::Http(_) | ChainKind::Refused { .. }, None) => {
-                return Err(Refused { status: StatusCode::FORBIDDEN, why: "this chain does not pass bytes".into() });
+                return Err(Refused { status: StatusCode::FORBIDDEN, why: "this chain does not pass bytes".into(), denied: false });
             }
         };
-        let refused = |exchange: Exchange, flags, why: String| {
-            tell_failure(inner, tcp, exchange, flags, &why);
-            Refused { status: StatusCode::SERVICE_UNAVAILABLE, why }
+        let refused = |mut exchange: Exchange, flags, why: String| {
+            exchange.because(flags, why.clone());
+            tell(inner, tcp, exchange, tells);
+            Refused { status: StatusCode::SERVICE_UNAVAILABLE, why, denied: false }
         };
         let cluster = tcp.choose(fastrand::u64(..)).and_then(|name| snapshot.clusters.get(name));
+        exchange.cluster = cluster.map(|cluster| cluster.facts.clone());
+        if let Err(denied) = tcp.rbac.check(&mut exchange) {
+            let why = denied.details();
+            exchange.termination_details = Some(why.clone().into());
+            tell(inner, tcp, exchange, tells);
+            return Err(Refused { status: StatusCode::FORBIDDEN, why, denied: true });
+        }
         let Some(cluster) = cluster else {
             let why = format!("the cluster of {} does not exist", chain.name);
             return Err(refused(exchange, ResponseFlags::NO_CLUSTER_FOUND, why));
         };
-        exchange.cluster = Some(cluster.facts.clone());
         let original = super::request::original(inner);
         let mut picking = Picking::new(cluster);
         let mut last = None;
@@ -327,8 +357,11 @@ impl Drop for Passage {
     }
 }
 
-fn tell_failure(inner: &Inner, tcp: &TcpChain, mut exchange: Exchange, flags: ResponseFlags, why: &str) {
-    exchange.because(flags, why.to_owned());
+/// Tells of a connection that never reached an endpoint.
+fn tell(inner: &Inner, tcp: &TcpChain, mut exchange: Exchange, tells: Tells) {
+    if tells == Tells::Nothing {
+        return;
+    }
     exchange.moments.last_sent = Some(exchange.elapsed());
     if tcp.metrics.is_some() {
         inner.proxy.istio.report_open(&exchange).close(&exchange);

@@ -50,7 +50,8 @@ pub struct Environment(BTreeMap<String, String>);
 impl Environment {
     /// The process's own. Variables that are no text are left out.
     pub fn of_process() -> Self {
-        let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+        let text =
+            |(name, value): (std::ffi::OsString, std::ffi::OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
         Self(std::env::vars_os().filter_map(text).collect())
     }
 
@@ -102,24 +103,37 @@ impl Environment {
 
     /// Anything that is read from text.
     pub fn parsed<T: FromStr>(&self, name: &str, accepted: &'static str) -> Result<Option<T>, SettingError> {
-        self.text(name).map(|value| value.parse().map_err(|_| wrong(name, value, accepted))).transpose()
+        self.text(name)
+            .map(|value| value.parse().map_err(|_| wrong(name, value, accepted)))
+            .transpose()
     }
 
     /// Variables that start with `prefix`, without it.
     pub fn prefixed<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a str, &'a str)> {
-        self.0.iter().filter_map(move |(name, value)| Some((name.strip_prefix(prefix)?, value.as_str())))
+        self.0
+            .iter()
+            .filter_map(move |(name, value)| Some((name.strip_prefix(prefix)?, value.as_str())))
     }
 }
 
 impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for Environment {
     fn from_iter<I: IntoIterator<Item = (N, V)>>(variables: I) -> Self {
-        Self(variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
+        Self(
+            variables
+                .into_iter()
+                .map(|(name, value)| (name.into(), value.into()))
+                .collect(),
+        )
     }
 }
 
 /// The sentence about a value.
 pub(super) fn wrong(name: &str, value: impl Display, accepted: &'static str) -> SettingError {
-    SettingError::Value { name: name.to_owned(), value: value.to_string(), accepted }
+    SettingError::Value {
+        name: name.to_owned(),
+        value: value.to_string(),
+        accepted,
+    }
 }
 
 /// A truth value.
@@ -133,7 +147,11 @@ pub(crate) fn flag(name: &str, value: &str) -> Result<bool, SettingError> {
 
 /// A port.
 pub(crate) fn port(name: &str, value: &str) -> Result<u16, SettingError> {
-    value.parse().ok().filter(|port| *port != 0).ok_or_else(|| wrong(name, value, "a port from 1 to 65535"))
+    value
+        .parse()
+        .ok()
+        .filter(|port| *port != 0)
+        .ok_or_else(|| wrong(name, value, "a port from 1 to 65535"))
 }
 
 /// A time as Go writes it, `1h30m`, `1.5s`, `100ms`; protobuf's JSON form (`5s`) is one of these.
@@ -164,7 +182,9 @@ fn go_duration(text: &str) -> Option<Duration> {
         seconds += number.parse::<f64>().ok()? * scale;
         rest = tail;
     }
-    (!text.is_empty()).then(|| Duration::try_from_secs_f64(seconds).ok()).flatten()
+    (!text.is_empty())
+        .then(|| Duration::try_from_secs_f64(seconds).ok())
+        .flatten()
 }
 
 #[cfg(test)]
@@ -197,8 +217,16 @@ mod tests {
 
     #[test]
     fn a_value_that_means_nothing_is_named_with_what_is_accepted() {
-        let environment: Environment =
-            [("A", "maybe"), ("B", "5"), ("C", "70000"), ("D", "1.5"), ("E", "x"), ("EMPTY", "")].into_iter().collect();
+        let environment: Environment = [
+            ("A", "maybe"),
+            ("B", "5"),
+            ("C", "70000"),
+            ("D", "1.5"),
+            ("E", "x"),
+            ("EMPTY", ""),
+        ]
+        .into_iter()
+        .collect();
         let sentences = [
             environment.flag("A", true).unwrap_err().to_string(),
             environment.duration("B", Duration::ZERO).unwrap_err().to_string(),

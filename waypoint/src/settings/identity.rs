@@ -34,7 +34,11 @@ pub(super) fn source(asked: &Asked<'_>) -> Result<Source, SettingError> {
     let Asked { environment, pod, .. } = asked;
     let name = environment.text_or("WORKLOAD_IDENTITY_SOCKET_FILE", SOCKET);
     if name.contains('/') || name == ".." {
-        return Err(wrong("WORKLOAD_IDENTITY_SOCKET_FILE", name, "the name of a file without folders"));
+        return Err(wrong(
+            "WORKLOAD_IDENTITY_SOCKET_FILE",
+            name,
+            "the name of a file without folders",
+        ));
     }
     let path = format!("{SOCKET_FOLDER}/{name}");
     // A socket that is named is waited for; the usual one is used when it is there.
@@ -52,7 +56,11 @@ pub(super) fn source(asked: &Asked<'_>) -> Result<Source, SettingError> {
     for files in MOUNTED {
         if files.iter().all(|path| pod.has(path)) {
             let [chain, key, root] = files;
-            return Ok(Source::Files { chain: chain.into(), key: key.into(), root: root.into() });
+            return Ok(Source::Files {
+                chain: chain.into(),
+                key: key.into(),
+                root: root.into(),
+            });
         }
     }
     Ok(Source::CertificateAuthority(authority(asked)?))
@@ -63,10 +71,17 @@ fn authority(asked: &Asked<'_>) -> Result<CaSettings, SettingError> {
     let trust_domain = environment.text_or("TRUST_DOMAIN", "cluster.local");
     if trust_domain.contains('/') {
         // It would read as another trust domain with a longer path.
-        return Err(wrong("TRUST_DOMAIN", trust_domain, "a name without slashes, such as cluster.local,"));
+        return Err(wrong(
+            "TRUST_DOMAIN",
+            trust_domain,
+            "a name without slashes, such as cluster.local,",
+        ));
     }
-    let id = SpiffeId::workload(trust_domain, asked.required("POD_NAMESPACE")?, asked.service_account()?)
-        .map_err(|error| SettingError::Refused(format!("TRUST_DOMAIN, POD_NAMESPACE and SERVICE_ACCOUNT make no identity: {error}")))?;
+    let id = SpiffeId::workload(trust_domain, asked.required("POD_NAMESPACE")?, asked.service_account()?).map_err(|error| {
+        SettingError::Refused(format!(
+            "TRUST_DOMAIN, POD_NAMESPACE and SERVICE_ACCOUNT make no identity: {error}"
+        ))
+    })?;
     let address = environment.text_or("CA_ADDR", asked.discovery_address());
     let mut settings = CaSettings::new(address, id);
     settings.server_name = environment.text("ISTIOD_SAN").map(str::to_owned);
@@ -78,7 +93,11 @@ fn authority(asked: &Asked<'_>) -> Result<CaSettings, SettingError> {
     settings.cert_signer = environment.text("ISTIO_META_CERT_SIGNER").map(str::to_owned);
     settings.ttl = environment.duration("SECRET_TTL", settings.ttl)?;
     if settings.ttl < Duration::from_secs(1) {
-        return Err(wrong("SECRET_TTL", environment.text_or("SECRET_TTL", ""), "a time of a second or more, such as 24h,"));
+        return Err(wrong(
+            "SECRET_TTL",
+            environment.text_or("SECRET_TTL", ""),
+            "a time of a second or more, such as 24h,",
+        ));
     }
     settings.renew_ratio = environment.ratio("SECRET_GRACE_PERIOD_RATIO", settings.renew_ratio)?;
     settings.renew_jitter = environment.ratio("SECRET_GRACE_PERIOD_RATIO_JITTER", settings.renew_jitter)?;

@@ -26,12 +26,18 @@ const SYSTEM_BUNDLES: [&str; 4] = [
 pub(super) fn settings(asked: &Asked<'_>, istio_version: &str) -> Result<cairn_xds::Settings, SettingError> {
     let Asked { environment, .. } = asked;
     let given = asked.discovery_address();
-    let address: Address = given.parse().map_err(|error: SettingsError| SettingError::Refused(error.to_string()))?;
+    let address: Address = given
+        .parse()
+        .map_err(|error: SettingsError| SettingError::Refused(error.to_string()))?;
     let server_name = environment.text_or("ISTIOD_SAN", address.default_server_name()).to_owned();
     let tls = if asked.plaintext() {
         Tls::Plaintext
     } else {
-        Tls::Verified(TlsFiles { roots: roots(asked)?.into(), server_name, client_certificate: client_certificate(asked)? })
+        Tls::Verified(TlsFiles {
+            roots: roots(asked)?.into(),
+            server_name,
+            client_certificate: client_certificate(asked)?,
+        })
     };
     let node = node(asked, &address, istio_version)?.build();
     let mut settings = cairn_xds::Settings::new(address, tls, node);
@@ -57,7 +63,9 @@ fn roots(asked: &Asked<'_>) -> Result<String, SettingError> {
             let there = SYSTEM_BUNDLES.into_iter().find(|path| pod.has(path));
             let none = || {
                 let remedy = "install the package ca-certificates";
-                SettingError::Refused(format!("XDS_ROOT_CA=SYSTEM, but the system has no root certificates: {remedy}"))
+                SettingError::Refused(format!(
+                    "XDS_ROOT_CA=SYSTEM, but the system has no root certificates: {remedy}"
+                ))
             };
             return there.map(str::to_owned).ok_or_else(none);
         }
@@ -74,7 +82,8 @@ fn roots(asked: &Asked<'_>) -> Result<String, SettingError> {
         return asked.required("ISTIO_META_TLS_CLIENT_ROOT_CERT").map(str::to_owned);
     }
     if environment.text("PILOT_CERT_PROVIDER") == Some("none") {
-        let words = "PILOT_CERT_PROVIDER=none leaves nothing to verify istiod by: set XDS_ROOT_CA to a file with its roots, or to SYSTEM";
+        let words =
+            "PILOT_CERT_PROVIDER=none leaves nothing to verify istiod by: set XDS_ROOT_CA to a file with its roots, or to SYSTEM";
         return Err(SettingError::Refused(words.to_owned()));
     }
     Ok(ROOT.to_owned())
@@ -84,7 +93,10 @@ fn client_certificate(asked: &Asked<'_>) -> Result<Option<ClientCertificate>, Se
     let Asked { environment, .. } = asked;
     if let Some(folder) = environment.text("PROV_CERT") {
         let file = |name: &str| format!("{folder}/{name}").into();
-        return Ok(Some(ClientCertificate { chain: file("cert-chain.pem"), key: file("key.pem") }));
+        return Ok(Some(ClientCertificate {
+            chain: file("cert-chain.pem"),
+            key: file("key.pem"),
+        }));
     }
     if environment.flag("FILE_MOUNTED_CERTS", false)? {
         let chain = asked.required("ISTIO_META_TLS_CLIENT_CERT_CHAIN")?.into();
@@ -95,9 +107,14 @@ fn client_certificate(asked: &Asked<'_>) -> Result<Option<ClientCertificate>, Se
 }
 
 fn node(asked: &Asked<'_>, address: &Address, istio_version: &str) -> Result<NodeBuilder, SettingError> {
-    let Asked { arguments, environment, config, pod } = asked;
+    let Asked {
+        arguments,
+        environment,
+        config,
+        pod,
+    } = asked;
     let pod_namespace = asked.required("POD_NAMESPACE")?.to_owned();
-    let instance_ip = asked.instance_ip()?.ok_or_else(|| SettingError::Missing {
+    let instance_ip = asked.instance_ip()?.ok_or(SettingError::Missing {
         name: "INSTANCE_IP",
         remedy: "istiod's pod template sets it from the pod (downward API)",
     })?;
@@ -117,7 +134,11 @@ fn node(asked: &Asked<'_>, address: &Address, istio_version: &str) -> Result<Nod
     }
     let dns_domain = arguments.value("domain").unwrap_or(&default_domain).to_owned();
     if dns_domain.contains('~') {
-        return Err(wrong("--domain", dns_domain, "a DNS domain such as NAMESPACE.svc.cluster.local"));
+        return Err(wrong(
+            "--domain",
+            dns_domain,
+            "a DNS domain such as NAMESPACE.svc.cluster.local",
+        ));
     }
     Ok(NodeBuilder {
         pod_name: asked.required("POD_NAME")?.to_owned(),

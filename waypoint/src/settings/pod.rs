@@ -166,9 +166,13 @@ mod tests {
 
     #[test]
     fn labels_are_read_as_the_downward_api_writes_them() {
-        let text = "app=\"web\"\nproxy.istio.io/config=\"a: 1\\nb: \\\"x\\\"\\n\"\nname=\"\\xc3\\xa4\\u00e4\"\nbroken\nodd=\"\\q\"\n";
+        let text =
+            "app=\"web\"\nproxy.istio.io/config=\"a: 1\\nb: \\\"x\\\"\\n\"\nname=\"\\xc3\\xa4\\u00e4\"\nbroken\nodd=\"\\q\"\n";
         let want = [("app", "web"), ("name", "ää"), ("proxy.istio.io/config", "a: 1\nb: \"x\"\n")];
-        assert_eq!(downward(text), want.map(|(key, value)| (key.to_owned(), value.to_owned())).into());
+        assert_eq!(
+            downward(text),
+            want.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
+        );
     }
 
     #[test]

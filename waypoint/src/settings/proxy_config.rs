@@ -86,7 +86,11 @@ fn named(field: &str) -> String {
 }
 
 fn read(name: &str, text: &str) -> Result<Map<String, Value>, SettingError> {
-    let unreadable = |reason| SettingError::Unreadable { name: name.to_owned(), form: "JSON or YAML", reason };
+    let unreadable = |reason| SettingError::Unreadable {
+        name: name.to_owned(),
+        form: "JSON or YAML",
+        reason,
+    };
     let value: Value = serde_saphyr::from_str(text).map_err(|error| unreadable(first_line(&error.to_string())))?;
     match value {
         Value::Object(fields) => Ok(fields),
@@ -119,10 +123,14 @@ mod tests {
     #[test]
     fn the_annotation_lies_over_the_variable() {
         let variable = r#"{"discoveryAddress":"istiod-canary.istio-system.svc:15012","terminationDrainDuration":"20s","proxyMetadata":{"A":"1","B":"2"}}"#;
-        let annotation = "terminationDrainDuration: 1m\nconcurrency: 3\nproxyMetadata:\n  B: \"3\"\nholdApplicationUntilProxyStarts: true\n";
+        let annotation =
+            "terminationDrainDuration: 1m\nconcurrency: 3\nproxyMetadata:\n  B: \"3\"\nholdApplicationUntilProxyStarts: true\n";
         let config = ProxyConfig::merge(Some(variable), Some(annotation)).unwrap();
         assert_eq!(config.text("discoveryAddress"), Some("istiod-canary.istio-system.svc:15012"));
-        assert_eq!(config.duration("terminationDrainDuration", Duration::ZERO), Ok(Duration::from_secs(60)));
+        assert_eq!(
+            config.duration("terminationDrainDuration", Duration::ZERO),
+            Ok(Duration::from_secs(60))
+        );
         assert_eq!(config.number("concurrency", ""), Ok(Some(3)));
         assert_eq!(config.metadata().collect::<Vec<_>>(), [("A", "1"), ("B", "3")]);
         assert_eq!(config.json().get("holdApplicationUntilProxyStarts"), Some(&json!(true)));
@@ -133,7 +141,10 @@ mod tests {
         for text in [None, Some(""), Some("{}"), Some("  \n")] {
             let config = ProxyConfig::merge(text, None).unwrap();
             assert_eq!(config.port("statusPort", 15020), Ok(15020));
-            assert_eq!(config.duration("terminationDrainDuration", Duration::from_secs(5)), Ok(Duration::from_secs(5)));
+            assert_eq!(
+                config.duration("terminationDrainDuration", Duration::from_secs(5)),
+                Ok(Duration::from_secs(5))
+            );
         }
     }
 
@@ -141,17 +152,33 @@ mod tests {
     fn what_cannot_be_read_is_one_sentence() {
         let cases = [
             (r#"{"a":"#, "PROXY_CONFIG cannot be read as JSON or YAML: "),
-            ("[1, 2]", "PROXY_CONFIG cannot be read as JSON or YAML: it is not an object with fields"),
+            (
+                "[1, 2]",
+                "PROXY_CONFIG cannot be read as JSON or YAML: it is not an object with fields",
+            ),
         ];
         for (text, start) in cases {
             let error = ProxyConfig::merge(Some(text), None).unwrap_err().to_string();
             assert!(error.starts_with(start) && !error.contains('\n'), "{error}");
         }
-        let config = ProxyConfig::merge(Some(r#"{"statusPort": 70000, "drainDuration": 45, "concurrency": "many"}"#), None).unwrap();
+        let config = ProxyConfig::merge(
+            Some(r#"{"statusPort": 70000, "drainDuration": 45, "concurrency": "many"}"#),
+            None,
+        )
+        .unwrap();
         for (error, want) in [
-            (config.port("statusPort", 1).unwrap_err(), "PROXY_CONFIG.statusPort=\"70000\" cannot be used"),
-            (config.duration("drainDuration", Duration::ZERO).unwrap_err(), "PROXY_CONFIG.drainDuration=\"45\" cannot be used"),
-            (config.number("concurrency", "a number").unwrap_err(), "PROXY_CONFIG.concurrency=\"\\\"many\\\"\" cannot be used"),
+            (
+                config.port("statusPort", 1).unwrap_err(),
+                "PROXY_CONFIG.statusPort=\"70000\" cannot be used",
+            ),
+            (
+                config.duration("drainDuration", Duration::ZERO).unwrap_err(),
+                "PROXY_CONFIG.drainDuration=\"45\" cannot be used",
+            ),
+            (
+                config.number("concurrency", "a number").unwrap_err(),
+                "PROXY_CONFIG.concurrency=\"\\\"many\\\"\" cannot be used",
+            ),
         ] {
             assert!(error.to_string().starts_with(want), "{error}");
         }

@@ -36,7 +36,10 @@ fn settings(variables: &[(&str, &str)]) -> Settings {
 }
 
 fn pod_with(files: &[&str]) -> Pod {
-    Pod { present: Present::Only(files.iter().map(|path| (*path).to_owned()).collect()), ..Pod::default() }
+    Pod {
+        present: Present::Only(files.iter().map(|path| (*path).to_owned()).collect()),
+        ..Pod::default()
+    }
 }
 
 fn authority(settings: &Settings) -> &cairn_identity::CaSettings {
@@ -57,14 +60,23 @@ fn roots(settings: &Settings) -> String {
 fn the_templates_environment_needs_nothing_else() {
     let settings = settings(&[]);
     assert_eq!(settings.istiod.address.to_string(), "istiod.istio-system.svc:15012");
-    assert_eq!(settings.istiod.node.id, "waypoint~10.244.1.7~waypoint-7c9-abc.app~app.svc.cluster.local");
+    assert_eq!(
+        settings.istiod.node.id,
+        "waypoint~10.244.1.7~waypoint-7c9-abc.app~app.svc.cluster.local"
+    );
     assert_eq!(settings.istiod.node.cluster, "waypoint.app");
     assert_eq!(settings.istiod.headers, [("ClusterID".to_owned(), "Kubernetes".to_owned())]);
-    assert_eq!(settings.istiod.token_file.as_deref(), Some("./var/run/secrets/tokens/istio-token".as_ref()));
+    assert_eq!(
+        settings.istiod.token_file.as_deref(),
+        Some("./var/run/secrets/tokens/istio-token".as_ref())
+    );
     assert_eq!(roots(&settings), "./var/run/secrets/istio/root-cert.pem");
     let ca = authority(&settings);
     assert_eq!(ca.id.as_str(), "spiffe://cluster.local/ns/app/sa/waypoint");
-    assert_eq!((ca.address.as_str(), ca.plaintext, ca.ttl.as_secs()), ("istiod.istio-system.svc:15012", false, 86_400));
+    assert_eq!(
+        (ca.address.as_str(), ca.plaintext, ca.ttl.as_secs()),
+        ("istiod.istio-system.svc:15012", false, 86_400)
+    );
     assert_eq!(
         settings.ports,
         Ports {
@@ -76,7 +88,10 @@ fn the_templates_environment_needs_nothing_else() {
     );
     assert_eq!(settings.drain, DrainSettings::default());
     assert_eq!(settings.workers, Some(2));
-    assert_eq!((settings.istio_version.as_str(), settings.network.as_str(), settings.peers), (ISTIO_VERSION, "", ADDRESSES));
+    assert_eq!(
+        (settings.istio_version.as_str(), settings.network.as_str(), settings.peers),
+        (ISTIO_VERSION, "", ADDRESSES)
+    );
 }
 
 #[test]
@@ -96,15 +111,27 @@ fn ports_and_times_are_those_of_proxy_config_and_environment() {
         ("CAIRN_WORKLOAD_TYPE", "workload"),
         ("ISTIO_META_NETWORK", "net-1"),
     ]);
-    let Ports { admin, agent, ready, metrics } = settings.ports;
+    let Ports {
+        admin,
+        agent,
+        ready,
+        metrics,
+    } = settings.ports;
     assert_eq!([admin, agent, ready].map(|address| address.port()), [25000, 25020, 25021]);
     assert_eq!(metrics, "127.0.0.1:25090".parse().unwrap());
-    let drain = DrainSettings { termination: Duration::from_secs(45), minimum: Duration::from_secs(60), until_idle: true };
+    let drain = DrainSettings {
+        termination: Duration::from_secs(45),
+        minimum: Duration::from_secs(60),
+        until_idle: true,
+    };
     assert_eq!(settings.drain, drain);
     assert_eq!(settings.data.listen, Some("127.0.0.1:25008".parse().unwrap()));
     assert_eq!(settings.data.detect_timeout, Duration::from_millis(10));
     assert_eq!(settings.warm_timeout, Duration::from_secs(1));
-    assert_eq!((settings.istio_version.as_str(), settings.peers, settings.network.as_str()), ("1.27.9", WORKLOADS, "net-1"));
+    assert_eq!(
+        (settings.istio_version.as_str(), settings.peers, settings.network.as_str()),
+        ("1.27.9", WORKLOADS, "net-1")
+    );
 }
 
 #[test]
@@ -128,9 +155,17 @@ fn the_number_of_threads_comes_from_the_nearest() {
 #[test]
 fn the_first_root_that_applies_is_used_for_istiod() {
     let cases: [(&[(&str, &str)], &[&str], &str); 7] = [
-        (&[("XDS_ROOT_CA", "/my/root.pem"), ("PROV_CERT", "/prov")], &["./etc/certs/root-cert.pem"], "/my/root.pem"),
+        (
+            &[("XDS_ROOT_CA", "/my/root.pem"), ("PROV_CERT", "/prov")],
+            &["./etc/certs/root-cert.pem"],
+            "/my/root.pem",
+        ),
         (&[("XDS_ROOT_CA", "SYSTEM")], &["/etc/ssl/cert.pem"], "/etc/ssl/cert.pem"),
-        (&[("PROV_CERT", "/prov")], &["./etc/certs/root-cert.pem"], "./etc/certs/root-cert.pem"),
+        (
+            &[("PROV_CERT", "/prov")],
+            &["./etc/certs/root-cert.pem"],
+            "./etc/certs/root-cert.pem",
+        ),
         (&[("PROV_CERT", "/prov")], &[], "/prov/root-cert.pem"),
         (
             &[
@@ -143,27 +178,55 @@ fn the_first_root_that_applies_is_used_for_istiod() {
             "/m/root.pem",
         ),
         (&[], &[], "./var/run/secrets/istio/root-cert.pem"),
-        (&[("PROXY_CONFIG", r#"{"controlPlaneAuthPolicy":"NONE","discoveryAddress":"127.0.0.1:15010"}"#)], &[], "plaintext"),
+        (
+            &[(
+                "PROXY_CONFIG",
+                r#"{"controlPlaneAuthPolicy":"NONE","discoveryAddress":"127.0.0.1:15010"}"#,
+            )],
+            &[],
+            "plaintext",
+        ),
     ];
     for (variables, files, want) in cases {
-        assert_eq!(roots(&with(variables, &pod_with(files)).unwrap()), want, "{variables:?} {files:?}");
+        assert_eq!(
+            roots(&with(variables, &pod_with(files)).unwrap()),
+            want,
+            "{variables:?} {files:?}"
+        );
     }
 }
 
 #[test]
 fn the_certificate_comes_from_a_socket_files_or_the_authority() {
-    let spiffe = ["cert-chain.pem", "key.pem", "root-cert.pem"].map(|name| format!("./var/run/secrets/workload-spiffe-credentials/{name}"));
+    let spiffe = ["cert-chain.pem", "key.pem", "root-cert.pem"]
+        .map(|name| format!("./var/run/secrets/workload-spiffe-credentials/{name}"));
     let spiffe: Vec<&str> = spiffe.iter().map(String::as_str).collect();
-    let mounted = ["./etc/certs/cert-chain.pem", "./etc/certs/key.pem", "./etc/certs/root-cert.pem"];
+    let mounted = [
+        "./etc/certs/cert-chain.pem",
+        "./etc/certs/key.pem",
+        "./etc/certs/root-cert.pem",
+    ];
     let socket = "./var/run/secrets/workload-spiffe-uds/socket";
     let cases: [(&[(&str, &str)], &[&str], &str); 8] = [
         (&[], &[socket], "socket ./var/run/secrets/workload-spiffe-uds/socket"),
-        (&[("WORKLOAD_IDENTITY_SOCKET_FILE", "spire.sock")], &[], "socket ./var/run/secrets/workload-spiffe-uds/spire.sock"),
-        (&[], &spiffe, "files ./var/run/secrets/workload-spiffe-credentials/cert-chain.pem"),
+        (
+            &[("WORKLOAD_IDENTITY_SOCKET_FILE", "spire.sock")],
+            &[],
+            "socket ./var/run/secrets/workload-spiffe-uds/spire.sock",
+        ),
+        (
+            &[],
+            &spiffe,
+            "files ./var/run/secrets/workload-spiffe-credentials/cert-chain.pem",
+        ),
         (&[], &mounted, "files ./etc/certs/cert-chain.pem"),
         (&[], &mounted[1..], "authority ./var/run/secrets/istio/root-cert.pem"),
         (&[("CA_ROOT_CA", "SYSTEM")], &[], "authority SYSTEM"),
-        (&[("PILOT_CERT_PROVIDER", "custom")], &[], "authority ./etc/certs/root-cert.pem"),
+        (
+            &[("PILOT_CERT_PROVIDER", "custom")],
+            &[],
+            "authority ./etc/certs/root-cert.pem",
+        ),
         (&[("PROV_CERT", "/prov")], &[], "authority /prov/root-cert.pem"),
     ];
     for (variables, files, want) in cases {
@@ -190,12 +253,17 @@ fn the_authority_is_asked_as_variables_say() {
         ("XDS_HEADER_X-Tenant", "green"),
     ]);
     let ca = authority(&settings);
-    assert_eq!((ca.ttl.as_secs(), ca.renew_ratio, ca.renew_jitter, ca.plaintext), (3600, 0.25, 0.0, true));
+    assert_eq!(
+        (ca.ttl.as_secs(), ca.renew_ratio, ca.renew_jitter, ca.plaintext),
+        (3600, 0.25, 0.0, true)
+    );
     assert_eq!(ca.server_name.as_deref(), Some("istiod.example"));
     assert_eq!(ca.cert_signer.as_deref(), Some("clusterissuers.cert-manager.io/istio"));
     assert_eq!(ca.headers, [("X-Tenant".to_owned(), "blue".to_owned())]);
     assert!(settings.istiod.headers.contains(&("X-Tenant".to_owned(), "green".to_owned())));
-    let Tls::Verified(files) = &settings.istiod.tls else { panic!("plaintext") };
+    let Tls::Verified(files) = &settings.istiod.tls else {
+        panic!("plaintext")
+    };
     assert_eq!(files.server_name, "istiod.example");
 }
 
@@ -203,7 +271,11 @@ fn the_authority_is_asked_as_variables_say() {
 fn the_pods_annotation_and_addresses_count() {
     let pod = Pod {
         labels: Some([("app".to_owned(), "shop".to_owned())].into()),
-        annotations: [("proxy.istio.io/config".to_owned(), "terminationDrainDuration: 20s\n".to_owned())].into(),
+        annotations: [(
+            "proxy.istio.io/config".to_owned(),
+            "terminationDrainDuration: 20s\n".to_owned(),
+        )]
+        .into(),
         addresses: vec!["10.244.1.7".parse().unwrap(), "fd00::7".parse().unwrap()],
         ..Pod::default()
     };
@@ -218,31 +290,86 @@ fn the_pods_annotation_and_addresses_count() {
     assert_eq!(text("INSTANCE_IPS"), "10.244.1.7,fd00::7");
     assert_eq!(text("ISTIO_VERSION"), ISTIO_VERSION);
     let only_v6 = with(&[("INSTANCE_IP", "fd00::7")], &Pod::default()).unwrap();
-    assert_eq!((only_v6.ports.admin.to_string(), only_v6.ports.agent.to_string()), ("[::1]:15000".into(), "[::]:15020".into()));
+    assert_eq!(
+        (only_v6.ports.admin.to_string(), only_v6.ports.agent.to_string()),
+        ("[::1]:15000".into(), "[::]:15020".into())
+    );
 }
 
 #[test]
 fn what_means_nothing_is_refused_in_one_sentence() {
     let cases = [
-        ("INSTANCE_IP", "here", "INSTANCE_IP=\"here\" cannot be used: the pod's IP address is expected"),
+        (
+            "INSTANCE_IP",
+            "here",
+            "INSTANCE_IP=\"here\" cannot be used: the pod's IP address is expected",
+        ),
         ("INSTANCE_IP", "", "INSTANCE_IP is not set: istiod's pod template sets it"),
         ("POD_NAME", "", "POD_NAME is not set"),
         ("POD_NAMESPACE", "", "POD_NAMESPACE is not set"),
         ("PROXY_CONFIG", "{", "PROXY_CONFIG cannot be read as JSON or YAML"),
-        ("PROXY_CONFIG", r#"{"discoveryAddress":"istiod"}"#, "the discovery address \"istiod\" is not HOST:PORT"),
-        ("ENVOY_STATUS_PORT", "high", "ENVOY_STATUS_PORT=\"high\" cannot be used: a port"),
-        ("MINIMUM_DRAIN_DURATION", "5", "MINIMUM_DRAIN_DURATION=\"5\" cannot be used: a time such as"),
-        ("EXIT_ON_ZERO_ACTIVE_CONNECTIONS", "si", "EXIT_ON_ZERO_ACTIVE_CONNECTIONS=\"si\" cannot be used: true or false"),
+        (
+            "PROXY_CONFIG",
+            r#"{"discoveryAddress":"istiod"}"#,
+            "the discovery address \"istiod\" is not HOST:PORT",
+        ),
+        (
+            "ENVOY_STATUS_PORT",
+            "high",
+            "ENVOY_STATUS_PORT=\"high\" cannot be used: a port",
+        ),
+        (
+            "MINIMUM_DRAIN_DURATION",
+            "5",
+            "MINIMUM_DRAIN_DURATION=\"5\" cannot be used: a time such as",
+        ),
+        (
+            "EXIT_ON_ZERO_ACTIVE_CONNECTIONS",
+            "si",
+            "EXIT_ON_ZERO_ACTIVE_CONNECTIONS=\"si\" cannot be used: true or false",
+        ),
         ("SECRET_TTL", "0s", "SECRET_TTL=\"0s\" cannot be used"),
-        ("SECRET_GRACE_PERIOD_RATIO", "2", "SECRET_GRACE_PERIOD_RATIO=\"2\" cannot be used: a number from 0 to 1"),
-        ("ISTIO_CPU_LIMIT", "lots", "ISTIO_CPU_LIMIT=\"lots\" cannot be used: a number of cores"),
-        ("TRUST_DOMAIN", "no/slash", "TRUST_DOMAIN=\"no/slash\" cannot be used: a name without slashes"),
-        ("TRUST_DOMAIN", "No Domain", "TRUST_DOMAIN, POD_NAMESPACE and SERVICE_ACCOUNT make no identity"),
-        ("PILOT_CERT_PROVIDER", "none", "PILOT_CERT_PROVIDER=none leaves nothing to verify istiod by"),
+        (
+            "SECRET_GRACE_PERIOD_RATIO",
+            "2",
+            "SECRET_GRACE_PERIOD_RATIO=\"2\" cannot be used: a number from 0 to 1",
+        ),
+        (
+            "ISTIO_CPU_LIMIT",
+            "lots",
+            "ISTIO_CPU_LIMIT=\"lots\" cannot be used: a number of cores",
+        ),
+        (
+            "TRUST_DOMAIN",
+            "no/slash",
+            "TRUST_DOMAIN=\"no/slash\" cannot be used: a name without slashes",
+        ),
+        (
+            "TRUST_DOMAIN",
+            "No Domain",
+            "TRUST_DOMAIN, POD_NAMESPACE and SERVICE_ACCOUNT make no identity",
+        ),
+        (
+            "PILOT_CERT_PROVIDER",
+            "none",
+            "PILOT_CERT_PROVIDER=none leaves nothing to verify istiod by",
+        ),
         ("FILE_MOUNTED_CERTS", "true", "ISTIO_META_TLS_CLIENT_ROOT_CERT is not set"),
-        ("XDS_ROOT_CA", "SYSTEM", "XDS_ROOT_CA=SYSTEM, but the system has no root certificates"),
-        ("WORKLOAD_IDENTITY_SOCKET_FILE", "../x", "WORKLOAD_IDENTITY_SOCKET_FILE=\"../x\" cannot be used"),
-        ("CAIRN_WORKLOAD_TYPE", "pods", "CAIRN_WORKLOAD_TYPE=\"pods\" cannot be used: address or workload"),
+        (
+            "XDS_ROOT_CA",
+            "SYSTEM",
+            "XDS_ROOT_CA=SYSTEM, but the system has no root certificates",
+        ),
+        (
+            "WORKLOAD_IDENTITY_SOCKET_FILE",
+            "../x",
+            "WORKLOAD_IDENTITY_SOCKET_FILE=\"../x\" cannot be used",
+        ),
+        (
+            "CAIRN_WORKLOAD_TYPE",
+            "pods",
+            "CAIRN_WORKLOAD_TYPE=\"pods\" cannot be used: address or workload",
+        ),
         ("CAIRN_LISTEN", "15008", "CAIRN_LISTEN=\"15008\" cannot be used: ADDRESS:PORT"),
     ];
     for (name, value, want) in cases {

@@ -121,9 +121,6 @@ impl Connector {
                 }
                 plain(address, cluster.settings.connect_timeout).await
             }
-            Target::DoubleTunnel { target, .. } => {
-                Err(ConnectError::Unsupported(format!("{target} is behind another network's gateway, which is not supported").into()))
-            }
         }
     }
 

@@ -20,13 +20,6 @@ pub enum Target {
         /// Another place to send the tunnel to (endpoint metadata `waypoint`).
         gateway: Option<SocketAddr>,
     },
-    /// Through another network's gateway: a tunnel in a tunnel, both asking for `target`.
-    DoubleTunnel {
-        /// The gateway's address; the tunnel goes to its port 15008.
-        gateway: SocketAddr,
-        /// `svc.host:port`
-        target: Arc<str>,
-    },
     /// Plainly, by TCP.
     Plain(SocketAddr),
     /// Where the client wanted to go: by tunnel (`encap`) or plainly (original destination).
@@ -139,7 +132,6 @@ impl Target {
     pub fn address(&self) -> Option<SocketAddr> {
         match self {
             Target::Tunnel { address, .. } | Target::Plain(address) => Some(*address),
-            Target::DoubleTunnel { gateway, .. } => Some(*gateway),
             Target::Original { .. } => None,
         }
     }

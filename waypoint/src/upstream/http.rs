@@ -4,16 +4,18 @@
 //! written that is nobody's failure: the request goes to the next connection.
 
 use std::{
+    future::poll_fn,
     net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    task::Poll,
 };
 
 use cairn_exchange::{Protocol, RequestHead};
 use cairn_filters::ResponseHead;
-use futures_util::task::AtomicWaker;
+use futures_util::{FutureExt as _, task::AtomicWaker};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use http_body::Body as _;
 use hyper::upgrade::OnUpgrade;
@@ -239,6 +241,13 @@ impl Attempt<'_> {
                 }
             });
         }
+        let mut answer = answer;
+        let answer = poll_fn(|cx| {
+            while let (Poll::Ready(Some(Ok(early))), Some(relay)) = (answer.poll_informational(cx), self.informational) {
+                relay.pass(early.status(), early.headers());
+            }
+            answer.poll_unpin(cx)
+        });
         let answer = answer.await.map_err(|error| {
             if error.is_go_away() || error.is_io() {
                 lease.retire();
@@ -308,20 +317,15 @@ const MAX_RESPONSE_HEADERS: usize = 100;
 // === impl InformationalRelay ===
 
 impl InformationalRelay {
-    /// Passes one on, in the bytes of HTTP/1.1. 100 is answered by the client's own connection, 101 is no information.
+    /// Passes one on. 100 is answered by the client's own connection, 101 is no information.
     fn pass(&self, status: StatusCode, headers: &HeaderMap) {
         if matches!(status.as_u16(), 100 | 101) {
             return;
         }
-        let mut text = format!("HTTP/1.1 {} {}\r\n", status.as_u16(), status.canonical_reason().unwrap_or("")).into_bytes();
-        for (name, value) in headers {
-            text.extend_from_slice(name.as_str().as_bytes());
-            text.extend_from_slice(b": ");
-            text.extend_from_slice(HeaderValue::as_bytes(value));
-            text.extend_from_slice(b"\r\n");
-        }
-        text.extend_from_slice(b"\r\n");
-        self.queue.push(text.into());
+        let mut answer = http::Response::new(());
+        *answer.status_mut() = status;
+        *answer.headers_mut() = headers.clone();
+        self.queue.push(answer);
         self.connection.wake();
     }
 }

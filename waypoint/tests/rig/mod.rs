@@ -181,8 +181,10 @@ impl Rig {
         snapshot.terminate = Some(Arc::new(Terminate {
             addresses: vec![self.address],
             tls: ServerTerms::hbone(["spiffe://cluster.local/"]),
-            max_concurrent_streams: 100,
+            max_concurrent_streams: config.streams.unwrap_or(100),
             keepalive: None,
+            rbac: Default::default(),
+            server: Default::default(),
             refuse: None,
         }));
         snapshot.matcher = Some(Arc::new(config.matcher()));
@@ -316,13 +318,17 @@ impl Told {
 
 /// A pool that opens tunnels with this identity.
 pub fn client(authority: &Authority, as_: SpiffeId) -> Pool {
-    let identity = Identity::fixed(authority.issue(&as_).unwrap());
+    client_as(Identity::fixed(authority.issue(&as_).unwrap()), PoolSettings::default())
+}
+
+/// The same with other settings.
+pub fn client_as(identity: Identity, settings: PoolSettings) -> Pool {
     let terms = ClientTerms::hbone(["spiffe://cluster.local/"]);
     let dial = TcpTls::new(
         move |_| identity.client_config(&terms).ok_or_else(|| "no certificate".to_owned()),
         |_, certificates| Ok(cairn_identity::peer_id(certificates).ok()),
     );
-    Pool::new(PoolSettings::default(), dial)
+    Pool::new(settings, dial)
 }
 
 fn originate() -> Cluster {
@@ -356,6 +362,17 @@ where
     })
 }
 
+/// An application that sends everything back, and ends when the client has ended.
+pub fn mirror() -> App {
+    Arc::new(|stream, _| {
+        Box::pin(async move {
+            let (mut read, mut write) = tokio::io::split(stream);
+            let _ = tokio::io::copy(&mut read, &mut write).await;
+            let _ = write.shutdown().await;
+        })
+    })
+}
+
 /// An application that answers with its name, the path and the body's length.
 pub fn echo_app(name: &'static str) -> App {
     http_app(move |request| async move {
@@ -371,6 +388,8 @@ pub struct Config {
     places: Vec<(SocketAddr, Node)>,
     chains: Vec<Chain>,
     clusters: Vec<Cluster>,
+    /// Streams that a client's tunnel may have, where it is not the usual number.
+    streams: Option<u32>,
 }
 
 impl Config {
@@ -448,6 +467,12 @@ impl Config {
         self
     }
 
+    /// A client's tunnel may have so many streams.
+    #[must_use]
+    pub fn streams(self, most: u32) -> Self {
+        Self { streams: Some(most), ..self }
+    }
+
     /// The chain added last refuses.
     #[must_use]
     pub fn refusing(mut self, reason: &str) -> Self {
@@ -517,6 +542,7 @@ fn tcp_chain(name: &Arc<str>, port: u16) -> Chain {
         hash_source_ip: false,
         access_logs: Default::default(),
         metrics: Some(Duration::from_secs(5)),
+        rbac: Default::default(),
     };
     Chain { name: name.clone(), service_port: port, kind: ChainKind::Tcp(tcp), refuse: None }
 }

@@ -171,7 +171,6 @@ fn target(endpoint: &Endpoint) -> String {
             address,
             gateway: Some(gateway),
         } => format!("{address} by tunnel to {gateway}"),
-        Target::DoubleTunnel { gateway, target } => format!("{target} by tunnel in a tunnel to {gateway}"),
         Target::Plain(address) => format!("{address} plainly"),
         Target::Original { tunnel: true } => "where the client wanted to go, by tunnel".to_owned(),
         Target::Original { tunnel: false } => "where the client wanted to go, plainly".to_owned(),

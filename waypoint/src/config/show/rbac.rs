@@ -1,0 +1,34 @@
+//! Who may do what.
+
+use std::fmt::{self, Write};
+
+use cairn_policy::rbac::{Action, Rbac, Rules};
+
+use super::indent;
+
+/// One RBAC filter: its rules with the names of their policies, which are those that denials are told by.
+pub(super) fn write(out: &mut String, filter: &Rbac, depth: usize) -> fmt::Result {
+    let Rbac { rules, shadow } = filter;
+    if let Some(rules) = rules {
+        indent(out, depth)?;
+        write_rules(out, rules)?;
+    }
+    if let Some(shadow) = shadow {
+        indent(out, depth)?;
+        write!(out, "tried out ({}): ", shadow.prefix)?;
+        write_rules(out, &shadow.rules)?;
+    }
+    Ok(())
+}
+
+fn write_rules(out: &mut String, rules: &Rules) -> fmt::Result {
+    let names: Vec<_> = rules.names().map(|name| &**name).collect();
+    let action = match rules.action() {
+        Action::Allow if names.is_empty() => return writeln!(out, "denies everything: ALLOW without policies"),
+        Action::Allow => "allows only",
+        Action::Deny => "denies",
+        Action::Log => "marks for audit",
+    };
+    let names = if names.is_empty() { "nothing".to_owned() } else { names.join(", ") };
+    writeln!(out, "{action} {names}")
+}
