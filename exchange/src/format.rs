@@ -1,10 +1,10 @@
 //! Format strings with Envoy's command operators, `[%START_TIME%] "%REQ(:METHOD)%" …`, compiled once and rendered often.
 //!
-//! Access logs, header edits and tags all speak this language (runtime contract §7.5, §7.6; xDS contract §4.8). [`Template::parse`]
-//! refuses what Envoy refuses, and says where. What Envoy knows but the record of an exchange does not hold (cipher names,
-//! certificate serials, …) is accepted and rendered as an absent value; [`Template::unrecorded`] names it, so that whoever compiles a
-//! configuration can list it. An absent value is `-` in a log line and nothing in a header. Rendering allocates nothing but what
-//! `out` needs and never fails.
+//! Access logs, header edits and tags all speak this language (contract runtime §7.5, §7.6; contract xds §4.5).
+//! [`Template::parse`] refuses what Envoy refuses, and says where. What Envoy knows but the record of an exchange does not hold
+//! (cipher names, certificate serials, …) is accepted and rendered as an absent value; [`Template::unrecorded`] names it, so that
+//! whoever compiles a configuration can list it. An absent value is `-` in a log line and nothing in a header. Rendering
+//! allocates nothing but what `out` needs and never fails.
 
 mod fact;
 mod fields;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::SpiffeId;
 
-/// A workload as istiod's discovery describes it, with the defaults of elided fields filled in (runtime contract §7.3).
+/// A workload as istiod's discovery describes it, with the defaults of elided fields filled in (contract runtime §7.3).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
     /// Unique name, `Kubernetes//Pod/app/web-0`.

@@ -10,7 +10,9 @@ use smallvec::SmallVec;
 
 use crate::{
     contract::{BodyNeed, HttpFilter, Needs, ResponseHead, Slot, Verdict},
-    grpc_stats, rbac,
+    grpc_stats,
+    header_mutation::{self, HeaderMutation},
+    rbac,
 };
 
 /// One configured filter. What is built in is called without indirection.
@@ -20,6 +22,8 @@ pub enum Filter {
     GrpcStats,
     /// Denies by policy.
     Rbac(Arc<Rbac>),
+    /// Edits headers.
+    HeaderMutation(Arc<HeaderMutation>),
     /// Any other.
     Other(Arc<dyn HttpFilter>),
 }
@@ -49,6 +53,7 @@ impl Filter {
         match self {
             Filter::GrpcStats => "envoy.filters.http.grpc_stats",
             Filter::Rbac(_) => "envoy.filters.http.rbac",
+            Filter::HeaderMutation(_) => "envoy.filters.http.header_mutation",
             Filter::Other(filter) => filter.name(),
         }
     }
@@ -56,7 +61,7 @@ impl Filter {
     fn needs(&self) -> Needs {
         match self {
             Filter::GrpcStats => grpc_stats::NEEDS,
-            Filter::Rbac(_) => Needs::default(),
+            Filter::Rbac(_) | Filter::HeaderMutation(_) => Needs::default(),
             Filter::Other(filter) => filter.needs(),
         }
     }
@@ -117,6 +122,10 @@ impl FilterChain {
             let verdict = match filter {
                 Filter::GrpcStats => grpc_stats::decode_head(slot, exchange),
                 Filter::Rbac(rbac) => rbac::decode_head(rbac, exchange),
+                Filter::HeaderMutation(mutation) => {
+                    header_mutation::decode_head(mutation, exchange);
+                    Verdict::Continue
+                }
                 Filter::Other(filter) => filter.decode_head(slot, exchange),
             };
             if !matches!(verdict, Verdict::Continue) {
@@ -153,7 +162,7 @@ impl FilterChain {
     pub fn watches_request(&self, run: &Run) -> bool {
         self.filters.iter().zip(&run.slots).any(|(filter, slot)| match filter {
             Filter::GrpcStats => matches!(slot, Slot::GrpcStats(_)),
-            Filter::Rbac(_) => false,
+            Filter::Rbac(_) | Filter::HeaderMutation(_) => false,
             Filter::Other(filter) => filter.needs().request == BodyNeed::Observe,
         })
     }
@@ -164,7 +173,7 @@ impl FilterChain {
             match filter {
                 Filter::GrpcStats => grpc_stats::decode_data(slot, data),
                 Filter::Other(filter) if filter.needs().request == BodyNeed::Observe => filter.decode_data(slot, data, end),
-                Filter::Rbac(_) | Filter::Other(_) => {}
+                Filter::Rbac(_) | Filter::HeaderMutation(_) | Filter::Other(_) => {}
             }
         }
     }
@@ -184,6 +193,7 @@ impl FilterChain {
             match filter {
                 Filter::GrpcStats => grpc_stats::encode_head(slot, head),
                 Filter::Rbac(_) => {}
+                Filter::HeaderMutation(mutation) => header_mutation::encode_head(mutation, exchange, head),
                 Filter::Other(filter) => filter.encode_head(slot, exchange, head),
             }
         }
@@ -194,7 +204,7 @@ impl FilterChain {
         for (filter, slot) in self.filters.iter().zip(&mut run.slots).rev() {
             match filter {
                 Filter::GrpcStats => grpc_stats::encode_data(slot, data),
-                Filter::Rbac(_) => {}
+                Filter::Rbac(_) | Filter::HeaderMutation(_) => {}
                 Filter::Other(filter) => filter.encode_data(slot, data, end),
             }
         }
@@ -214,7 +224,7 @@ impl FilterChain {
         for (filter, slot) in self.filters.iter().zip(&mut run.slots) {
             match filter {
                 Filter::GrpcStats => grpc_stats::finish(slot, exchange),
-                Filter::Rbac(_) => {}
+                Filter::Rbac(_) | Filter::HeaderMutation(_) => {}
                 Filter::Other(filter) => filter.finish(slot, exchange),
             }
         }

@@ -1,4 +1,4 @@
-//! Role-based access control of requests (xds §3.4): 403 for what the rules deny.
+//! Role-based access control of requests (contract xds §3.4): 403 for what the rules deny.
 //!
 //! The decision itself is [`cairn_policy::rbac`]'s; here its facts are read off the record, and a denial becomes an answer in Envoy's
 //! words. It sees the request as it arrived, its path normalized, for it stands before the filters and routes that edit.

@@ -102,7 +102,7 @@ impl Dial for TcpTls {
             .set_tcp_keepalive(&TcpKeepalive::new().with_time(TCP_KEEPALIVE).with_interval(TCP_KEEPALIVE))
             .map_err(DialError::Connect)?;
         let local_address = tcp.local_addr().map_err(DialError::Connect)?;
-        // An address as server name means no SNI, as between all parts of the mesh (istio-waypoint-runtime.md §9.1).
+        // An address as server name means no SNI, as between all parts of the mesh (contract runtime §9.1).
         let name = ServerName::IpAddress(destination.address.ip().into());
         let io = TlsConnector::from(terms).connect(name, tcp).await.map_err(DialError::Tls)?;
         let (_, session) = io.get_ref();

@@ -1,7 +1,7 @@
 //! How long to wait before something that failed is tried again.
 //!
 //! Exponential with full jitter between half of the step and the step, from [`BASE`] to [`CAP`]: istiod's own clients use the same
-//! bounds (`istio-waypoint-xds.md` §1.3), and the jitter keeps a fleet from returning all at once.
+//! bounds (contract xds §1.3), and the jitter keeps a fleet from returning all at once.
 
 use std::time::Duration;
 

@@ -5,7 +5,7 @@
 //! for as long as it takes: the old certificate serves until its end, and a new one may come after it.
 //!
 //! The life is counted from when the certificate came in, not from its first moment: authorities back-date certificates, and
-//! with short lives a proxy would ask again at once, for ever (`ztunnel.md` §9).
+//! with short lives a proxy would ask again at once, for ever (contract runtime §8.3).
 
 use std::{
     error::Error,

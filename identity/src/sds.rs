@@ -1,6 +1,6 @@
 //! Credentials from a Unix socket that serves secrets, as SPIRE's agent does at `./var/run/secrets/workload-spiffe-uds/socket`.
 //!
-//! Secret `default` is the certificate and its key, `ROOTCA` the trust bundle (`istio-waypoint-xds.md` §1.11). Each has a stream
+//! Secret `default` is the certificate and its key, `ROOTCA` the trust bundle (contract xds §1.11). Each has a stream
 //! of its own, since some servers answer only one name a stream. Every answer is acknowledged or refused with the reason;
 //! a lost connection keeps the credentials and connects again with growing waits.
 

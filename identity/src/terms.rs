@@ -66,7 +66,7 @@ pub struct ClientTerms {
 // === impl ServerTerms ===
 
 impl ServerTerms {
-    /// The terms of an HBONE listener (`istio-waypoint-xds.md` §2.2): TLS 1.3, ALPN `h2`, a client certificate of one of the
+    /// The terms of an HBONE listener (contract xds §2.2): TLS 1.3, ALPN `h2`, a client certificate of one of the
     /// identities that start with `uri_san_prefixes`.
     pub fn hbone(uri_san_prefixes: impl IntoIterator<Item = impl Into<String>>) -> Self {
         Self {
@@ -85,7 +85,7 @@ impl ServerTerms {
 // === impl ClientTerms ===
 
 impl ClientTerms {
-    /// The terms of a tunnel cluster (`istio-waypoint-xds.md` §5.8): TLS 1.3, ALPN `h2`, a server of one of the identities that
+    /// The terms of a tunnel cluster (contract xds §5.8): TLS 1.3, ALPN `h2`, a server of one of the identities that
     /// start with `uri_san_prefixes`.
     pub fn hbone(uri_san_prefixes: impl IntoIterator<Item = impl Into<String>>) -> Self {
         Self {

@@ -2,7 +2,7 @@
 //!
 //! webpki decides about the chain (signatures, dates, key usage, revocation) and nothing here weakens that. Host names play no
 //! part: a SPIFFE certificate has none. What is added is the demand for a URI SAN with one of the trusted prefixes
-//! (`istio-waypoint-xds.md` §2.2, §5.8: the prefixes are OR-ed).
+//! (contract xds §2.2, §5.8: the prefixes are OR-ed).
 //!
 //! With revocation lists every certificate below the root must be covered by one that has not expired, as Envoy demands.
 

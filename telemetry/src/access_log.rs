@@ -2,8 +2,9 @@
 //!
 //! A chain has an [`AccessLog`], compiled from its configuration: sinks with a format, a filter and a file. [`AccessLog::log`]
 //! renders into a buffer that the thread keeps and hands the line to the file's queue; it never waits. The files themselves belong
-//! to the process ([`LogFiles`]), because several chains write to the same one. Formats are Envoy's (runtime contract §7.5), and so
-//! are the rules of JSON: keys in order of the alphabet, a value of one operator alone keeps its type, what is absent is `null` or left out.
+//! to the process ([`LogFiles`]), because several chains write to the same one. Formats are Envoy's (contract runtime §7.5), and
+//! so are the rules of JSON: keys in order of the alphabet, a value of one operator alone keeps its type, what is absent is
+//! `null` or left out.
 
 mod files;
 mod filter;

@@ -1,4 +1,4 @@
-//! The metrics of an `istio.stats` filter: names, labels and their order as the stock waypoint's (runtime contract §7.2).
+//! The metrics of an `istio.stats` filter: names, labels and their order as the stock waypoint's (contract runtime §7.2).
 //!
 //! A request costs one lookup by the parties' addresses and a few atomic additions. The handle that it finds belongs to a series,
 //! whose labels are rendered once. Handles keep the objects alive that they are found by, so that an address never stands for

@@ -2,8 +2,8 @@
 //!
 //! Names, helps and label names are constants of the program; label values are few (types, verdicts, paths). Asking twice for the
 //! same name and labels gives the same cell, so that parts need not know each other. Names begin with `cairn_`, or with
-//! `istio_agent_` where Istio's dashboards read them (runtime contract §8.4). Rendering takes the lock of a part only to copy what
-//! it has; it belongs on the control runtime.
+//! `istio_agent_` where Istio's dashboards read them (contract runtime §8.4). Rendering takes the lock of a part only to copy
+//! what it has; it belongs on the control runtime.
 
 use std::{
     collections::BTreeMap,

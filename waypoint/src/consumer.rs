@@ -80,7 +80,8 @@ impl Consumer for Watched {
     }
 }
 
-/// What is asked of istiod, in the order in which answers can be used (xds §1.8). `peers`: the type by which workloads are asked for.
+/// What is asked of istiod, in the order in which answers can be used (contract xds §1.8). `peers`: the type by which workloads
+/// are asked for.
 pub fn subscriptions(peers: &'static str) -> Vec<Subscription> {
     vec![
         Subscription::wildcard(CLUSTERS),

@@ -15,14 +15,13 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use cairn_exchange::Exchange;
 use cairn_hbone::drain;
 use cairn_identity::Identity;
 use cairn_telemetry::{IstioStats, LogFiles, Registry};
 use tokio::{runtime::Runtime, time::sleep};
 
 use crate::{
-    proxy::{DataSettings, Live, Proxy},
+    proxy::{DataSettings, Live, Observer, Proxy},
     serve::listener,
     snapshot::Snapshot,
     upstream::Connector,
@@ -33,9 +32,6 @@ use crate::{
 const SWEEP: Duration = Duration::from_secs(10);
 /// Threads for everything that is not a connection.
 const CONTROL_THREADS: usize = 2;
-
-/// Told of each finished request and connection.
-pub type Observer = Box<dyn Fn(&Exchange) + Send + Sync>;
 
 /// What an engine is made of.
 pub struct Parts {

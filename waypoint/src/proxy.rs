@@ -30,6 +30,9 @@ pub struct DataSettings {
     pub tunnel_server: cairn_hbone::ServerSettings,
 }
 
+/// Told of each finished request and connection.
+pub type Observer = Box<dyn Fn(&cairn_exchange::Exchange) + Send + Sync>;
+
 /// What all connections share.
 pub struct Proxy {
     /// The newest configuration.
@@ -41,7 +44,7 @@ pub struct Proxy {
     /// Istio's metrics.
     pub istio: Arc<IstioStats>,
     /// Told of every finished request and connection: the demo's lines, the recorder of recent exchanges.
-    pub observer: Option<Box<dyn Fn(&cairn_exchange::Exchange) + Send + Sync>>,
+    pub observer: Option<Observer>,
     /// Tells connections to end.
     pub drain: drain::Watch,
     /// Settings.

@@ -1,9 +1,9 @@
 //! What the operator, the pod and Istio say about this proxy, read once at start.
 //!
 //! [`Settings::new`] is a pure function of arguments, environment and pod: `cairn proxy waypoint` takes what istiod's pod template
-//! gives to the image that it replaces (runtime §8.1–8.5), so names, defaults and paths are pilot-agent's. Settings of our own
-//! start with `CAIRN_` (docs/settings.md). A value that means nothing ends the start in one sentence; what is missing at run time
-//! (a token, a root, istiod) does not: that is retried, and readiness says so.
+//! gives to the image that it replaces (contract runtime §8.1–8.5), so names, defaults and paths are pilot-agent's. Settings of
+//! our own start with `CAIRN_` (docs/settings.md). A value that means nothing ends the start in one sentence; what is missing at
+//! run time (a token, a root, istiod) does not: that is retried, and readiness says so.
 
 mod environment;
 mod identity;
@@ -60,7 +60,7 @@ pub struct Settings {
     pub warm_timeout: Duration,
 }
 
-/// Where metrics, readiness and administration are served (runtime §8.4).
+/// Where metrics, readiness and administration are served (contract runtime §8.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ports {
     /// Administration, for this pod only: 15000.
@@ -189,7 +189,7 @@ fn drain(asked: &Asked<'_>) -> Result<DrainSettings, SettingError> {
     })
 }
 
-/// The argument, else ProxyConfig, else the CPU limit, else all cores (xds §1.12); 0 is all cores everywhere.
+/// The argument, else ProxyConfig, else the CPU limit, else all cores (contract xds §1.12); 0 is all cores everywhere.
 fn workers(asked: &Asked<'_>) -> Result<Option<usize>, SettingError> {
     const ACCEPTED: &str = "a number of threads, 0 for one a core,";
     let argument = asked.arguments.concurrency()?;

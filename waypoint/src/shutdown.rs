@@ -1,4 +1,4 @@
-//! How the proxy ends: drained first, with nothing in flight cut while time remains (runtime §8.7).
+//! How the proxy ends: drained first, with nothing in flight cut while time remains (contract runtime §8.7).
 //!
 //! A drain makes the proxy not ready, sends GOAWAY on every tunnel and `connection: close` on HTTP/1.1 answers, and goes on
 //! accepting: endpoints propagate slowly, and a client that still comes is better served than refused. The end of the wait is
@@ -94,7 +94,7 @@ impl Requests {
         }
     }
 
-    /// Waits for [`Request::Quit`]; a second signal changes nothing (§8.7).
+    /// Waits for [`Request::Quit`]; a second signal changes nothing (contract runtime §8.7).
     async fn quit(&mut self) {
         while let Some(request) = self.0.recv().await {
             if request == Request::Quit {
@@ -200,7 +200,9 @@ mod tests {
             until_idle: true,
             ..default
         };
-        let cases: [(&str, DrainSettings, &[(u64, Request)], u64, (u64, usize)); 10] = [
+        /// Name, settings, requests by second, until when something is under way; when it exits, and how many drains it began.
+        type Case<'a> = (&'a str, DrainSettings, &'a [(u64, Request)], u64, (u64, usize));
+        let cases: [Case<'_>; 10] = [
             ("the whole drain time, though idle", default, &[(1, Terminate)], 0, (6, 1)),
             ("no longer than the drain time", default, &[(1, Terminate)], 100, (6, 1)),
             ("as long as it was set", long, &[(1, Terminate)], 0, (31, 1)),

@@ -2,7 +2,7 @@
 //!
 //! A table of its own beside the snapshots: it has an entry for every pod of the mesh and changes with every pod, and a request reads
 //! it at most twice. Resources are `istio.workload.Address` (workloads and services) or `istio.workload.Workload`; names of removed
-//! resources that are not known here are ignored, as istiod sends such (verified §1, row 1.9).
+//! resources that are not known here are ignored, as istiod sends such (contract seen §1, row 1.9).
 
 use std::{
     collections::HashMap,

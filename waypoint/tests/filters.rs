@@ -1,5 +1,6 @@
 //! The filter pipeline (architecture §3a), proved with four test filters: one that looks at heads only, one that waits, one that wants
 //! the whole body, and one that changes answers.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::large_futures, clippy::disallowed_methods, reason = "a test fails by panicking, and may look at the clock")]
 
 mod rig;
 

@@ -1,5 +1,6 @@
 //! What the proxy holds for connections that do nothing: the slope of allocated bytes over many of them, by the allocator's own count.
 //! Clients and pods are another process.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::large_futures, clippy::disallowed_methods, reason = "a test fails by panicking, and may look at the clock")]
 
 mod rig;
 #[path = "rig/outside.rs"]

@@ -26,7 +26,7 @@ pub(crate) struct Waits {
 // === impl Backoff ===
 
 impl Default for Backoff {
-    /// Envoy's: half a second to 30 seconds (`istio-waypoint-xds.md` §1.3).
+    /// Envoy's: half a second to 30 seconds (contract xds §1.3).
     fn default() -> Self {
         Self {
             base: Duration::from_millis(500),

@@ -34,7 +34,7 @@ pub struct Client<C> {
 // === impl Client ===
 
 impl<C: Consumer> Client<C> {
-    /// A client that will ask for `subscriptions` in their order, which should be the one of `istio-waypoint-xds.md` §1.8. Types that only
+    /// A client that will ask for `subscriptions` in their order, which should be the one of contract xds §1.8. Types that only
     /// verdicts will ask for keep their place with [`Subscription::by_name`].
     pub fn new(settings: Settings, subscriptions: Vec<Subscription>, consumer: C) -> Result<Self, SettingsError> {
         if settings.node.id.is_empty() {

@@ -24,7 +24,7 @@ pub enum Interest {
     /// All that there are.
     Wildcard,
     /// These, and those that verdicts ask for. Nothing is asked of istiod while the set is empty, since a request without
-    /// names would mean all of them (`istio-waypoint-xds.md` §1.9).
+    /// names would mean all of them (contract xds §1.9).
     Named(BTreeSet<String>),
 }
 

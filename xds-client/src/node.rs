@@ -1,7 +1,7 @@
 //! The node: who the proxy says it is, in the form that istiod reads.
 //!
 //! istiod authenticates the stream against the namespace and service account in here, finds the pod by its name, and reads
-//! features and versions from the metadata (`istio-waypoint-xds.md` §1.4–1.7). The form is pilot-agent's: a flat struct whose
+//! features and versions from the metadata (contract xds §1.4–1.7). The form is pilot-agent's: a flat struct whose
 //! booleans are the strings `"true"` and `"false"`. The builder is a pure function of its fields; reading the environment and
 //! the downward API's files is the caller's.
 
@@ -34,7 +34,7 @@ pub struct NodeBuilder {
     pub instance_ips: Vec<IpAddr>,
     /// The argument `--domain`, as `app.svc.cluster.local`.
     pub dns_domain: String,
-    /// The Istio version to claim (§1.13), unless `ISTIO_META_ISTIO_VERSION` is set.
+    /// The Istio version to claim (contract xds §1.13), unless `ISTIO_META_ISTIO_VERSION` is set.
     pub istio_version: String,
     /// The names that istiod's certificate may carry.
     pub istiod_names: Vec<String>,

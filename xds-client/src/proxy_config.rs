@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 /// The value that stands for "not named by the user".
 const UNNAMED: &str = "istio-proxy";
 
-/// `set` over the defaults (`istio-waypoint-runtime.md` §8.2).
+/// `set` over the defaults (contract runtime §8.2).
 pub(crate) fn merged(set: &Map<String, Value>) -> Map<String, Value> {
     let mut merged = Map::new();
     for (key, value) in [
@@ -40,7 +40,7 @@ pub(crate) fn metadata(config: &Map<String, Value>) -> impl Iterator<Item = (&st
     entries.filter_map(|(key, value)| Some((key.as_str(), value.as_str()?)))
 }
 
-/// `node.cluster`, which tracers show as the service (`istio-verified.md` §1 on 1.5): `APP.NAMESPACE`, unless `ProxyConfig` names it
+/// `node.cluster`, which tracers show as the service (contract seen §1, row 1.5): `APP.NAMESPACE`, unless `ProxyConfig` names it
 /// otherwise. The command line's `--serviceCluster` never wins.
 pub(crate) fn cluster_name(
     config: &Map<String, Value>,

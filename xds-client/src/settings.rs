@@ -2,7 +2,7 @@
 //!
 //! Nothing here is read from the environment: the command line's module does that once and fills these in. Files are named, not
 //! loaded: roots, client certificate and token are read again for each connection or stream, since the kubelet replaces them
-//! while the proxy runs (`istio-waypoint-xds.md` §1.2).
+//! while the proxy runs (contract xds §1.2).
 
 use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
@@ -77,7 +77,7 @@ pub struct ClientCertificate {
 // === impl Settings ===
 
 impl Settings {
-    /// The defaults of pilot-agent and Envoy for everything that has one (`istio-waypoint-xds.md` §1.2, §1.3).
+    /// The defaults of pilot-agent and Envoy for everything that has one (contract xds §1.2, §1.3).
     pub fn new(address: Address, tls: Tls, node: Node) -> Self {
         Self {
             address,
@@ -109,7 +109,7 @@ impl Address {
     }
 
     /// The name to expect in istiod's certificate unless a setting says otherwise: the host, or istiod's usual name when it is
-    /// reached through a local port (`istio-waypoint-xds.md` §1.2).
+    /// reached through a local port (contract xds §1.2).
     pub fn default_server_name(&self) -> &str {
         if self.host == "localhost" {
             "istiod.istio-system.svc"

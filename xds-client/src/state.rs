@@ -1,7 +1,7 @@
 //! The protocol without IO: what is wanted, what is held, and which requests follow from an event.
 //!
 //! Events are [`State::open`] (a new stream), [`State::receive`] (an answer) and [`State::settle`] (the consumer's verdict on it).
-//! The rules come from the xDS protocol and from how istiod implements it (`istio-waypoint-xds.md` §1.9):
+//! The rules come from the xDS protocol and from how istiod implements it (contract xds §1.9):
 //!
 //! * The node is in the first request of a stream only. A first request without names means all resources of the type, so a type
 //!   of which no name is wanted is not requested at all.

@@ -61,7 +61,7 @@ async fn roots(path: &Path) -> Result<RootCertStore, StreamError> {
     Ok(store)
 }
 
-/// Our own certificate, unless it has expired: then the token must do (`istio-waypoint-xds.md` §1.2).
+/// Our own certificate, unless it has expired: then the token must do (contract xds §1.2).
 async fn own(paths: &ClientCertificate) -> Result<Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>, StreamError> {
     let chain = certificates(CHAIN, &paths.chain).await?;
     let leaf = chain.first().map(|leaf| x509_parser::parse_x509_certificate(leaf));

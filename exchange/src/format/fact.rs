@@ -80,7 +80,7 @@ facts! {
     UpstreamProtocol "UPSTREAM_PROTOCOL";
 }
 
-/// How Envoy calls our end of a connection into a tunnel (runtime contract §7.5).
+/// How Envoy calls our end of a connection into a tunnel (contract runtime §7.5).
 const INTERNAL_CLIENT: &str = "envoy://internal_client_address/";
 /// What [`Upstream::display`] of an endpoint behind a tunnel starts with.
 const INTERNAL_SCHEME: &str = "envoy://";

@@ -22,7 +22,7 @@ pub(super) fn filter_state<'a>(view: &View<'a>, key: &str, field: Option<&str>, 
     }
 }
 
-/// Fields of a peer object (runtime contract §7.3).
+/// Fields of a peer object (contract runtime §7.3).
 fn peer_field<'a>(workload: Option<&'a Workload>, field: &str) -> Value<'a> {
     let Some(workload) = workload else {
         return Value::Absent;

@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use super::{Absent, FormatProblem, Kind, MetadataOf, Template, Value, View};
 use crate::{ClusterFacts, Connection, Exchange, Protocol, RequestHead, ResponseFlags, Scheme, Upstream, Workload, clock};
 
-/// Istio's default text format (runtime contract §7.5).
+/// Istio's default text format (contract runtime §7.5).
 const ISTIO: &str = concat!(
     r#"[%START_TIME%] "%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%" %RESPONSE_CODE% %RESPONSE_FLAGS% "#,
     r#"%RESPONSE_CODE_DETAILS% %CONNECTION_TERMINATION_DETAILS% "%UPSTREAM_TRANSPORT_FAILURE_REASON%" %BYTES_RECEIVED% "#,

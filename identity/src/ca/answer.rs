@@ -1,7 +1,7 @@
 //! What an authority answered: is it a certificate for our key and our identity, and a root?
 //!
 //! `cert_chain` has at least two entries: the leaf first, the trust bundle last, intermediates between. An entry may hold
-//! several certificates, as a bundle of several roots does (`istio-waypoint-runtime.md` §8.3).
+//! several certificates, as a bundle of several roots does (contract runtime §8.3).
 
 use std::time::SystemTime;
 

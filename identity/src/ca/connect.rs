@@ -32,7 +32,7 @@ use crate::{
 /// As [`CaSettings::root_file`]: the roots of the operating system (`CA_ROOT_CA=SYSTEM`).
 pub const SYSTEM_ROOTS: &str = "SYSTEM";
 
-/// One attempt to connect, TLS included (`istio-waypoint-xds.md` §1.2).
+/// One attempt to connect, TLS included (contract xds §1.2).
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The authority's name when its address is a local one.
 const ISTIOD: &str = "istiod.istio-system.svc";

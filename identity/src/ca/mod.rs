@@ -2,7 +2,7 @@
 //!
 //! Each certificate has a key of its own (ECDSA P-256), which never leaves this process. Each request makes a new connection:
 //! certificates are asked for twice a day, and so the roots that the authority is believed by, and the token that we are
-//! believed by, are always the ones that lie in their files now (`istio-waypoint-runtime.md` §8.3, `istio-waypoint-xds.md` §1.2).
+//! believed by, are always the ones that lie in their files now (contract runtime §8.3, contract xds §1.2).
 //!
 //! The answer is checked before it is believed: leaf first, root last, our key, the identity that was asked for.
 

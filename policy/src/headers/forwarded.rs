@@ -1,7 +1,7 @@
 //! Who the client is, by `x-forwarded-for`.
 //!
 //! A waypoint does not append to the header (`use_remote_address` is off): ztunnel and earlier waypoints are trusted to hand on what
-//! gateways wrote (istio-waypoint-xds.md §3.1).
+//! gateways wrote (contract xds §3.1).
 
 use std::net::IpAddr;
 

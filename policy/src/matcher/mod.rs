@@ -1,7 +1,7 @@
 //! Matchers: does one fact of a request have the shape that configuration asks for?
 //!
 //! Each matcher is compiled once from configuration and then asked many times; it borrows what it looks at and allocates only
-//! where several header fields of one name have to be joined. Semantics are Envoy's (istio-waypoint-xds.md §4.4), down to what a
+//! where several header fields of one name have to be joined. Semantics are Envoy's (contract xds §4.4), down to what a
 //! missing header means to an inverted match, because routes and policies written for Envoy must decide the same here.
 //!
 //! Regular expressions are RE2's dialect, run by the `regex` crate: linear time, size-limited ([`Regex`]).

@@ -59,7 +59,7 @@ impl<'a> Facts<'a> {
             direct_remote_ip: connection.remote_address.ip(),
             remote_ip: exchange.client_address.unwrap_or(connection.remote_address).ip(),
             requested_server_name: connection.requested_server_name.as_deref(),
-            // The certificate was shown to the tunnel; inside of it there is no TLS of ours (xds §6.4, §6.9).
+            // The certificate was shown to the tunnel; inside of it there is no TLS of ours (contract xds §6.4, §6.9).
             certificate: None,
             peer_principal: connection.peer.as_ref().map(|peer| peer.as_str()),
             local_principal: connection.local.as_ref().map(|local| local.as_str()),
@@ -68,8 +68,8 @@ impl<'a> Facts<'a> {
         }
     }
 
-    /// Of a CONNECT itself, on the tunnel that was accepted at `accepted_at` (xds §6.9): there the certificate speaks, and nothing
-    /// has been put into filter state yet.
+    /// Of a CONNECT itself, on the tunnel that was accepted at `accepted_at` (contract xds §6.9): there the certificate speaks,
+    /// and nothing has been put into filter state yet.
     pub fn tunnel(connection: &'a Connection, connect: &'a RequestHead, accepted_at: SocketAddr) -> Self {
         Self {
             request: Some(connect),

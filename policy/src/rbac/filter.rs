@@ -15,7 +15,7 @@ pub struct Rbac {
     pub shadow: Option<Shadow>,
 }
 
-/// Rules that are tried out: a dry run, or the question whether an external authorizer is to be asked (xds §6.6, §6.7).
+/// Rules that are tried out: a dry run, or the question whether an external authorizer is to be asked (contract xds §6.6, §6.7).
 #[derive(Clone, Debug)]
 pub struct Shadow {
     /// The rules.
@@ -134,7 +134,7 @@ impl Denied {
     /// The text of the answer.
     pub const ANSWER: &'static str = ANSWER;
 
-    /// Why, in Envoy's words (xds §3.4).
+    /// Why, in Envoy's words (contract xds §3.4).
     pub fn details(&self) -> String {
         details(self.policy.as_deref())
     }

@@ -1,4 +1,4 @@
-//! Role-based access control: may this client do this? (istio-waypoint-xds.md §3.4, §6; `envoy.config.rbac.v3`)
+//! Role-based access control: may this client do this? (contract xds §3.4, §6; `envoy.config.rbac.v3`)
 //!
 //! An [`Rbac`] filter holds [`Rules`]: an action and policies by name, each a list of permissions (what is done) and a list of
 //! principals (by whom), both trees of [`Condition`]s over the [`Facts`] of a request or connection. A policy matches when one

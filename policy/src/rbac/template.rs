@@ -1,4 +1,4 @@
-//! Templates of paths: `/users/*/orders/**` (xds §6.4; the configuration `envoy.extensions.path.match.uri_template.v3`).
+//! Templates of paths: `/users/*/orders/**` (contract xds §6.4; the configuration `envoy.extensions.path.match.uri_template.v3`).
 //!
 //! `*` stands for one segment that is not empty, `**` for any number of them, `{name}` and `{name=pattern}` for the same with a
 //! name; text may follow the last of them (`/**.css`). After `**` no other of them may come. What can stand in a segment is RFC

@@ -1,4 +1,4 @@
-//! Whether, when and how often a request is tried again (istio-waypoint-xds.md §4.6).
+//! Whether, when and how often a request is tried again (contract xds §4.6).
 //!
 //! [`RetryPolicy`] is what a route says; [`RetryPolicy::for_request`] adds what the request's own headers ask for and gives the
 //! [`RetryPlan`] of one request. After each attempt [`RetryPlan::decide`] looks at its [`Outcome`]; [`Backoff`] says how long to wait.

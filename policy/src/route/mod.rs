@@ -1,7 +1,7 @@
 //! Routes: virtual hosts, their routes in order, and the one function that finds the route of a request.
 //!
 //! [`RouteTable::find`] picks the virtual host by the request's authority and then the first route whose match accepts the request
-//! (istio-waypoint-xds.md §4.1, §4.4). Everything is compiled and immutable; hosts and routes are shared by `Arc`, so that an
+//! (contract xds §4.1, §4.4). Everything is compiled and immutable; hosts and routes are shared by `Arc`, so that an
 //! exchange can keep what was chosen for it while a newer table is already in use.
 //!
 //! A route ends in a [`RouteAction`]: forward ([`Forward`]), redirect ([`Redirect`]) or answer ([`DirectResponse`]). What an action

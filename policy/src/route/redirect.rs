@@ -1,4 +1,4 @@
-//! Redirects: the `location` that a client is sent to (istio-waypoint-xds.md §4.7).
+//! Redirects: the `location` that a client is sent to (contract xds §4.7).
 
 use cairn_exchange::{RequestHead, Scheme};
 use http::{HeaderValue, StatusCode, header::InvalidHeaderValue};

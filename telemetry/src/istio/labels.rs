@@ -1,4 +1,4 @@
-//! The labels of a series, in the order and with the defaults of the stock filter for waypoints (runtime contract §7.2).
+//! The labels of a series, in the order and with the defaults of the stock filter for waypoints (contract runtime §7.2).
 
 use std::{
     hash::{Hash, Hasher},

@@ -1,4 +1,4 @@
-//! Envoy's administrative pages, as far as `istioctl`, bug reports and people read them (runtime §8.6).
+//! Envoy's administrative pages, as far as `istioctl`, bug reports and people read them (contract runtime §8.6).
 //!
 //! `/unsupported` and `/services` are ours. Pages that change something want POST, as Envoy's.
 

@@ -1,11 +1,11 @@
 //! What operators and their tools ask the proxy: readiness, metrics, the configuration, the end.
 //!
-//! Four small HTTP servers on the control runtime (runtime §8.4), outside the data path:
+//! Four small HTTP servers on the control runtime (contract runtime §8.4), outside the data path:
 //!
 //! * [`envoy`]: administration as Envoy's, for this pod only (15000): `istioctl` and people read it;
 //! * [`agent`]: health, metrics and drain as pilot-agent's (15020), readiness (15021) and metrics (15090);
 //! * [`readiness`]: whether the proxy is ready, and in words why not;
-//! * [`metrics`] and [`stats`]: numbers for Prometheus, and Envoy's names for a few of them;
+//! * [`metrics`] and `stats`: numbers for Prometheus, and Envoy's names for a few of them;
 //! * [`server`]: the HTTP server with its limits.
 
 pub mod agent;

@@ -1,4 +1,4 @@
-//! Whether the proxy is ready (runtime §8.5).
+//! Whether the proxy is ready (contract runtime §8.5).
 //!
 //! It becomes ready when it serves, and stays so without istiod. It ends with the drain, and while somebody asks for failure. Why
 //! it is not ready is worked out when it is asked for, in words: those are what `kubectl describe pod` shows.

@@ -1,4 +1,4 @@
-//! The arguments of `proxy`: pilot-agent's, of which a waypoint needs few and understands all (runtime §8.1).
+//! The arguments of `proxy`: pilot-agent's, of which a waypoint needs few and understands all (contract runtime §8.1).
 //!
 //! Flags are `--name=value`, `--name value`, or `--name` alone. A flag that is not known here is taken with its value, as
 //! pilot-agent does, so that the next version of a pod template starts the same image; the log names those flags in one line.

@@ -1,4 +1,4 @@
-//! Access logs (runtime §7.5): files with their formats and filters; other loggers are listed and left out.
+//! Access logs (contract runtime §7.5): files with their formats and filters; other loggers are listed and left out.
 //!
 //! A log decides nothing, so nothing here refuses traffic. A sink whose filter cannot be done is left out rather than
 //! logging more than was asked for; a format that is malformed is malformed for Envoy too.

@@ -1,4 +1,4 @@
-//! One filter chain of `main_internal` (xds §2.4, §2.6): its network filters in order, down to HTTP or to bytes.
+//! One filter chain of `main_internal` (contract xds §2.4, §2.6): its network filters in order, down to HTTP or to bytes.
 //!
 //! A network filter that we do not know may be the one that decides, so it refuses the chain; what was understood of the chain is
 //! compiled all the same, so that it can be shown.
@@ -148,7 +148,8 @@ fn compile_filter(filter: Filter, context: &mut Context, notes: &mut Notes) -> R
     };
     match typed(&any, notes)? {
         Typed::Struct(kind, _) => match kind.as_str() {
-            // Peers tell each other who they are on TCP connections of sidecars; over HBONE they are found by address (runtime §7.3).
+            // Peers tell each other who they are on TCP connections of sidecars; over HBONE they are found by address (contract
+            // contract runtime §7.3).
             "envoy.tcp.metadataexchange.config.MetadataExchange" => {}
             "envoy.extensions.network_filters.peer_metadata.Config" => notes.ignore("", "baggage is not sent yet"),
             other => notes.refuse("", format!("filter {name} ({other}) is not supported")),
@@ -166,7 +167,7 @@ fn compile_filter(filter: Filter, context: &mut Context, notes: &mut Notes) -> R
                 set_filter_state(unpack(any, Unknown::Refuses, notes)?, notes)
             }
             "envoy.extensions.filters.network.mongo_proxy.v3.MongoProxy" => {
-                // It counts and logs what passes (verified §1, row 2.6); only its delays would change anything.
+                // It counts and logs what passes (contract seen §1, row 2.6); only its delays would change anything.
                 let MongoProxy {
                     stat_prefix,
                     access_log,
@@ -206,7 +207,8 @@ pub(crate) fn discovered(name: &str, discovery: ExtensionConfigSource, context: 
     );
 }
 
-/// Objects that istiod has put into filter state; we hold what they stand for as facts of the connection (xds §2.2, §2.4).
+/// Objects that istiod has put into filter state; we hold what they stand for as facts of the connection (contract xds §2.2,
+/// §2.4).
 pub(crate) fn set_filter_state(config: SetFilterState, notes: &mut Notes) {
     let SetFilterState {
         on_new_connection,
@@ -276,7 +278,7 @@ fn is_known_object(key: &str, format: &str) -> bool {
         "io.istio.local_principal" => format == "%DOWNSTREAM_LOCAL_URI_SAN%",
         "io.istio.source" => format == "%REQ(x-istio-source)%",
         "istio.double_hbone.hbone_target_address" => format == "%DYNAMIC_METADATA(istio:double_hbone:hbone_target_address)%",
-        // The address of the service for policies: the authority, or the VIP where the authority is a name (xds §2.4).
+        // The address of the service for policies: the authority, or the VIP where the authority is a name (contract xds §2.4).
         "envoy.network.transport_socket.original_dst_address" => {
             format.starts_with("%CEL('envoy.filters.listener.original_dst.local_ip' in filter_state ? ")
         }

@@ -1,4 +1,4 @@
-//! Clusters (xds §5.1–§5.9): settings, the service that they stand for, and endpoints that are written in them.
+//! Clusters (contract xds §5.1–§5.9): settings, the service that they stand for, and endpoints that are written in them.
 //!
 //! A cluster with something that can decide and that we cannot do is kept, with transport terms that refuse its requests. What only
 //! changes which endpoint is preferred (outlier ejection, warm-up, retry budgets) is left out and listed.
@@ -389,7 +389,7 @@ fn balancing(policy: i32, config: Option<LbConfig>, discovery: &mut Discovery, n
                 refuse_set!(notes, use_http_header, http_header_name)
             });
             if let Some(key) = metadata_key {
-                // `waypoint` of the endpoint's metadata, which the endpoint's target already holds (xds §5.8).
+                // `waypoint` of the endpoint's metadata, which the endpoint's target already holds (contract xds §5.8).
                 let path: Vec<_> = key.path.iter().map(|segment| format!("{segment:?}")).collect();
                 if key.key != "envoy.filters.listener.original_dst" || path.len() != 1 {
                     notes.refuse("original_dst_lb_config.metadata_key", format!("`{}` is not known", key.key));

@@ -1,8 +1,8 @@
 //! Clusters and their endpoints between answers of istiod: what was sent, what is published, what waits.
 //!
-//! istiod sends every cluster at nearly every change (verified §1, row 1.9), so bytes are compared first. A new cluster waits until
-//! its endpoints have been sent once. One that istiod has removed stays while a chain still names it: chains are sent after clusters.
-//! Endpoints are swapped inside of a cluster's state and need no new snapshot.
+//! istiod sends every cluster at nearly every change (contract seen §1, row 1.9), so bytes are compared first. A new cluster
+//! waits until its endpoints have been sent once. One that istiod has removed stays while a chain still names it: chains are sent
+//! after clusters. Endpoints are swapped inside of a cluster's state and need no new snapshot.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},

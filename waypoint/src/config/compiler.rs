@@ -41,8 +41,8 @@ pub const EXTENSIONS: &str = "type.googleapis.com/envoy.config.core.v3.TypedExte
 /// Names that a sentence about what is missing lists.
 const NAMES_IN_WORDS: usize = 5;
 
-/// How long the proxy waits with being ready for secrets and extension configurations, as Envoy does (xds §1.11): istiod leaves out what
-/// the proxy may not have, and what needs it refuses by itself.
+/// How long the proxy waits with being ready for secrets and extension configurations, as Envoy does (contract xds §1.11): istiod
+/// leaves out what the proxy may not have, and what needs it refuses by itself.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Bytes of a NACK's words, after which only the number of further errors is told.
@@ -163,7 +163,7 @@ impl Compiler {
 
     /// Puts the resources into the store, with what is wrong with them.
     fn keep(&self, type_url: &str, changed: &[Resource], removed: &[String], errors: &[ResourceError]) {
-        // Extension configurations are only ever replaced (xds §1.9).
+        // Extension configurations are only ever replaced (contract xds §1.9).
         let removed = if type_url == EXTENSIONS { &[][..] } else { removed };
         for name in removed {
             self.store.remove(type_url, name);

@@ -1,4 +1,4 @@
-//! `/config_dump`, as Envoy's, from the resources as istiod sent them (runtime §8.6).
+//! `/config_dump`, as Envoy's, from the resources as istiod sent them (contract runtime §8.6).
 //!
 //! Nothing of the compiled form is in it: what tools read is what istiod wrote, field for field. Private keys are left out.
 

@@ -1,4 +1,4 @@
-//! Endpoint assignments (xds §5.10): where each endpoint is, how it is reached, and how much of the load it gets.
+//! Endpoint assignments (contract xds §5.10): where each endpoint is, how it is reached, and how much of the load it gets.
 //!
 //! An endpoint is an address behind a tunnel, an address behind another network's gateway, or a plain address. The live state of an
 //! endpoint that was there before is adopted, so that a change of its neighbours does not forget its connections.

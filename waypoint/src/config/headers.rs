@@ -1,4 +1,4 @@
-//! Header edits and header matchers of routes (xds §4.4, §4.5).
+//! Header edits and header matchers of routes (contract xds §4.4, §4.5).
 
 use cairn_policy::{
     headers::{EditAction, HeaderEdit, HeaderEdits},

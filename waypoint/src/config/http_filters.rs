@@ -1,7 +1,7 @@
-//! HTTP filters (xds §3.2): which of a chain's filters are done here, and which refuse it.
+//! HTTP filters (contract xds §3.2): which of a chain's filters are done here, and which refuse it.
 //!
-//! Filters are known by the type of their configuration, never by name (xds §3.17). A filter that is not known, or not there yet,
-//! refuses the chain: nobody can tell from outside whether it was the one that would have denied.
+//! Filters are known by the type of their configuration, never by name (contract xds §3.17). A filter that is not known, or not
+//! there yet, refuses the chain: nobody can tell from outside whether it was the one that would have denied.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use prost_types::{Struct, value::Kind};
 use super::{
     any::{Typed, Unknown, typed, unpack},
     chain::{self, Context},
-    rbac,
+    header_mutation, rbac,
     report::{Malformed, Notes, Present as _, ignore_set, refuse_set, unneeded},
 };
 
@@ -110,7 +110,7 @@ fn compile_filter(
                 }
             }
             "envoy.extensions.filters.http.fault.v3.HTTPFault" => {
-                // istiod's is empty: faults stand on routes (xds §3.8), and refuse those.
+                // istiod's is empty: faults stand on routes (contract xds §3.8), and refuse those.
                 let fault: HttpFault = unpack(any, Unknown::Refuses, notes)?;
                 if fault != HttpFault::default() {
                     notes.refuse("", "faults are not supported yet");
@@ -118,6 +118,10 @@ fn compile_filter(
             }
             "envoy.extensions.filters.http.cors.v3.Cors" => {
                 let Cors {} = unpack(any, Unknown::Refuses, notes)?;
+            }
+            "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation" => {
+                let filter = header_mutation::compile(unpack(any, Unknown::Refuses, notes)?, notes)?;
+                chain.push(Filter::HeaderMutation(Arc::new(filter)));
             }
             "envoy.extensions.filters.http.rbac.v3.RBAC" => {
                 let filter = rbac::http(unpack(any, Unknown::Refuses, notes)?, notes)?;
@@ -133,7 +137,7 @@ fn compile_filter(
     Ok(false)
 }
 
-/// Peers are found by address in workload discovery (runtime §7.3); anything else that this filter can do is listed.
+/// Peers are found by address in workload discovery (contract runtime §7.3); anything else that this filter can do is listed.
 pub(crate) fn peer_metadata(config: &Struct, notes: &mut Notes) {
     for (key, value) in &config.fields {
         match (key.as_str(), value.kind.as_ref()) {

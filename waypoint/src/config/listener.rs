@@ -1,4 +1,5 @@
-//! Listeners (xds §2.1–§2.9): the fields that all of them have, `connect_terminate`, and the listeners that open tunnels.
+//! Listeners (contract xds §2.1–§2.9): the fields that all of them have, `connect_terminate`, and the listeners that open
+//! tunnels.
 
 use std::net::SocketAddr;
 
@@ -186,7 +187,7 @@ pub(crate) fn take(bytes: &Bytes, notes: &mut Notes) -> Result<Parts, Malformed>
 }
 
 /// istiod's listener filters find out what is spoken; which ports they leave alone follows from the matcher, which asks for what is
-/// spoken only where it matters (xds §2.3).
+/// spoken only where it matters (contract xds §2.3).
 fn check_listener_filter(filter: ListenerFilter, notes: &mut Notes) {
     let ListenerFilter {
         name,

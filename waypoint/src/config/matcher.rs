@@ -2,7 +2,7 @@
 //!
 //! All xds matcher types that exist are read: exact, prefix and IP trees, and lists of predicates. An input, a matcher or an action
 //! that we do not know could lead a connection to another chain than the one it belongs to; then the whole tree is not applied, and
-//! the last good one stays (xds §2.5).
+//! the last good one stays (contract xds §2.5).
 
 use std::{collections::BTreeMap, net::IpAddr};
 

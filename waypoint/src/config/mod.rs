@@ -22,6 +22,7 @@ pub mod compiler;
 pub mod dump;
 mod endpoint;
 mod hcm;
+mod header_mutation;
 mod headers;
 mod http_filters;
 mod listener;

@@ -1,8 +1,8 @@
-//! RBAC filters (xds §3.4, §6.2): of requests, of TCP connections, and of tunnels (§6.9).
+//! RBAC filters (contract xds §3.4, §6.2): of requests, of TCP connections, and of tunnels (§6.9).
 //!
-//! Presence decides: `rules: {}` denies everything, no `rules` at all denies nothing (verified §1, row 6.5). What of enforced rules we
-//! cannot evaluate refuses the chain. Rules that are only tried out decide nothing, so that what cannot be evaluated of them is
-//! listed, and they are left out.
+//! Presence decides: `rules: {}` denies everything, no `rules` at all denies nothing (contract seen §1, row 6.5). What of
+//! enforced rules we cannot evaluate refuses the chain. Rules that are only tried out decide nothing, so that what cannot be
+//! evaluated of them is listed, and they are left out.
 
 mod condition;
 #[cfg(test)]
@@ -18,9 +18,9 @@ use cairn_proto::envoy::{
 
 use super::report::{Malformed, Notes, ignore_set, refuse_set, unneeded};
 
-/// What the result of shadow rules that only ask whether an external authorizer is to be called begins with (xds §6.7). Such a
-/// filter refuses by itself where it is not supported.
-const EXTERNAL: &str = "istio_ext_authz_";
+/// What the result of shadow rules that only ask whether an external authorizer is to be called begins with (contract xds §6.7).
+/// Such a filter refuses by itself where it is not supported.
+pub(crate) const EXTERNAL: &str = "istio_ext_authz_";
 
 /// Where a filter stands, which decides what its conditions can see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! Retry policies (xds §4.6).
+//! Retry policies (contract xds §4.6).
 
 use cairn_policy::retry::{Backoff, DEFAULT_HOST_ATTEMPTS, DEFAULT_RETRIES, PreviousPriorities, RetryOn, RetryPolicy};
 use cairn_proto::envoy::{

@@ -1,4 +1,4 @@
-//! Route tables (xds §4.1–§4.5): virtual hosts, routes, what each asks of a request.
+//! Route tables (contract xds §4.1–§4.5): virtual hosts, routes, what each asks of a request.
 //!
 //! A route with something that can decide and that we cannot do is kept in its place and answers 403: the requests that it matches are
 //! exactly those that would otherwise have been decided without it, and the other routes of the chain go on serving. What stands on
@@ -269,7 +269,7 @@ pub(crate) fn overrides(
     for (filter, any) in config {
         notes.within(format!("typed_per_filter_config[{filter}]"), |notes| {
             if !context.filter_names.contains(filter) {
-                // istiod leaves such behind, for stateful sessions for instance (xds §4.10).
+                // istiod leaves such behind, for stateful sessions for instance (contract xds §4.10).
                 notes.ignore("", "the chain has no such filter");
                 return Ok(());
             }

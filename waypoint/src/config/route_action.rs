@@ -1,4 +1,4 @@
-//! What routes do (xds §4.6, §4.7): forward, redirect, or answer.
+//! What routes do (contract xds §4.6, §4.7): forward, redirect, or answer.
 
 use std::time::Duration;
 

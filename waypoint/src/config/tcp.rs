@@ -1,4 +1,4 @@
-//! `tcp_proxy` of a chain (xds §2.7): where the bytes go and how long a connection may be silent.
+//! `tcp_proxy` of a chain (contract xds §2.7): where the bytes go and how long a connection may be silent.
 
 use std::{sync::Arc, time::Duration};
 

@@ -2,7 +2,7 @@
 //!
 //! What a context demands of the other side must be demanded exactly; anything that we cannot check or offer is listed and refuses
 //! the listener or cluster. Of certificates and roots only those of the workload itself are used here (`default` and `ROOTCA`,
-//! xds §1.11); other names belong to TLS inside the tunnel.
+//! contract xds §1.11); other names belong to TLS inside the tunnel.
 
 use cairn_identity::{ClientTerms, ServerTerms, TlsVersion, unsupported_ciphers, unsupported_curves};
 use cairn_proto::envoy::{

@@ -1,4 +1,5 @@
-//! Transport sockets of clusters (xds §5.6, §5.8, §5.9): what is put between us and the application, and the terms of tunnels.
+//! Transport sockets of clusters (contract xds §5.6, §5.8, §5.9): what is put between us and the application, and the terms of
+//! tunnels.
 //!
 //! `internal_upstream` is Envoy's way into its own tunnel listeners and means nothing by itself. TLS and PROXY protocol inside the
 //! tunnel are not supported yet: a cluster that asks for them refuses.

@@ -1,4 +1,5 @@
-//! `HttpProtocolOptions` of a cluster (xds §5.2, §5.3): which HTTP is spoken to endpoints, and how long connections live.
+//! `HttpProtocolOptions` of a cluster (contract xds §5.2, §5.3): which HTTP is spoken to endpoints, and how long connections
+//! live.
 
 use std::{collections::BTreeMap, time::Duration};
 

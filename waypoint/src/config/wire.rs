@@ -1,7 +1,8 @@
 //! A listener taken apart without decoding its filter chains.
 //!
-//! istiod sends `main_internal` whole for nearly every change, 4.9 KB a service (verified §4). Walking the outermost fields of the
-//! wire format gives the bytes of each chain, to be compared with those of the last time; only chains that differ are decoded.
+//! istiod sends `main_internal` whole for nearly every change, 4.9 KB a service (contract seen §4). Walking the outermost fields
+//! of the wire format gives the bytes of each chain, to be compared with those of the last time; only chains that differ are
+//! decoded.
 
 use bytes::{Buf, Bytes, BytesMut};
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};

@@ -1,4 +1,5 @@
-//! Workload discovery (runtime §7.3): `istio.workload.Workload` and `istio.workload.Address` into the table of who is who.
+//! Workload discovery (contract runtime §7.3): `istio.workload.Workload` and `istio.workload.Address` into the table of who is
+//! who.
 //!
 //! istiod leaves out what is at its default; the defaults are filled in here. A resource that is malformed is named, the others
 //! apply. Nothing here can refuse traffic: a peer that is not known only has fewer labels.

@@ -104,7 +104,7 @@ pub async fn forward(mut journey: Journey<'_>, found: Found<'_>, to: &Forward) -
     }
 }
 
-/// Where nothing is said of retries, the request's own headers may still ask (of internal clients, xds §4.6).
+/// Where nothing is said of retries, the request's own headers may still ask (of internal clients, contract xds §4.6).
 static NO_RETRIES: LazyLock<RetryPolicy> = LazyLock::new(RetryPolicy::default);
 
 /// The attempts to send one request.

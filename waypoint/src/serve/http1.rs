@@ -30,8 +30,8 @@ use crate::{
 /// hyper's smallest read buffer; more is asked for by the chain's limit on heads.
 const MIN_BUFFER: usize = 8 * 1024;
 
-/// Serves requests until the connection ends.
-pub async fn serve(inner: Arc<Inner>, io: InnerIo) {
+/// Serves requests until the connection ends. (What is needed only to begin is not part of the future: idle connections are many.)
+pub fn serve(inner: Arc<Inner>, io: InnerIo) -> impl Future<Output = ()> + Send {
     let limits = limits(&inner);
     let relay = inner.relay.clone().unwrap_or_default();
     let (io, early) = io.watched(limits.max_head.max(MIN_BUFFER), limits.head_timeout, relay.queue.clone());
@@ -47,24 +47,26 @@ pub async fn serve(inner: Arc<Inner>, io: InnerIo) {
         .auto_date_header(false)
         .serve_connection(io, service)
         .with_upgrades();
-    let mut connection = pin!(connection);
-    let mut drain = inner.proxy.drain.clone();
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = drain.drained() => {
-            connection.as_mut().graceful_shutdown();
-            connection.as_mut().await
+    let mut connection = Box::pin(connection);
+    async move {
+        let mut drain = inner.proxy.drain.clone();
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = drain.drained() => {
+                connection.as_mut().graceful_shutdown();
+                connection.as_mut().await
+            }
+            () = inner.idle(limits.idle_timeout) => {
+                connection.as_mut().graceful_shutdown();
+                connection.as_mut().await
+            }
+        };
+        if let Some(early) = *early.lock() {
+            request::answered_early(&inner, early.status, early.details);
         }
-        () = inner.idle(limits.idle_timeout) => {
-            connection.as_mut().graceful_shutdown();
-            connection.as_mut().await
+        if let Err(error) = ended {
+            tracing::debug!(%error, authority = %inner.connection.authority, "inner connection ended");
         }
-    };
-    if let Some(early) = *early.lock() {
-        request::answered_early(&inner, early.status, early.details);
-    }
-    if let Err(error) = ended {
-        tracing::debug!(%error, authority = %inner.connection.authority, "inner connection ended");
     }
 }
 

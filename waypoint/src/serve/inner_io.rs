@@ -186,6 +186,11 @@ impl InnerIo {
         }
     }
 
+    /// Keeps what was not taken; but no reference to a received buffer of which nothing is left.
+    fn hold(&mut self, rest: Bytes) {
+        self.held = if rest.is_empty() { Bytes::new() } else { rest };
+    }
+
     /// Writes informational answers. Only a flush may `begin` one: hyper flushes when it holds nothing back, so that none gets into
     /// an earlier answer of a pipelining client.
     fn poll_informational(&mut self, cx: &mut Context<'_>, begin: bool) -> Poll<io::Result<()>> {
@@ -276,7 +281,7 @@ impl AsyncRead for InnerIo {
         let count = data.len().min(into.remaining());
         into.put_slice(data.get(..count).unwrap_or_default());
         data.advance(count);
-        this.held = data;
+        this.hold(data);
         Poll::Ready(Ok(()))
     }
 }
@@ -288,7 +293,7 @@ impl hyper::rt::Read for InnerIo {
         let count = data.len().min(into.remaining());
         into.put_slice(data.get(..count).unwrap_or_default());
         data.advance(count);
-        this.held = data;
+        this.hold(data);
         Poll::Ready(Ok(()))
     }
 }

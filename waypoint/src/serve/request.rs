@@ -24,6 +24,7 @@ use parking_lot::Mutex;
 use super::{
     Inner, ResponseBody, date, forward, reply,
     response::Tail,
+    upgrade,
 };
 use crate::{
     body::{Incoming, RequestSource},
@@ -292,6 +293,9 @@ impl Journey<'_> {
     fn reply_of_filter(mut self, reply: LocalReply, close: bool) -> Response<ResponseBody> {
         let grpc = self.tail.exchange.is_grpc();
         let close = close || self.upgrading;
+        if let Some(client) = self.upgrade.take().filter(|_| close) {
+            upgrade::end(client);
+        }
         let facts = Facts { random: self.random, metadata: &no_metadata };
         let found = self.tail.exchange.request.as_ref().and_then(|head| self.http.routes.find(head, facts));
         let Some(found) = found else { return self.reply_closing(reply, close) };

@@ -60,6 +60,7 @@ pub struct Leased {
 }
 
 /// The run of filters over one request: alone with the request's task, or shared with the body that the filters watch.
+#[allow(clippy::large_enum_variant, reason = "it stands in a box already, and the large variant is the usual one")]
 pub enum RunCell {
     /// Alone.
     Own(Run),

@@ -29,7 +29,7 @@ use crate::{
     snapshot::{Serves, matcher::Spoken},
 };
 
-/// Which node the CONNECT comes from, where a gateway says so (xds §2.2).
+/// Which node the CONNECT comes from, where a gateway says so (contract xds §2.2).
 const SOURCE: &str = "x-istio-source";
 /// A client of an HTTP chain that sends nothing is not waited for longer than this.
 const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(3600);

@@ -5,10 +5,20 @@ use std::sync::Arc;
 use cairn_exchange::clock;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::io::copy_bidirectional;
+use tokio::io::{AsyncWriteExt as _, copy_bidirectional};
 
 use super::response::Tail;
 use crate::proxy::under;
+
+/// Ends the connection of a client whose upgrade was refused, once its answer is out: hyper hands a connection that was asked to
+/// switch over to whoever waits for it, whatever the answer was, and does not end it itself.
+pub fn end(client: OnUpgrade) {
+    tokio::spawn(async move {
+        if let Ok(client) = client.await {
+            let _ = TokioIo::new(client).shutdown().await;
+        }
+    });
+}
 
 /// Passes bytes once both connections have been switched, and settles the exchange at their end.
 pub fn pass(client: OnUpgrade, endpoint: OnUpgrade, mut tail: Box<Tail>) {

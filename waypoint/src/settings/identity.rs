@@ -1,4 +1,4 @@
-//! Where our certificate comes from (runtime §8.3).
+//! Where our certificate comes from (contract runtime §8.3).
 //!
 //! In this order: a SPIFFE socket that somebody else serves, mounted files, istiod's certificate authority.
 

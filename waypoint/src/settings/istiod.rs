@@ -1,4 +1,4 @@
-//! The stream to istiod: address, trust, token, headers, node (xds §1.2–1.6).
+//! The stream to istiod: address, trust, token, headers, node (contract xds §1.2–1.6).
 
 use cairn_xds::{Address, ClientCertificate, NodeBuilder, SettingsError, Tls, TlsFiles};
 use serde_json::{Map, json};
@@ -55,7 +55,7 @@ pub(super) fn headers(asked: &Asked<'_>, prefix: &str) -> Vec<(String, String)> 
     named.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
-/// The first that applies (xds §1.2).
+/// The first that applies (contract xds §1.2).
 fn roots(asked: &Asked<'_>) -> Result<String, SettingError> {
     let Asked { environment, pod, .. } = asked;
     match environment.text("XDS_ROOT_CA") {

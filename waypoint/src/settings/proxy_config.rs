@@ -1,9 +1,9 @@
 //! `ProxyConfig`: what the mesh, the variable `PROXY_CONFIG` and the pod's annotation say about this proxy.
 //!
-//! Each layer lies over the one before (runtime §8.2): defaults, `PROXY_CONFIG` (into which istiod has merged the mesh's), the
-//! annotation `proxy.istio.io/config`. Objects are merged field by field, as protobuf merges messages and as Istio merges
-//! `proxyMetadata`; everything else is replaced. JSON is YAML, so both are read as YAML. The merged object goes to istiod as it
-//! is; here it is asked only for what an agent needs.
+//! Each layer lies over the one before (contract runtime §8.2): defaults, `PROXY_CONFIG` (into which istiod has merged the
+//! mesh's), the annotation `proxy.istio.io/config`. Objects are merged field by field, as protobuf merges messages and as Istio
+//! merges `proxyMetadata`; everything else is replaced. JSON is YAML, so both are read as YAML. The merged object goes to istiod
+//! as it is; here it is asked only for what an agent needs.
 
 use std::time::Duration;
 

@@ -5,7 +5,7 @@ use cairn_xds::Tls;
 
 use super::*;
 
-/// As istiod's pod template sets them (runtime §8.2).
+/// As istiod's pod template sets them (contract runtime §8.2).
 const TEMPLATE: [(&str, &str); 16] = [
     ("ISTIO_META_SERVICE_ACCOUNT", "waypoint"),
     ("ISTIO_META_NODE_NAME", "node-1"),
@@ -25,13 +25,16 @@ const TEMPLATE: [(&str, &str); 16] = [
     ("TRUST_DOMAIN", "cluster.local"),
 ];
 
-fn with(variables: &[(&str, &str)], pod: &Pod) -> Result<Settings, SettingError> {
+/// Variables over those of the template.
+type Variables<'a> = &'a [(&'a str, &'a str)];
+
+fn with(variables: Variables<'_>, pod: &Pod) -> Result<Settings, SettingError> {
     let arguments = Arguments::parse(&["waypoint", "--domain", "app.svc.cluster.local", "--proxyLogLevel", "warning"]).unwrap();
     let environment = TEMPLATE.iter().chain(variables).copied().collect();
     Settings::new(&arguments, &environment, pod)
 }
 
-fn settings(variables: &[(&str, &str)]) -> Settings {
+fn settings(variables: Variables<'_>) -> Settings {
     with(variables, &Pod::default()).unwrap()
 }
 
@@ -136,7 +139,7 @@ fn ports_and_times_are_those_of_proxy_config_and_environment() {
 
 #[test]
 fn the_number_of_threads_comes_from_the_nearest() {
-    let cases: [(&[&str], &[(&str, &str)], Option<usize>); 6] = [
+    let cases: [(&[&str], Variables<'_>, Option<usize>); 6] = [
         (&[], &[], Some(2)),
         (&[], &[("ISTIO_CPU_LIMIT", "1.5")], Some(2)),
         (&[], &[("ISTIO_CPU_LIMIT", "")], None),
@@ -154,7 +157,7 @@ fn the_number_of_threads_comes_from_the_nearest() {
 
 #[test]
 fn the_first_root_that_applies_is_used_for_istiod() {
-    let cases: [(&[(&str, &str)], &[&str], &str); 7] = [
+    let cases: [(Variables<'_>, &[&str], &str); 7] = [
         (
             &[("XDS_ROOT_CA", "/my/root.pem"), ("PROV_CERT", "/prov")],
             &["./etc/certs/root-cert.pem"],
@@ -207,7 +210,7 @@ fn the_certificate_comes_from_a_socket_files_or_the_authority() {
         "./etc/certs/root-cert.pem",
     ];
     let socket = "./var/run/secrets/workload-spiffe-uds/socket";
-    let cases: [(&[(&str, &str)], &[&str], &str); 8] = [
+    let cases: [(Variables<'_>, &[&str], &str); 8] = [
         (&[], &[socket], "socket ./var/run/secrets/workload-spiffe-uds/socket"),
         (
             &[("WORKLOAD_IDENTITY_SOCKET_FILE", "spire.sock")],

@@ -70,7 +70,7 @@ pub enum Underscores {
     Drop,
 }
 
-/// Settings of an HTTP connection manager (xds §3.1).
+/// Settings of an HTTP connection manager (contract xds §3.1).
 #[derive(Clone, Debug)]
 pub struct HttpSettings {
     /// What is done to paths.

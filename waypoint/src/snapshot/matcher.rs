@@ -1,8 +1,8 @@
 //! Which chain serves a tunnel: istiod's `filter_chain_matcher`, compiled.
 //!
-//! The tree is generic over the xDS matcher types (xds §2.5): exact and prefix maps, IP ranges, and lists of predicates over the
-//! inputs that exist for an inner connection. Semantics are Envoy's: of all ranges that hold the address the longest prefix is tried
-//! first, then the order of declaration; a nested matcher that finds nothing is not final; then `on_no_match`.
+//! The tree is generic over the xDS matcher types (contract xds §2.5): exact and prefix maps, IP ranges, and lists of predicates
+//! over the inputs that exist for an inner connection. Semantics are Envoy's: of all ranges that hold the address the longest
+//! prefix is tried first, then the order of declaration; a nested matcher that finds nothing is not final; then `on_no_match`.
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
@@ -132,7 +132,7 @@ pub enum Outcome<'a> {
 // === impl Spoken ===
 
 impl Spoken {
-    /// As Envoy's application protocol input renders it (xds §2.5).
+    /// As Envoy's application protocol input renders it (contract xds §2.5).
     fn text(self) -> Option<&'static str> {
         match self {
             Spoken::Http10 => Some("'http/1.0'"),

@@ -33,7 +33,7 @@ pub struct Snapshot {
     pub workloads: Arc<Workloads>,
 }
 
-/// How tunnels are accepted (xds §2.2).
+/// How tunnels are accepted (contract xds §2.2).
 #[derive(Debug, PartialEq)]
 pub struct Terminate {
     /// Addresses to listen on.
@@ -44,7 +44,7 @@ pub struct Terminate {
     pub max_concurrent_streams: u32,
     /// PING after this much silence, and how long the answer may take.
     pub keepalive: Option<(std::time::Duration, std::time::Duration)>,
-    /// Who may ask for tunnels (xds §6.9).
+    /// Who may ask for tunnels (contract xds §6.9).
     pub rbac: cairn_policy::rbac::Filters,
     /// What becomes of the `server` header of answers to CONNECT.
     pub server: cairn_policy::headers::outgoing::ServerHeader,
@@ -81,7 +81,8 @@ impl Snapshot {
         let mut outcome = matcher.find(facts);
         let other;
         if outcome == Outcome::Nothing {
-            // istiod puts one of several addresses of a ServiceEntry into the matcher (verified §1, row 2.5); ztunnel may use any.
+            // istiod puts one of several addresses of a ServiceEntry into the matcher (contract seen §1, row 2.5); ztunnel may
+            // use any.
             other = self.sibling_address(facts);
             if let Some(address) = other {
                 outcome = matcher.find(&Facts { destination_ip: Some(address), ..*facts });

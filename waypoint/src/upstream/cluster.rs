@@ -83,7 +83,7 @@ pub enum TransportTerms {
     Unsupported(Arc<str>),
 }
 
-/// Limits of a cluster (xds §5.2).
+/// Limits of a cluster (contract xds §5.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Breakers {
     /// Connections.

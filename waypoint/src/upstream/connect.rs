@@ -11,7 +11,7 @@ use tokio::{net::TcpStream, time::timeout};
 use super::{Cluster, Endpoint, Target, UpstreamIo};
 use crate::snapshot::Snapshot;
 
-/// The port on which every HBONE proxy listens (xds §5.8: `upstream_port_override`).
+/// The port on which every HBONE proxy listens (contract xds §5.8: `upstream_port_override`).
 pub const HBONE_PORT: u16 = 15008;
 /// The cluster whose TLS terms tunnels to endpoints use.
 const ORIGINATE: &str = "connect_originate";

@@ -65,6 +65,7 @@ pub struct Told {
     pub status: Option<u16>,
     pub flags: String,
     pub details: String,
+    pub termination: String,
     pub attempts: u32,
     pub received: u64,
     pub sent: u64,
@@ -115,7 +116,7 @@ impl Rig {
         change(&mut settings);
         let told = Arc::new(parking_lot::Mutex::new(Vec::new()));
         let book = told.clone();
-        let observer: cairn_waypoint::engine::Observer = Box::new(move |exchange| book.lock().push(Told::of(exchange)));
+        let observer: cairn_waypoint::proxy::Observer = Box::new(move |exchange| book.lock().push(Told::of(exchange)));
         let parts = Parts { identity, network: String::new(), version: "test".into(), settings, observer: Some(observer) };
         let engine = Engine::new(parts);
         let client = client(&authority, id("client"));
@@ -183,7 +184,7 @@ impl Rig {
             tls: ServerTerms::hbone(["spiffe://cluster.local/"]),
             max_concurrent_streams: config.streams.unwrap_or(100),
             keepalive: None,
-            rbac: Default::default(),
+            rbac: config.guard.clone(),
             server: Default::default(),
             refuse: None,
         }));
@@ -307,6 +308,7 @@ impl Told {
             status: exchange.status.map(|status| status.as_u16()),
             flags: exchange.flags.to_string(),
             details: exchange.details.as_deref().unwrap_or_default().to_owned(),
+            termination: exchange.termination_details.as_deref().unwrap_or_default().to_owned(),
             attempts: exchange.attempts,
             received: counts.received,
             sent: counts.sent,
@@ -390,6 +392,8 @@ pub struct Config {
     clusters: Vec<Cluster>,
     /// Streams that a client's tunnel may have, where it is not the usual number.
     streams: Option<u32>,
+    /// Who may ask for tunnels.
+    guard: cairn_policy::rbac::Filters,
 }
 
 impl Config {
@@ -451,8 +455,14 @@ impl Config {
 
     /// A service of which it is not known what is spoken.
     #[must_use]
-    pub fn detect(mut self, service: &str, endpoints: &[SocketAddr]) -> Self {
-        self = self.http(service, endpoints).tcp(service, endpoints);
+    pub fn detect(self, service: &str, endpoints: &[SocketAddr]) -> Self {
+        self.detect_with(service, endpoints, |_| {})
+    }
+
+    /// The same with other settings for bytes.
+    #[must_use]
+    pub fn detect_with(mut self, service: &str, endpoints: &[SocketAddr], change: impl FnOnce(&mut TcpChain)) -> Self {
+        self = self.http(service, endpoints).tcp_with(service, tunnels(endpoints), change, |_| {});
         let Some((_, tcp)) = self.places.pop() else { return self };
         let Some((address, http)) = self.places.pop() else { return self };
         let map = [("'http/1.1'".into(), http.clone()), ("'h2c'".into(), http)].into_iter().collect();
@@ -471,6 +481,12 @@ impl Config {
     #[must_use]
     pub fn streams(self, most: u32) -> Self {
         Self { streams: Some(most), ..self }
+    }
+
+    /// Tunnels are for whom these filters let pass.
+    #[must_use]
+    pub fn guarded(self, guard: cairn_policy::rbac::Filters) -> Self {
+        Self { guard, ..self }
     }
 
     /// The chain added last refuses.
@@ -497,7 +513,7 @@ fn cluster_settings() -> ClusterSettings {
     ClusterSettings { panic_threshold: 0.0, connect_timeout: Duration::from_secs(2), ..ClusterSettings::default() }
 }
 
-/// istiod's default route (xds §4.2).
+/// istiod's default route (contract xds §4.2).
 pub fn default_route(cluster: &str) -> Route {
     let retry = RetryPolicy {
         on: RetryOn::parse("connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes").0,

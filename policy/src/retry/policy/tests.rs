@@ -10,7 +10,7 @@ use crate::{
     retry::{Reset, ResetFormat, ResetHeader},
 };
 
-/// istiod's default (istio-waypoint-xds.md §4.6).
+/// istiod's default (contract xds §4.6).
 const DEFAULT: &str = "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes";
 
 fn head(fields: &[(&'static str, &'static str)]) -> RequestHead {

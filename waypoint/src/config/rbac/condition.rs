@@ -1,4 +1,4 @@
-//! Permissions and principals (xds §6.4) into conditions: one kind of message each.
+//! Permissions and principals (contract xds §6.4) into conditions: one kind of message each.
 
 use cairn_policy::{
     matcher::{HeaderMatcher, MetadataMatcher, StringMatch, StringMatcher, ValueMatcher},
@@ -133,7 +133,7 @@ fn always(any: bool, notes: &Notes) -> Result<Condition, Malformed> {
     }
 }
 
-/// Envoy takes no header rules before bytes; istiod leaves them out (xds §6.5).
+/// Envoy takes no header rules before bytes; istiod leaves them out (contract xds §6.5).
 fn header(matcher: EnvoyHeader, layer: Layer, notes: &mut Notes) -> Result<Condition, Malformed> {
     if layer == Layer::Network {
         return Err(notes.malformed("header", "a TCP connection has no headers"));
@@ -213,7 +213,7 @@ fn custom(config: TypedExtensionConfig, notes: &mut Notes) -> Result<Condition, 
     }
 }
 
-/// Objects of filter state that istiod puts there; we hold what they stand for as facts of the connection (xds §2.2).
+/// Objects of filter state that istiod puts there; we hold what they stand for as facts of the connection (contract xds §2.2).
 fn filter_state(matcher: FilterStateMatcher, layer: Layer, notes: &mut Notes) -> Result<Condition, Malformed> {
     let FilterStateMatcher { key, matcher } = matcher;
     let matcher = match matcher {

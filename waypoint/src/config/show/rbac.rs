@@ -15,20 +15,26 @@ pub(super) fn write(out: &mut String, filter: &Rbac, depth: usize) -> fmt::Resul
     }
     if let Some(shadow) = shadow {
         indent(out, depth)?;
+        if &*shadow.prefix == crate::config::rbac::EXTERNAL {
+            return writeln!(out, "asks an authorizer about {}", names(&shadow.rules));
+        }
         write!(out, "tried out ({}): ", shadow.prefix)?;
         write_rules(out, &shadow.rules)?;
     }
     Ok(())
 }
 
-fn write_rules(out: &mut String, rules: &Rules) -> fmt::Result {
+fn names(rules: &Rules) -> String {
     let names: Vec<_> = rules.names().map(|name| &**name).collect();
+    if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }
+}
+
+fn write_rules(out: &mut String, rules: &Rules) -> fmt::Result {
     let action = match rules.action() {
-        Action::Allow if names.is_empty() => return writeln!(out, "denies everything: ALLOW without policies"),
+        Action::Allow if rules.names().next().is_none() => return writeln!(out, "denies everything: ALLOW without policies"),
         Action::Allow => "allows only",
         Action::Deny => "denies",
         Action::Log => "marks for audit",
     };
-    let names = if names.is_empty() { "nothing".to_owned() } else { names.join(", ") };
-    writeln!(out, "{action} {names}")
+    writeln!(out, "{action} {}", names(rules))
 }
