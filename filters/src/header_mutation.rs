@@ -1,4 +1,4 @@
-//! Edits of headers before anything else sees them (xds §3.3: the client's identity for applications).
+//! Edits of headers before anything else sees them (contract xds §3.3: the client's identity for applications).
 //!
 //! Mutations are made one after the other, in their order; what decides later sees the edited request.
 

@@ -86,7 +86,10 @@ mod tests {
             (vec![enforced(rules(Action::Allow, "/api"))], "/", Some(by_none)),
             (vec![enforced(rules(Action::Log, "/"))], "/", None),
             (
-                vec![enforced(rules(Action::Deny, "/api/x")), enforced(rules(Action::Allow, "/api"))],
+                vec![
+                    enforced(rules(Action::Deny, "/api/x")),
+                    enforced(rules(Action::Allow, "/api")),
+                ],
                 "/api/x",
                 Some(by_name),
             ),
@@ -98,7 +101,10 @@ mod tests {
                 (Verdict::Continue, None) => {}
                 (Verdict::Reply(reply), Some(details)) => {
                     assert_eq!(reply.details, details);
-                    assert_eq!((reply.status, &reply.body[..]), (StatusCode::FORBIDDEN, &b"RBAC: access denied"[..]));
+                    assert_eq!(
+                        (reply.status, &reply.body[..]),
+                        (StatusCode::FORBIDDEN, &b"RBAC: access denied"[..])
+                    );
                     assert_eq!(reply.flags, ResponseFlags::NONE);
                 }
                 (verdict, details) => panic!("{path}: {verdict:?} where {details:?} belongs"),
@@ -120,7 +126,10 @@ mod tests {
             enforced(rules(Action::Log, "/")),
         ]);
         let mut exchange = exchange("/");
-        assert!(matches!(chain.decode_head(&mut Run::default(), &mut exchange), Verdict::Continue));
+        assert!(matches!(
+            chain.decode_head(&mut Run::default(), &mut exchange),
+            Verdict::Continue
+        ));
         assert_eq!(
             exchange.shadow,
             [ShadowDecision {

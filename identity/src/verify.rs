@@ -157,7 +157,10 @@ impl ClientCertVerifier for ClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verified = self.chain.verify_client_cert(end_entity, intermediates, now).map_err(unknown_issuer)?;
+        let verified = self
+            .chain
+            .verify_client_cert(end_entity, intermediates, now)
+            .map_err(unknown_issuer)?;
         self.prefixes.check(end_entity)?;
         Ok(verified)
     }

@@ -44,7 +44,12 @@ pub const TYPE_URL_PREFIX: &str = "type.googleapis.com/";
 mod tests {
     #[test]
     fn the_pool_knows_what_istiod_sends() {
-        for name in ["envoy.config.listener.v3.Listener", "istio.workload.Address", "stats.PluginConfig", "udpa.type.v1.TypedStruct"] {
+        for name in [
+            "envoy.config.listener.v3.Listener",
+            "istio.workload.Address",
+            "stats.PluginConfig",
+            "udpa.type.v1.TypedStruct",
+        ] {
             assert!(super::pool().get_message_by_name(name).is_some(), "{name}");
         }
     }

@@ -95,17 +95,29 @@ pub struct RequestBody {
 impl Incoming {
     /// The body of an HTTP/1 message.
     pub fn http1(body: hyper::body::Incoming) -> Self {
-        if body.is_end_stream() { Incoming::Empty } else { Incoming::Http1(body) }
+        if body.is_end_stream() {
+            Incoming::Empty
+        } else {
+            Incoming::Http1(body)
+        }
     }
 
     /// The body of an HTTP/2 message.
     pub fn http2(body: h2::RecvStream) -> Self {
-        if body.is_end_stream() { Incoming::Empty } else { Incoming::Http2(body) }
+        if body.is_end_stream() {
+            Incoming::Empty
+        } else {
+            Incoming::Http2(body)
+        }
     }
 
     /// All of a body at once.
     pub fn whole(data: Bytes, trailers: Option<HeaderMap>) -> Self {
-        if data.is_empty() && trailers.is_none() { Incoming::Empty } else { Incoming::Whole(data, trailers.map(Box::new)) }
+        if data.is_empty() && trailers.is_none() {
+            Incoming::Empty
+        } else {
+            Incoming::Whole(data, trailers.map(Box::new))
+        }
     }
 
     /// Whether nothing (more) comes.
@@ -282,7 +294,8 @@ impl RequestSource {
                 if let Some(observer) = &self.observer
                     && let crate::snapshot::ChainKind::Http(http) = &observer.chain.kind
                 {
-                    http.filters.decode_data(&mut observer.run.lock(), &mut data, self.incoming.is_end_stream());
+                    http.filters
+                        .decode_data(&mut observer.run.lock(), &mut data, self.incoming.is_end_stream());
                 }
                 self.recorded += data.len();
                 if self.incoming.is_end_stream() {
@@ -321,7 +334,11 @@ impl RequestSource {
 impl RequestBody {
     /// No body.
     pub fn empty() -> Self {
-        Self { hint: SizeHint::with_exact(0), ended: true, ..Self::default() }
+        Self {
+            hint: SizeHint::with_exact(0),
+            ended: true,
+            ..Self::default()
+        }
     }
 
     /// The body for the next attempt; attempts before it can read no more.
@@ -331,9 +348,18 @@ impl RequestBody {
         locked.position = 0;
         // The attempt before it has to learn that it is over.
         locked.wake_reader();
-        let hint = if locked.attempt == 1 { locked.incoming.size_hint() } else { SizeHint::default() };
+        let hint = if locked.attempt == 1 {
+            locked.incoming.size_hint()
+        } else {
+            SizeHint::default()
+        };
         let attempt = if locked.can_repeat() { locked.attempt } else { 0 };
-        Self { source: Some(source.clone()), attempt, hint, ended: false }
+        Self {
+            source: Some(source.clone()),
+            attempt,
+            hint,
+            ended: false,
+        }
     }
 
     /// Whether all of it was sent.
@@ -348,7 +374,9 @@ impl Body for RequestBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
-        let Some(source) = &this.source else { return Poll::Ready(None) };
+        let Some(source) = &this.source else {
+            return Poll::Ready(None);
+        };
         let mut source = source.lock();
         if source.attempt != this.attempt {
             return Poll::Ready(Some(Err(BodyError::NotAgain)));
@@ -389,6 +417,9 @@ impl Body for RequestBody {
 
 impl std::fmt::Debug for RequestBody {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RequestBody").field("attempt", &self.attempt).field("ended", &self.ended).finish_non_exhaustive()
+        f.debug_struct("RequestBody")
+            .field("attempt", &self.attempt)
+            .field("ended", &self.ended)
+            .finish_non_exhaustive()
     }
 }

@@ -121,7 +121,16 @@ impl Engine {
             connections: AtomicU64::new(1),
             live: Live::default(),
         });
-        Self { proxy, snapshot, workloads, registry, logs, connections, listening, sweeping: AtomicBool::new(false) }
+        Self {
+            proxy,
+            snapshot,
+            workloads,
+            registry,
+            logs,
+            connections,
+            listening,
+            sweeping: AtomicBool::new(false),
+        }
     }
 
     /// Addresses to listen on, by settings or by what istiod said.
@@ -129,7 +138,12 @@ impl Engine {
         if let Some(address) = self.proxy.settings.listen {
             return vec![address];
         }
-        self.snapshot.load().terminate.as_ref().map(|terminate| terminate.addresses.clone()).unwrap_or_default()
+        self.snapshot
+            .load()
+            .terminate
+            .as_ref()
+            .map(|terminate| terminate.addresses.clone())
+            .unwrap_or_default()
     }
 
     /// Opens the listening sockets and accepts tunnels on the calling runtime. Call it when the configuration is complete: before that
@@ -141,7 +155,10 @@ impl Engine {
     /// Opens one listening socket, as [`Engine::listen`]; for addresses that istiod names later.
     pub fn listen_on(&self, address: SocketAddr) -> io::Result<SocketAddr> {
         let socket = listener::bind(address).map_err(|error| {
-            io::Error::new(error.kind(), format!("cannot listen for tunnels on {address}: {error}; is another proxy running there?"))
+            io::Error::new(
+                error.kind(),
+                format!("cannot listen for tunnels on {address}: {error}; is another proxy running there?"),
+            )
         })?;
         let local = socket.local_addr()?;
         tokio::spawn(listener::accept(self.proxy.clone(), socket, self.listening.watch()));

@@ -91,7 +91,11 @@ impl Drop for Under<'_> {
 
 impl Default for DataSettings {
     fn default() -> Self {
-        Self { listen: None, detect_timeout: DETECT_TIMEOUT, tunnel_server: cairn_hbone::ServerSettings::default() }
+        Self {
+            listen: None,
+            detect_timeout: DETECT_TIMEOUT,
+            tunnel_server: cairn_hbone::ServerSettings::default(),
+        }
     }
 }
 

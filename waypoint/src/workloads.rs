@@ -4,11 +4,7 @@
 //! it at most twice. Resources are `istio.workload.Address` (workloads and services) or `istio.workload.Workload`; names of removed
 //! resources that are not known here are ignored, as istiod sends such (contract seen §1, row 1.9).
 
-use std::{
-    collections::HashMap,
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 use cairn_exchange::Workload;
 use foldhash::fast::RandomState;
@@ -39,6 +35,8 @@ pub struct Workloads {
     network: Arc<str>,
     by_address: Vec<Shard>,
     services_by_address: RwLock<HashMap<IpAddr, Arc<MeshService>, RandomState>>,
+    /// Several namespaces may have a service of one name; in the order of their resource names.
+    services_by_host: RwLock<HashMap<Arc<str>, Vec<Arc<MeshService>>, RandomState>>,
     /// Addresses of each resource, to find what a removal or a change takes away.
     known: RwLock<HashMap<Arc<str>, Known, RandomState>>,
 }
@@ -58,6 +56,7 @@ impl Workloads {
             network: network.into(),
             by_address: std::iter::repeat_with(RwLock::default).take(SHARDS).collect(),
             services_by_address: RwLock::default(),
+            services_by_host: RwLock::default(),
             known: RwLock::default(),
         }
     }
@@ -86,6 +85,15 @@ impl Workloads {
         self.services_by_address.read().get(&address.to_canonical()).cloned()
     }
 
+    /// The address of the service with this host name: of the first namespace, where several have one.
+    pub fn address_of(&self, hostname: &str) -> Option<IpAddr> {
+        let by_host = self.services_by_host.read();
+        by_host
+            .get(hostname)?
+            .iter()
+            .find_map(|service| service.addresses.first().copied())
+    }
+
     /// Adds or replaces a workload.
     pub fn insert_workload(&self, workload: Workload, addresses: Vec<IpAddr>) {
         let workload = Arc::new(workload);
@@ -95,7 +103,9 @@ impl Workloads {
                 shard.write().insert((workload.network.clone(), *address), workload.clone());
             }
         }
-        self.known.write().insert(workload.uid.clone(), Known::Workload(workload, addresses));
+        self.known
+            .write()
+            .insert(workload.uid.clone(), Known::Workload(workload, addresses));
     }
 
     /// Adds or replaces a service.
@@ -107,6 +117,11 @@ impl Workloads {
             by_address.insert(*address, service.clone());
         }
         drop(by_address);
+        let mut by_host = self.services_by_host.write();
+        let named = by_host.entry(service.hostname.clone()).or_default();
+        named.push(service.clone());
+        named.sort_by(|a, b| a.name.cmp(&b.name));
+        drop(by_host);
         self.known.write().insert(service.name.clone(), Known::Service(service));
     }
 
@@ -128,6 +143,14 @@ impl Workloads {
                 }
             }
             Some(Known::Service(service)) => {
+                let mut by_host = self.services_by_host.write();
+                if let Some(named) = by_host.get_mut(&service.hostname) {
+                    named.retain(|other| !Arc::ptr_eq(other, &service));
+                    if named.is_empty() {
+                        by_host.remove(&service.hostname);
+                    }
+                }
+                drop(by_host);
                 let mut by_address = self.services_by_address.write();
                 for address in &service.addresses {
                     if by_address.get(address).is_some_and(|now| Arc::ptr_eq(now, &service)) {
@@ -148,8 +171,46 @@ impl Workloads {
     /// All services, by name, for display.
     pub fn services(&self) -> Vec<Arc<MeshService>> {
         let known = self.known.read();
-        let mut all: Vec<_> = known.values().filter_map(|known| if let Known::Service(service) = known { Some(service.clone()) } else { None }).collect();
+        let mut all: Vec<_> = known
+            .values()
+            .filter_map(|known| {
+                if let Known::Service(service) = known {
+                    Some(service.clone())
+                } else {
+                    None
+                }
+            })
+            .collect();
         all.sort_by(|a, b| a.name.cmp(&b.name));
         all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_is_found_by_its_name_until_it_is_gone() {
+        let workloads = Workloads::new("");
+        let service = |namespace: &str, address: &str| MeshService {
+            name: format!("{namespace}/api.example.com").into(),
+            hostname: "api.example.com".into(),
+            namespace: namespace.into(),
+            addresses: address.parse().into_iter().collect(),
+        };
+        let found = || workloads.address_of("api.example.com").map(|address| address.to_string());
+        assert_eq!(found(), None);
+        workloads.insert_service(service("b", "10.0.0.2"));
+        assert_eq!(found().as_deref(), Some("10.0.0.2"));
+        workloads.insert_service(service("a", "10.0.0.1"));
+        assert_eq!(found().as_deref(), Some("10.0.0.1"));
+        workloads.insert_service(service("a", "10.0.0.3"));
+        assert_eq!(found().as_deref(), Some("10.0.0.3"));
+        workloads.remove("a/api.example.com");
+        assert_eq!(found().as_deref(), Some("10.0.0.2"));
+        workloads.remove("b/api.example.com");
+        assert_eq!(found(), None);
+        assert!(workloads.services_by_host.read().is_empty());
     }
 }

@@ -1,5 +1,11 @@
 //! Bad input on the data path: the proxy answers as it should, tells of it once, keeps nothing, and goes on.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::large_futures, clippy::disallowed_methods, reason = "a test fails by panicking, and may look at the clock")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::large_futures,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, and may look at the clock"
+)]
 
 mod rig;
 
@@ -35,7 +41,13 @@ async fn mesh() -> (Rig, Pod) {
     let rig = Rig::start().await;
     let pod = rig.pod(10, echo_app("web")).await;
     let endpoints = [pod.address];
-    rig.serve(Config::default().http(WEB, &endpoints).tcp(DB, &endpoints).detect(ANY, &endpoints)).await;
+    rig.serve(
+        Config::default()
+            .http(WEB, &endpoints)
+            .tcp(DB, &endpoints)
+            .detect(ANY, &endpoints),
+    )
+    .await;
     (rig, pod)
 }
 
@@ -48,12 +60,18 @@ async fn still_well(rig: &Rig) {
 /// A client's TLS settings by the name that it goes by.
 fn tls(authority: &Authority, as_: &SpiffeId) -> ClientConfig {
     let identity = Identity::fixed(authority.issue(as_).unwrap());
-    ClientConfig::clone(&identity.client_config(&ClientTerms::hbone(["spiffe://cluster.local/"])).unwrap())
+    ClientConfig::clone(
+        &identity
+            .client_config(&ClientTerms::hbone(["spiffe://cluster.local/"]))
+            .unwrap(),
+    )
 }
 
 async fn handshake(rig: &Rig, config: ClientConfig) -> std::io::Result<TlsStream<TcpStream>> {
     let name = rustls::pki_types::ServerName::from(rig.address.ip());
-    timeout(PATIENCE, TlsConnector::from(Arc::new(config)).connect(name, rig.dial().await)).await.unwrap()
+    timeout(PATIENCE, TlsConnector::from(Arc::new(config)).connect(name, rig.dial().await))
+        .await
+        .unwrap()
 }
 
 /// A client that has no certificate.
@@ -80,17 +98,30 @@ async fn who_does_not_prove_to_be_of_the_mesh_gets_no_tunnel() {
     let mut of_another_authority = tls(&rig.authority, &id("client"));
     of_another_authority.client_auth_cert_resolver = tls(&stranger, &id("client")).client_auth_cert_resolver;
     let of_another_domain = tls(&rig.authority, &SpiffeId::workload("evil.example", "app", "client").unwrap());
-    for (round, (who, config)) in
-        [("nobody", without), ("another authority's", of_another_authority), ("another trust domain's", of_another_domain)].into_iter().enumerate()
+    for (round, (who, config)) in [
+        ("nobody", without),
+        ("another authority's", of_another_authority),
+        ("another trust domain's", of_another_domain),
+    ]
+    .into_iter()
+    .enumerate()
     {
         // With TLS 1.3 the client learns of it with its first read.
         if let Ok(mut stream) = handshake(&rig, config).await {
-            let _ = stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
+            let _ = stream
+                .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+                .await;
             let mut heard = Vec::new();
-            let end = timeout(PATIENCE, stream.read_to_end(&mut heard)).await.expect("the connection ends");
+            let end = timeout(PATIENCE, stream.read_to_end(&mut heard))
+                .await
+                .expect("the connection ends");
             assert!(heard.is_empty() && end.is_err(), "{who}: {heard:?} {end:?}");
         }
-        assert_eq!(rig.engine.proxy.live.handshakes_failed.load(Ordering::SeqCst), round as u64 + 1, "{who}");
+        assert_eq!(
+            rig.engine.proxy.live.handshakes_failed.load(Ordering::SeqCst),
+            round as u64 + 1,
+            "{who}"
+        );
     }
     still_well(&rig).await;
 }
@@ -98,18 +129,27 @@ async fn who_does_not_prove_to_be_of_the_mesh_gets_no_tunnel() {
 #[tokio::test]
 async fn what_is_no_tls_ends_the_connection_and_no_other() {
     let (rig, _pod) = mesh().await;
-    for said in [&b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"[..], &[0; 1000], b"\x16\x03\x01\xff\xff\xff", b""] {
+    for said in [
+        &b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"[..],
+        &[0; 1000],
+        b"\x16\x03\x01\xff\xff\xff",
+        b"",
+    ] {
         let mut stream = rig.dial().await;
         stream.write_all(said).await.unwrap();
         stream.shutdown().await.unwrap();
         let mut heard = Vec::new();
-        let _ = timeout(PATIENCE, stream.read_to_end(&mut heard)).await.expect("the connection ends");
+        let _ = timeout(PATIENCE, stream.read_to_end(&mut heard))
+            .await
+            .expect("the connection ends");
         assert!(!String::from_utf8_lossy(&heard).contains("HTTP"), "{heard:?}");
     }
     // TLS, and then no HTTP/2.
     let mut stream = handshake(&rig, tls(&rig.authority, &id("client"))).await.unwrap();
     stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
-    let _ = timeout(PATIENCE, stream.read_to_end(&mut Vec::new())).await.expect("the connection ends");
+    let _ = timeout(PATIENCE, stream.read_to_end(&mut Vec::new()))
+        .await
+        .expect("the connection ends");
     still_well(&rig).await;
 }
 
@@ -117,21 +157,48 @@ async fn what_is_no_tls_ends_the_connection_and_no_other() {
 async fn unknown_authorities_are_refused_at_once_and_other_methods_are_not_found() {
     let (rig, _pod) = mesh().await;
     let client = rig.by_hand(id("client")).await;
-    let unknown = ["web", "web.app.svc.cluster.local:80", "10.96.1.10", "10.96.1.10:0", "10.96.1.10:99999", "[::1]:80", "user@10.96.1.10:80", "10.96.1.010:80", "0.0.0.0:80"];
+    let unknown = [
+        "web",
+        "web.app.svc.cluster.local:80",
+        "10.96.1.10",
+        "10.96.1.10:0",
+        "10.96.1.10:99999",
+        "[::1]:80",
+        "user@10.96.1.10:80",
+        "10.96.1.010:80",
+        "0.0.0.0:80",
+    ];
     for authority in unknown {
         let mut client = client.clone().ready().await.unwrap();
-        let (answer, _send) = client.send_request(Request::connect(authority).body(()).unwrap(), false).unwrap();
+        let (answer, _send) = client
+            .send_request(Request::connect(authority).body(()).unwrap(), false)
+            .unwrap();
         match timeout(PATIENCE, answer).await.expect("answered at once") {
-            Ok(answer) => assert!(matches!(answer.status().as_u16(), 400 | 503), "{authority}: {}", answer.status()),
+            Ok(answer) => assert!(
+                matches!(answer.status().as_u16(), 400 | 503),
+                "{authority}: {}",
+                answer.status()
+            ),
             // What is no authority at all breaks HTTP/2.
-            Err(error) => assert!(error.is_reset() && error.reason() == Some(h2::Reason::PROTOCOL_ERROR), "{authority}: {error}"),
+            Err(error) => assert!(
+                error.is_reset() && error.reason() == Some(h2::Reason::PROTOCOL_ERROR),
+                "{authority}: {error}"
+            ),
         }
     }
     for method in [Method::GET, Method::POST, Method::OPTIONS] {
         let mut client = client.clone().ready().await.unwrap();
-        let request = Request::builder().method(method.clone()).uri("http://10.96.1.10:80/").body(()).unwrap();
+        let request = Request::builder()
+            .method(method.clone())
+            .uri("http://10.96.1.10:80/")
+            .body(())
+            .unwrap();
         let (answer, _) = client.send_request(request, true).unwrap();
-        assert_eq!(timeout(PATIENCE, answer).await.unwrap().unwrap().status(), StatusCode::NOT_FOUND, "{method}");
+        assert_eq!(
+            timeout(PATIENCE, answer).await.unwrap().unwrap().status(),
+            StatusCode::NOT_FOUND,
+            "{method}"
+        );
     }
     drop(client);
     still_well(&rig).await;
@@ -188,8 +255,14 @@ async fn malformed_heads_of_tunnels_are_refused_and_served_neighbours_go_on() {
         ("bytes that are no text", connect(b"\xff\xfe:80")),
         ("a huge authority", connect(&[b'a'; 15_000])),
         ("a path in CONNECT", [connect(WEB.as_bytes()), field(4, "", b"/")].concat()),
-        ("an upper-case name", [connect(WEB.as_bytes()), field(0, "X-Up", b"1")].concat()),
-        ("a connection header", [connect(WEB.as_bytes()), field(0, "connection", b"close")].concat()),
+        (
+            "an upper-case name",
+            [connect(WEB.as_bytes()), field(0, "X-Up", b"1")].concat(),
+        ),
+        (
+            "a connection header",
+            [connect(WEB.as_bytes()), field(0, "connection", b"close")].concat(),
+        ),
         ("a broken field", vec![0x40, 0x85]),
         ("a field of no table", vec![0xff, 0xff, 0xff, 0x7f]),
     ];
@@ -216,7 +289,9 @@ async fn malformed_heads_of_tunnels_are_refused_and_served_neighbours_go_on() {
                 }
             }
         };
-        let answer = timeout(PATIENCE, answer).await.unwrap_or_else(|_| panic!("{what}: nothing came back"));
+        let answer = timeout(PATIENCE, answer)
+            .await
+            .unwrap_or_else(|_| panic!("{what}: nothing came back"));
         assert_ne!(answer, "accepted", "{what}");
     }
     assert_eq!(pod.connects.load(Ordering::SeqCst), 0);
@@ -231,7 +306,9 @@ async fn a_head_of_a_tunnel_that_never_ends_is_ended() {
     let piece = frame(CONTINUATION, 0, 1, &field(0, "x", &[b'x'; 8000]));
     let mut count = 0;
     while sent.is_ok() && count < 5000 {
-        sent = timeout(PATIENCE, stream.write_all(&piece)).await.expect("the proxy reads or ends");
+        sent = timeout(PATIENCE, stream.write_all(&piece))
+            .await
+            .expect("the proxy reads or ends");
         count += 1;
     }
     assert!(sent.is_err(), "40 MB of one head were taken");
@@ -245,7 +322,9 @@ async fn ten_thousand_streams_that_are_opened_and_reset_leave_nothing() {
     for number in 0..10_000 {
         let authority = [WEB, DB, ANY, "10.96.9.9:9"][number % 4];
         loop {
-            let ready = timeout(PATIENCE, client.clone().ready()).await.expect("the tunnel goes on or ends");
+            let ready = timeout(PATIENCE, client.clone().ready())
+                .await
+                .expect("the tunnel goes on or ends");
             let request = Request::connect(authority).body(()).unwrap();
             // Some are reset before and some after they were looked at.
             match ready.map(|mut ready| ready.send_request(request, false)) {
@@ -280,8 +359,14 @@ async fn answered(rig: &Rig, bytes: &[u8], status: u16, details: &str) -> String
     let before = rig.told.lock().len();
     let (answer, error) = rig.raw(WEB, bytes).await;
     let said = String::from_utf8_lossy(&bytes[..bytes.len().min(200)]);
-    assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{said:?} -> {answer:?} {error:?}");
-    assert!(error.is_none() && answer.contains("connection: close"), "{said:?} -> {answer:?} {error:?}");
+    assert!(
+        answer.starts_with(&format!("HTTP/1.1 {status} ")),
+        "{said:?} -> {answer:?} {error:?}"
+    );
+    assert!(
+        error.is_none() && answer.contains("connection: close"),
+        "{said:?} -> {answer:?} {error:?}"
+    );
     let told = rig.told(before + 1).await;
     rig.settled().await;
     assert_eq!(rig.told.lock().len(), before + 1, "told of once: {said:?}");
@@ -316,7 +401,13 @@ async fn requests_whose_framing_is_doubtful_are_refused() {
         let request = format!("POST / HTTP/1.1\r\nhost: web\r\n{fields}\r\n3\r\nabc\r\n0\r\n\r\n");
         answered(&rig, request.as_bytes(), 400, details).await;
     }
-    for request in ["\0\0\0\0\r\n\r\n", "GET\r\n\r\n", "GET / HTTP/9.9\r\n\r\n", "GET  / HTTP/1.1\r\nhost: a\r\n\r\n", "G\u{e9}T / HTTP/1.1\r\nhost: a\r\n\r\n"] {
+    for request in [
+        "\0\0\0\0\r\n\r\n",
+        "GET\r\n\r\n",
+        "GET / HTTP/9.9\r\n\r\n",
+        "GET  / HTTP/1.1\r\nhost: a\r\n\r\n",
+        "G\u{e9}T / HTTP/1.1\r\nhost: a\r\n\r\n",
+    ] {
         answered(&rig, request.as_bytes(), 400, codec).await;
     }
     assert_eq!(pod.connects.load(Ordering::SeqCst), 0, "nothing of it went on");
@@ -335,7 +426,11 @@ async fn a_refused_head_is_answered_however_it_is_cut() {
         }
         let mut answer = Vec::new();
         let end = timeout(PATIENCE, stream.read_to_end(&mut answer)).await.unwrap();
-        assert!(end.is_ok() && answer.starts_with(b"HTTP/1.1 400 "), "pieces of {piece}: {:?} {end:?}", String::from_utf8_lossy(&answer));
+        assert!(
+            end.is_ok() && answer.starts_with(b"HTTP/1.1 400 "),
+            "pieces of {piece}: {:?} {end:?}",
+            String::from_utf8_lossy(&answer)
+        );
     }
     still_well(&rig).await;
 }
@@ -348,7 +443,13 @@ async fn heads_over_the_limits_are_answered_431() {
     let endless = format!("GET / HTTP/1.1\r\nhost: web\r\nx: {}", "y".repeat(2_000_000));
     answered(&rig, endless.as_bytes(), 431, "http1.headers_too_large").await;
     let many: String = (0..150).map(|number| format!("x-{number}: 1\r\n")).collect();
-    answered(&rig, format!("GET / HTTP/1.1\r\nhost: web\r\n{many}\r\n").as_bytes(), 431, "http1.headers_too_large").await;
+    answered(
+        &rig,
+        format!("GET / HTTP/1.1\r\nhost: web\r\n{many}\r\n").as_bytes(),
+        431,
+        "http1.headers_too_large",
+    )
+    .await;
     // The same in HTTP/2.
     let client = rig.http2(WEB).await;
     for (size, count) in [(70_000, 1), (1, 150)] {
@@ -356,8 +457,18 @@ async fn heads_over_the_limits_are_answered_431() {
         for number in 0..count {
             request = request.header(format!("x-{number}"), "y".repeat(size));
         }
-        let (answer, _) = client.clone().ready().await.unwrap().send_request(request.body(()).unwrap(), true).unwrap();
-        assert_eq!(timeout(PATIENCE, answer).await.unwrap().unwrap().status().as_u16(), 431, "{size} × {count}");
+        let (answer, _) = client
+            .clone()
+            .ready()
+            .await
+            .unwrap()
+            .send_request(request.body(()).unwrap(), true)
+            .unwrap();
+        assert_eq!(
+            timeout(PATIENCE, answer).await.unwrap().unwrap().status().as_u16(),
+            431,
+            "{size} × {count}"
+        );
     }
     drop(client);
     assert_eq!(pod.connects.load(Ordering::SeqCst), 0);
@@ -369,7 +480,13 @@ async fn a_head_that_comes_too_slowly_is_answered_408() {
     let rig = Rig::start().await;
     let pod = rig.pod(10, echo_app("web")).await;
     let limit = Duration::from_millis(300);
-    rig.serve(Config::default().http_with(WEB, &[pod.address], |http| http.settings.request_headers_timeout = Some(limit), |_| {})).await;
+    rig.serve(Config::default().http_with(
+        WEB,
+        &[pod.address],
+        |http| http.settings.request_headers_timeout = Some(limit),
+        |_| {},
+    ))
+    .await;
     let mut stream = rig.open(WEB).await.unwrap().stream;
     // A first request, and then silence for longer than a head may take: that is no head.
     stream.write_all(b"GET / HTTP/1.1\r\nhost: web\r\n\r\n").await.unwrap();
@@ -381,7 +498,11 @@ async fn a_head_that_comes_too_slowly_is_answered_408() {
     let since = tokio::time::Instant::now();
     let (mut read, mut write) = tokio::io::split(stream);
     let drip = tokio::spawn(async move {
-        for byte in b"GET / HTTP/1.1\r\nhost: web\r\nx: ".iter().chain(std::iter::repeat(&b'y')).take(1000) {
+        for byte in b"GET / HTTP/1.1\r\nhost: web\r\nx: "
+            .iter()
+            .chain(std::iter::repeat(&b'y'))
+            .take(1000)
+        {
             if write.write_all(&[*byte]).await.is_err() {
                 return;
             }
@@ -393,7 +514,11 @@ async fn a_head_that_comes_too_slowly_is_answered_408() {
     timeout(PATIENCE, read.read_to_end(&mut answer)).await.unwrap().unwrap();
     let answer = String::from_utf8(answer).unwrap();
     assert!(answer.contains("HTTP/1.1 408 Request Timeout"), "{answer}");
-    assert!(since.elapsed() >= limit && since.elapsed() < 10 * limit, "{:?}", since.elapsed());
+    assert!(
+        since.elapsed() >= limit && since.elapsed() < 10 * limit,
+        "{:?}",
+        since.elapsed()
+    );
     let told = rig.told(2).await;
     assert_eq!((told.status, told.details.as_str()), (Some(408), "request_header_timeout"));
     timeout(PATIENCE, drip).await.unwrap().unwrap();
@@ -405,33 +530,56 @@ async fn an_inner_connection_without_requests_ends_after_its_idle_time() {
     let rig = Rig::start().await;
     let pod = rig.pod(10, echo_app("web")).await;
     let limit = Duration::from_millis(300);
-    rig.serve(Config::default().http_with(WEB, &[pod.address], |http| http.settings.idle_timeout = Some(limit), |_| {})).await;
+    rig.serve(Config::default().http_with(WEB, &[pod.address], |http| http.settings.idle_timeout = Some(limit), |_| {}))
+        .await;
     let mut stream = rig.open(WEB).await.unwrap().stream;
     stream.write_all(b"GET / HTTP/1.1\r\nhost: web\r\n\r\n").await.unwrap();
     let mut answer = Vec::new();
-    timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("it ends").expect("and well");
+    timeout(PATIENCE, stream.read_to_end(&mut answer))
+        .await
+        .expect("it ends")
+        .expect("and well");
     assert!(answer.starts_with(b"HTTP/1.1 200 OK"));
     let (mut sender, connection) = h2::client::handshake(rig.open(WEB).await.unwrap().stream).await.unwrap();
     let ended = tokio::spawn(connection);
-    let (answer, _) = sender.send_request(Request::get("http://web/").body(()).unwrap(), true).unwrap();
+    let (answer, _) = sender
+        .send_request(Request::get("http://web/").body(()).unwrap(), true)
+        .unwrap();
     assert_eq!(answer.await.unwrap().status(), StatusCode::OK);
-    timeout(PATIENCE, ended).await.expect("GOAWAY, then the end").unwrap().unwrap();
+    timeout(PATIENCE, ended)
+        .await
+        .expect("GOAWAY, then the end")
+        .unwrap()
+        .unwrap();
     still_well(&rig).await;
 }
 
 #[tokio::test]
 async fn what_follows_a_body_is_not_part_of_it() {
     let (rig, _pod) = mesh().await;
-    let (answer, _) = rig.raw(WEB, b"POST /one HTTP/1.1\r\nhost: web\r\ncontent-length: 3\r\n\r\nabcdefg\r\n\r\n").await;
+    let (answer, _) = rig
+        .raw(
+            WEB,
+            b"POST /one HTTP/1.1\r\nhost: web\r\ncontent-length: 3\r\n\r\nabcdefg\r\n\r\n",
+        )
+        .await;
     assert!(answer.contains("web /one 3HTTP/1.1 400 Bad Request"), "{answer}");
     // HTTP/2 tells where a body ends: more and less than was promised break it, and the endpoint does not take it for whole.
     for (promised, sent) in [("3", &b"abcdefg"[..]), ("30", b"abc")] {
         let mut client = rig.http2(WEB).await.ready().await.unwrap();
-        let request = Request::post("http://web/two").header("content-length", promised).body(()).unwrap();
+        let request = Request::post("http://web/two")
+            .header("content-length", promised)
+            .body(())
+            .unwrap();
         let (answer, mut send) = client.send_request(request, false).unwrap();
         send.send_data(Bytes::copy_from_slice(sent), true).unwrap();
         let answer = timeout(PATIENCE, answer).await.expect("an end");
-        assert!(answer.as_ref().map_or(true, |answer| answer.status() == StatusCode::BAD_REQUEST), "{promised}: {answer:?}");
+        assert!(
+            answer
+                .as_ref()
+                .map_or(true, |answer| answer.status() == StatusCode::BAD_REQUEST),
+            "{promised}: {answer:?}"
+        );
     }
     still_well(&rig).await;
 }
@@ -450,10 +598,16 @@ async fn a_body_that_is_cut_is_not_taken_for_whole() {
     });
     let pod = rig.pod(10, app).await;
     rig.serve(Config::default().http(WEB, &[pod.address])).await;
-    for head in ["content-length: 100\r\n\r\nhalf", "transfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n"] {
+    for head in [
+        "content-length: 100\r\n\r\nhalf",
+        "transfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n",
+    ] {
         for reset in [false, true] {
             let mut stream = rig.open(WEB).await.unwrap().stream;
-            stream.write_all(format!("POST / HTTP/1.1\r\nhost: web\r\n{head}").as_bytes()).await.unwrap();
+            stream
+                .write_all(format!("POST / HTTP/1.1\r\nhost: web\r\n{head}").as_bytes())
+                .await
+                .unwrap();
             tokio::time::sleep(Duration::from_millis(50)).await;
             if reset {
                 stream.reset(h2::Reason::CANCEL);
@@ -484,8 +638,14 @@ fn says(words: &'static [u8], ends: bool) -> App {
 }
 
 fn within(limit: Duration) -> Forward {
-    let timeouts = RouteTimeouts { timeout: Some(limit), ..RouteTimeouts::default() };
-    Forward { timeouts, ..Forward::to(RouteTarget::Cluster("inbound-vip|80|http|10.96.1.10".into())) }
+    let timeouts = RouteTimeouts {
+        timeout: Some(limit),
+        ..RouteTimeouts::default()
+    };
+    Forward {
+        timeouts,
+        ..Forward::to(RouteTarget::Cluster("inbound-vip|80|http|10.96.1.10".into()))
+    }
 }
 
 async fn told_once(rig: &Rig, round: usize) -> Told {
@@ -498,7 +658,9 @@ async fn told_once(rig: &Rig, round: usize) -> Told {
 #[tokio::test]
 async fn a_destination_that_speaks_garbage_is_a_bad_gateway() {
     let rig = Rig::start().await;
-    let huge: &'static [u8] = format!("HTTP/1.1 200 OK\r\nx: {}\r\n\r\n", "y".repeat(600_000)).leak().as_bytes();
+    let huge: &'static [u8] = format!("HTTP/1.1 200 OK\r\nx: {}\r\n\r\n", "y".repeat(600_000))
+        .leak()
+        .as_bytes();
     let many: String = (0..300).map(|number| format!("x-{number}: 1\r\n")).collect();
     let many: &'static [u8] = format!("HTTP/1.1 200 OK\r\n{many}\r\n").leak().as_bytes();
     let cases: [&'static [u8]; 7] = [
@@ -514,11 +676,22 @@ async fn a_destination_that_speaks_garbage_is_a_bad_gateway() {
     for (round, words) in cases.into_iter().enumerate() {
         let pod = rig.pod(10 + round as u8, says(words, false)).await;
         let config = Config::default().http(WEB, &[pod.address]);
-        if round == 0 { rig.serve(config).await } else { rig.publish(config) }
+        if round == 0 {
+            rig.serve(config).await
+        } else {
+            rig.publish(config)
+        }
         let said = String::from_utf8_lossy(&words[..words.len().min(60)]).into_owned();
         let mut client = rig.http1(WEB).await;
         let (status, _, body) = timeout(PATIENCE, fetch(&mut client, "/")).await.expect("an answer");
-        assert_eq!((status, &body[..]), (StatusCode::BAD_GATEWAY, &b"upstream connect error or disconnect/reset before headers. reset reason: protocol error"[..]), "{said:?}");
+        assert_eq!(
+            (status, &body[..]),
+            (
+                StatusCode::BAD_GATEWAY,
+                &b"upstream connect error or disconnect/reset before headers. reset reason: protocol error"[..]
+            ),
+            "{said:?}"
+        );
         drop(client);
         let told = told_once(&rig, round + 1).await;
         assert_eq!((told.flags.as_str(), told.attempts), ("UPE", 1), "{said:?}");
@@ -531,22 +704,44 @@ async fn an_answer_that_breaks_off_or_breaks_the_rules_is_cut_for_the_client_too
     let rig = Rig::start().await;
     let cases: [(&'static [u8], bool, &str); 4] = [
         (b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf", true, "half"),
-        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n", true, "half"),
-        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\nzz\r\n", false, "half"),
-        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nfffffffffffffffff\r\n", false, ""),
+        (
+            b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n",
+            true,
+            "half",
+        ),
+        (
+            b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\nzz\r\n",
+            false,
+            "half",
+        ),
+        (
+            b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nfffffffffffffffff\r\n",
+            false,
+            "",
+        ),
     ];
     let mut pods = Vec::new();
     for (round, (words, ends, part)) in cases.into_iter().enumerate() {
         let pod = rig.pod(10 + round as u8, says(words, ends)).await;
         let config = Config::default().http(WEB, &[pod.address]);
-        if round == 0 { rig.serve(config).await } else { rig.publish(config) }
+        if round == 0 {
+            rig.serve(config).await
+        } else {
+            rig.publish(config)
+        }
         let said = String::from_utf8_lossy(words);
         let (answer, error) = rig.raw(WEB, b"GET / HTTP/1.1\r\nhost: web\r\n\r\n").await;
         assert!(answer.is_empty() || answer.contains(part), "{said:?} -> {answer:?}");
-        assert_eq!(error.map(|error| error.kind()), Some(std::io::ErrorKind::ConnectionReset), "{said:?} -> {answer:?}");
+        assert_eq!(
+            error.map(|error| error.kind()),
+            Some(std::io::ErrorKind::ConnectionReset),
+            "{said:?} -> {answer:?}"
+        );
         // And in HTTP/2.
         let mut client = rig.http2(WEB).await.ready().await.unwrap();
-        let (answer, _) = client.send_request(Request::get("http://web/").body(()).unwrap(), true).unwrap();
+        let (answer, _) = client
+            .send_request(Request::get("http://web/").body(()).unwrap(), true)
+            .unwrap();
         // The head may be lost with the rest, where nobody had time to send it.
         let end = match timeout(PATIENCE, answer).await.expect("the answer begins or ends") {
             Err(error) => Some(error),
@@ -565,7 +760,10 @@ async fn an_answer_that_breaks_off_or_breaks_the_rules_is_cut_for_the_client_too
         assert!(end.is_some_and(|error| error.is_reset()), "{said:?}");
         drop(client);
         let told = told_once(&rig, 2 * round + 2).await;
-        assert!(matches!(told.flags.as_str(), "UC" | "UPE") && told.details.starts_with("upstream_reset_after_response_started"), "{said:?}: {told:?}");
+        assert!(
+            matches!(told.flags.as_str(), "UC" | "UPE") && told.details.starts_with("upstream_reset_after_response_started"),
+            "{said:?}: {told:?}"
+        );
         pods.push(pod);
     }
 }
@@ -574,14 +772,28 @@ async fn an_answer_that_breaks_off_or_breaks_the_rules_is_cut_for_the_client_too
 async fn a_destination_that_is_told_http2_and_speaks_otherwise_is_an_error() {
     let rig = Rig::start().await;
     let mut pods = Vec::new();
-    for (round, (words, ends)) in [(&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], true), (b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", true), (b"", true)].into_iter().enumerate() {
+    for (round, (words, ends)) in [
+        (&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], true),
+        (b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", true),
+        (b"", true),
+    ]
+    .into_iter()
+    .enumerate()
+    {
         let pod = rig.pod(10 + round as u8, says(words, ends)).await;
         let http2 = |cluster: &mut ClusterSettings| cluster.protocol = UpstreamProtocol::Http2;
         let config = Config::default().http_with(WEB, &[pod.address], |_| {}, http2);
-        if round == 0 { rig.serve(config).await } else { rig.publish(config) }
+        if round == 0 {
+            rig.serve(config).await
+        } else {
+            rig.publish(config)
+        }
         let mut client = rig.http1(WEB).await;
         let (status, _, body) = timeout(PATIENCE, fetch(&mut client, "/")).await.expect("an answer");
-        assert!(matches!(status.as_u16(), 502 | 503) && body.starts_with(b"upstream connect error"), "{round}: {status} {body:?}");
+        assert!(
+            matches!(status.as_u16(), 502 | 503) && body.starts_with(b"upstream connect error"),
+            "{round}: {status} {body:?}"
+        );
         drop(client);
         told_once(&rig, round + 1).await;
         pods.push(pod);
@@ -600,7 +812,14 @@ async fn a_destination_that_refuses_or_hangs_is_told_of_in_time() {
         }
     });
     // Answers no CONNECT; answers no request.
-    let mute = rig.pod_that(51, |connect| drop(tokio::spawn(async move { let _held = connect; std::future::pending::<()>().await }))).await;
+    let mute = rig
+        .pod_that(51, |connect| {
+            drop(tokio::spawn(async move {
+                let _held = connect;
+                std::future::pending::<()>().await
+            }))
+        })
+        .await;
     let hanging = rig.pod(52, says(b"", false)).await;
     let slow: App = Arc::new(|mut stream, _| {
         Box::pin(async move {
@@ -618,15 +837,33 @@ async fn a_destination_that_refuses_or_hangs_is_told_of_in_time() {
         (hanging.address, 504, "UT"),
     ];
     for (round, (address, status, flags)) in cases.into_iter().enumerate() {
-        let config = Config::default().http_with(WEB, &[address], |http| http.routes = routes(vec![route("/", within(limit))]), |_| {});
-        if round == 0 { rig.serve(config).await } else { rig.publish(config) }
+        let config = Config::default().http_with(
+            WEB,
+            &[address],
+            |http| http.routes = routes(vec![route("/", within(limit))]),
+            |_| {},
+        );
+        if round == 0 {
+            rig.serve(config).await
+        } else {
+            rig.publish(config)
+        }
         let mut client = rig.http1(WEB).await;
         let (answer, _, _) = timeout(PATIENCE, fetch(&mut client, "/")).await.expect("an answer in time");
         drop(client);
-        assert_eq!((answer.as_u16(), told_once(&rig, round + 1).await.flags.as_str()), (status, flags), "{address}");
+        assert_eq!(
+            (answer.as_u16(), told_once(&rig, round + 1).await.flags.as_str()),
+            (status, flags),
+            "{address}"
+        );
     }
     // An answer that stops in its middle is cut when its time is over.
-    rig.publish(Config::default().http_with(WEB, &[slow.address], |http| http.routes = routes(vec![route("/", within(limit))]), |_| {}));
+    rig.publish(Config::default().http_with(
+        WEB,
+        &[slow.address],
+        |http| http.routes = routes(vec![route("/", within(limit))]),
+        |_| {},
+    ));
     let (answer, error) = rig.raw(WEB, b"GET / HTTP/1.1\r\nhost: web\r\n\r\n").await;
     assert!(answer.ends_with("half") && error.is_some(), "{answer:?} {error:?}");
     assert_eq!(told_once(&rig, 5).await.flags, "UT");
@@ -653,13 +890,25 @@ async fn a_client_that_gives_up_leaves_no_request_behind() {
     stream.write_all(b"GET / HTTP/1.1\r\nhost: web\r\n\r\n").await.unwrap();
     assert_eq!(timeout(PATIENCE, ends.recv()).await.unwrap(), Some("asked"));
     stream.reset(h2::Reason::CANCEL);
-    assert_eq!(timeout(PATIENCE, ends.recv()).await.expect("the endpoint is told"), Some("left"));
+    assert_eq!(
+        timeout(PATIENCE, ends.recv()).await.expect("the endpoint is told"),
+        Some("left")
+    );
     let client = rig.http2(WEB).await;
-    let (answer, mut send) = client.clone().ready().await.unwrap().send_request(Request::get("http://web/").body(()).unwrap(), false).unwrap();
+    let (answer, mut send) = client
+        .clone()
+        .ready()
+        .await
+        .unwrap()
+        .send_request(Request::get("http://web/").body(()).unwrap(), false)
+        .unwrap();
     assert_eq!(timeout(PATIENCE, ends.recv()).await.unwrap(), Some("asked"));
     send.send_reset(h2::Reason::CANCEL);
     drop(answer);
-    assert_eq!(timeout(PATIENCE, ends.recv()).await.expect("the endpoint is told"), Some("left"));
+    assert_eq!(
+        timeout(PATIENCE, ends.recv()).await.expect("the endpoint is told"),
+        Some("left")
+    );
     rig.quiet().await;
     let told: Vec<_> = rig.told.lock().iter().map(|told| (told.status, told.flags.clone())).collect();
     assert_eq!(told, [(None, "DC".to_owned()), (None, "DC".to_owned())]);
@@ -684,10 +933,21 @@ async fn an_endless_answer_waits_for_its_reader() {
     let pod = rig.pod(10, app).await;
     rig.serve(Config::default().http(WEB, &[pod.address])).await;
     let mut client = rig.http1(WEB).await;
-    let answer = client.send_request(Request::get("/").header("host", "web").body(Full::<Bytes>::default()).unwrap()).await.unwrap();
+    let answer = client
+        .send_request(
+            Request::get("/")
+                .header("host", "web")
+                .body(Full::<Bytes>::default())
+                .unwrap(),
+        )
+        .await
+        .unwrap();
     // Until nothing more is taken: the windows and buffers on the way are full.
     while timeout(Duration::from_millis(500), written.changed()).await.is_ok() {
-        assert!(*written.borrow_and_update() < 64 << 20, "the proxy takes more than it can pass on");
+        assert!(
+            *written.borrow_and_update() < 64 << 20,
+            "the proxy takes more than it can pass on"
+        );
     }
     drop((answer, client));
     rig.settled().await;
@@ -696,6 +956,9 @@ async fn an_endless_answer_waits_for_its_reader() {
 #[tokio::test]
 async fn refusals_are_counted() {
     let (rig, _pod) = mesh().await;
-    assert_eq!(rig.open("10.96.9.9:9").await.unwrap_err().status(), Some(StatusCode::SERVICE_UNAVAILABLE));
+    assert_eq!(
+        rig.open("10.96.9.9:9").await.unwrap_err().status(),
+        Some(StatusCode::SERVICE_UNAVAILABLE)
+    );
     assert_eq!(rig.engine.proxy.live.refused.load(Ordering::SeqCst), 1);
 }

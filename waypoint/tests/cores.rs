@@ -1,9 +1,15 @@
 //! The streams of one tunnel use all cores: the tunnel's own task frames and encrypts, each stream's work is a task of its own.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::large_futures, clippy::disallowed_methods, reason = "a test fails by panicking, and may look at the clock")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::large_futures,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, and may look at the clock"
+)]
 
-mod rig;
 #[path = "rig/outside.rs"]
 mod outside;
+mod rig;
 
 use std::{
     sync::Arc,
@@ -44,19 +50,32 @@ impl HttpFilter for Costly {
 
 #[test]
 fn one_tunnel_keeps_every_worker_busy() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .enable_all()
+        .build()
+        .unwrap();
     let (rig, mut outside) = runtime.block_on(async {
         let rig = Rig::start().await;
         let outside = Outside::start(&rig);
         let filters = FilterChain::new(vec![Filter::Other(Arc::new(Costly))]);
-        rig.serve(Config::default().http_with(WEB, &[outside.web], |http| http.filters = filters, |_| {})).await;
+        rig.serve(Config::default().http_with(WEB, &[outside.web], |http| http.filters = filters, |_| {}))
+            .await;
         (rig, outside)
     });
     let metrics = runtime.metrics();
-    let busy = || -> Vec<Duration> { (0..WORKERS).map(|worker| metrics.worker_total_busy_duration(worker)).collect() };
+    let busy = || -> Vec<Duration> {
+        (0..WORKERS)
+            .map(|worker| metrics.worker_total_busy_duration(worker))
+            .collect()
+    };
     let before = busy();
     outside.ask(&format!("load {WEB} 100 2000"));
-    let shares: Vec<f64> = busy().iter().zip(&before).map(|(after, before)| (*after - *before).as_secs_f64()).collect();
+    let shares: Vec<f64> = busy()
+        .iter()
+        .zip(&before)
+        .map(|(after, before)| (*after - *before).as_secs_f64())
+        .collect();
     let total: f64 = shares.iter().sum();
     eprintln!("busy: {shares:?} s, {} requests", rig.told.lock().len());
     assert!(total > 0.5, "the load was too small to tell: {total} s");

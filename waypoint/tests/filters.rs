@@ -1,6 +1,12 @@
 //! The filter pipeline (architecture §3a), proved with four test filters: one that looks at heads only, one that waits, one that wants
 //! the whole body, and one that changes answers.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::large_futures, clippy::disallowed_methods, reason = "a test fails by panicking, and may look at the clock")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::large_futures,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, and may look at the clock"
+)]
 
 mod rig;
 
@@ -73,7 +79,12 @@ impl HttpFilter for HeadOnly {
         note(&self.calls, format!("{} in", self.name));
         *slot = Slot::Other(Box::new(self.name));
         if path(exchange) == format!("/reply/{}", self.name) {
-            return Verdict::Reply(LocalReply::new(StatusCode::IM_A_TEAPOT, ResponseFlags::NONE, "test_reply", "from a filter"));
+            return Verdict::Reply(LocalReply::new(
+                StatusCode::IM_A_TEAPOT,
+                ResponseFlags::NONE,
+                "test_reply",
+                "from a filter",
+            ));
         }
         if let Some(head) = &mut exchange.request {
             head.headers.append("x-seen", HeaderValue::from_static(self.name));
@@ -82,7 +93,9 @@ impl HttpFilter for HeadOnly {
     }
 
     fn encode_head(&self, slot: &mut Slot, _: &mut Exchange, head: &mut ResponseHead) {
-        let Slot::Other(kept) = slot else { panic!("{}: the slot is empty", self.name) };
+        let Slot::Other(kept) = slot else {
+            panic!("{}: the slot is empty", self.name)
+        };
         assert_eq!(kept.downcast_ref(), Some(&self.name), "a slot is its filter's own");
         note(&self.calls, format!("{} out", self.name));
         head.headers.append("x-out", HeaderValue::from_static(self.name));
@@ -136,7 +149,10 @@ impl HttpFilter for Buffering {
     }
 
     fn needs(&self) -> Needs {
-        Needs { request: BodyNeed::Whole { limit: LIMIT }, observe_response: false }
+        Needs {
+            request: BodyNeed::Whole { limit: LIMIT },
+            observe_response: false,
+        }
     }
 
     fn decode_head(&self, _: &mut Slot, _: &mut Exchange) -> Verdict {
@@ -147,13 +163,19 @@ impl HttpFilter for Buffering {
     fn decode_body(&self, _: &mut Slot, exchange: &mut Exchange, body: &mut Bytes) -> Verdict {
         note(&self.calls, format!("buffering {}", body.len()));
         match path(exchange) {
-            "/empty" => Verdict::Reply(LocalReply::new(StatusCode::UNPROCESSABLE_ENTITY, ResponseFlags::NONE, "empty", "empty")),
+            "/empty" => Verdict::Reply(LocalReply::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                ResponseFlags::NONE,
+                "empty",
+                "empty",
+            )),
             "/slow-body" => Verdict::Stop(Box::pin(async {
                 tokio::task::yield_now().await;
                 let again: cairn_filters::Resume = Box::new(|_| {
                     Verdict::Stop(Box::pin(async {
-                        let reply: cairn_filters::Resume =
-                            Box::new(|_| Verdict::Reply(LocalReply::new(StatusCode::LOCKED, ResponseFlags::NONE, "locked", "locked")));
+                        let reply: cairn_filters::Resume = Box::new(|_| {
+                            Verdict::Reply(LocalReply::new(StatusCode::LOCKED, ResponseFlags::NONE, "locked", "locked"))
+                        });
                         reply
                     }))
                 });
@@ -177,8 +199,15 @@ impl HttpFilter for Changing {
     }
 
     fn needs(&self) -> Needs {
-        let request = if self.observe_request { BodyNeed::Observe } else { BodyNeed::Nothing };
-        Needs { request, observe_response: true }
+        let request = if self.observe_request {
+            BodyNeed::Observe
+        } else {
+            BodyNeed::Nothing
+        };
+        Needs {
+            request,
+            observe_response: true,
+        }
     }
 
     fn decode_data(&self, _: &mut Slot, data: &mut Bytes, end: bool) {
@@ -209,11 +238,24 @@ impl HttpFilter for Changing {
 /// A pod that tells the headers of interest and the body.
 fn report() -> App {
     http_app(|request| async move {
-        let seen: Vec<_> = request.headers().get_all("x-seen").iter().map(|value| value.to_str().unwrap().to_owned()).collect();
+        let seen: Vec<_> = request
+            .headers()
+            .get_all("x-seen")
+            .iter()
+            .map(|value| value.to_str().unwrap().to_owned())
+            .collect();
         let waited = request.headers().contains_key("x-waited");
-        let length = request.headers().get("content-length").map_or("-", |value| value.to_str().unwrap()).to_owned();
+        let length = request
+            .headers()
+            .get("content-length")
+            .map_or("-", |value| value.to_str().unwrap())
+            .to_owned();
         let body = request.into_body().collect().await.unwrap().to_bytes();
-        Response::new(Full::from(format!("{} {waited} {length} {}", seen.join("+"), String::from_utf8_lossy(&body))))
+        Response::new(Full::from(format!(
+            "{} {waited} {length} {}",
+            seen.join("+"),
+            String::from_utf8_lossy(&body)
+        )))
     })
 }
 
@@ -221,21 +263,34 @@ async fn rig_with(filters: Vec<Arc<dyn HttpFilter>>) -> (Rig, rig::Pod) {
     let rig = Rig::start().await;
     let pod = rig.pod(10, report()).await;
     let filters = FilterChain::new(filters.into_iter().map(Filter::Other).collect());
-    rig.serve(Config::default().http_with(WEB, &[pod.address], |http| http.filters = filters, |_| {})).await;
+    rig.serve(Config::default().http_with(WEB, &[pod.address], |http| http.filters = filters, |_| {}))
+        .await;
     (rig, pod)
 }
 
 fn head_only(name: &'static str, calls: &Calls) -> Arc<dyn HttpFilter> {
-    Arc::new(HeadOnly { name, calls: calls.clone() })
+    Arc::new(HeadOnly {
+        name,
+        calls: calls.clone(),
+    })
 }
 
 fn waiting(calls: &Calls) -> (Arc<dyn HttpFilter>, Arc<Notify>) {
     let go = Arc::new(Notify::new());
-    (Arc::new(Waiting { calls: calls.clone(), go: go.clone() }), go)
+    (
+        Arc::new(Waiting {
+            calls: calls.clone(),
+            go: go.clone(),
+        }),
+        go,
+    )
 }
 
 fn post(path: &str, body: impl Into<Bytes>) -> Request<Full<Bytes>> {
-    Request::post(path).header("host", "web").body(Full::new(body.into())).unwrap()
+    Request::post(path)
+        .header("host", "web")
+        .body(Full::new(body.into()))
+        .unwrap()
 }
 
 fn taken(calls: &Calls) -> Vec<String> {
@@ -253,7 +308,10 @@ async fn filters_see_the_request_in_order_and_the_answer_in_reverse() {
         let out: Vec<_> = headers.get_all("x-out").iter().collect();
         assert_eq!(out, ["c", "b", "a"]);
         rig.quiet().await;
-        assert_eq!(taken(&calls), ["a in", "b in", "c in", "c out", "b out", "a out", "a end", "b end", "c end"]);
+        assert_eq!(
+            taken(&calls),
+            ["a in", "b in", "c in", "c out", "b out", "a out", "a end", "b end", "c end"]
+        );
     }
 }
 
@@ -269,7 +327,10 @@ async fn a_reply_passes_the_encode_side_of_the_filters_that_ran_and_only_of_thes
     rig.quiet().await;
     assert_eq!(taken(&calls), ["a in", "b in", "b out", "a out", "a end", "b end"]);
     let told = rig.told(1).await;
-    assert_eq!((told.status, told.details.as_str(), told.attempts), (Some(418), "test_reply", 0));
+    assert_eq!(
+        (told.status, told.details.as_str(), told.attempts),
+        (Some(418), "test_reply", 0)
+    );
     assert_eq!(pod.connects.load(Ordering::SeqCst), 0, "nothing goes on to the endpoint");
     assert_eq!(fetch(&mut client, "/").await.0, StatusCode::OK);
 }
@@ -282,12 +343,24 @@ async fn a_filter_that_waits_stops_the_request_and_no_filter_behind_it_is_left_o
     let mut client = rig.http1(WEB).await;
     let request = tokio::spawn(async move { fetch(&mut client, "/").await });
     tokio::time::sleep(Duration::from_millis(100)).await;
-    assert_eq!((taken(&calls), pod.connects.load(Ordering::SeqCst)), (vec!["a in".to_owned(), "waiting stops".to_owned()], 0));
+    assert_eq!(
+        (taken(&calls), pod.connects.load(Ordering::SeqCst)),
+        (vec!["a in".to_owned(), "waiting stops".to_owned()], 0)
+    );
     go.notify_one();
     let (status, _, body) = request.await.unwrap();
     assert_eq!((status, &body[..]), (StatusCode::OK, &b"a+b true - "[..]));
     rig.quiet().await;
-    let expected = ["waiting looks again", "waiting decides", "b in", "b out", "waiting out", "a out", "a end", "b end"];
+    let expected = [
+        "waiting looks again",
+        "waiting decides",
+        "b in",
+        "b out",
+        "waiting out",
+        "a out",
+        "a end",
+        "b end",
+    ];
     assert_eq!(taken(&calls), expected);
 }
 
@@ -301,7 +374,10 @@ async fn a_filter_may_refuse_after_it_has_waited() {
     assert_eq!((status, &body[..]), (StatusCode::GONE, &b"too late"[..]));
     assert_eq!(headers["x-out"], "a");
     rig.quiet().await;
-    assert!(!taken(&calls).iter().any(|call| call.starts_with('b')), "the filter behind it never ran");
+    assert!(
+        !taken(&calls).iter().any(|call| call.starts_with('b')),
+        "the filter behind it never ran"
+    );
     assert_eq!(pod.connects.load(Ordering::SeqCst), 0);
 }
 
@@ -312,11 +388,20 @@ async fn a_client_that_leaves_while_a_filter_waits_leaves_nothing() {
     let (rig, _pod) = rig_with(vec![head_only("a", &calls), waits]).await;
     let mut stream = rig.open(WEB).await.unwrap().stream;
     stream.write_all(b"GET / HTTP/1.1\r\nhost: web\r\n\r\n").await.unwrap();
-    timeout(Duration::from_secs(5), async { while calls.lock().len() < 2 { tokio::task::yield_now().await } }).await.unwrap();
+    timeout(Duration::from_secs(5), async {
+        while calls.lock().len() < 2 {
+            tokio::task::yield_now().await
+        }
+    })
+    .await
+    .unwrap();
     drop(stream);
     rig.settled().await;
     let told = rig.told(1).await;
-    assert_eq!((told.status, told.flags.as_str(), told.details.as_str()), (None, "DC", "downstream_remote_disconnect"));
+    assert_eq!(
+        (told.status, told.flags.as_str(), told.details.as_str()),
+        (None, "DC", "downstream_remote_disconnect")
+    );
     assert!(taken(&calls).contains(&"a end".to_owned()), "filters are told of the end");
 }
 
@@ -327,7 +412,11 @@ async fn a_filter_that_wants_the_whole_body_gets_it_before_those_behind_it_run_a
     let (rig, _pod) = rig_with(vec![head_only("a", &calls), buffering, head_only("b", &calls)]).await;
     let mut client = rig.http1(WEB).await;
     let (status, _, body) = send(&mut client, post("/", "hello")).await;
-    assert_eq!((status, &body[..]), (StatusCode::OK, &b"a+b false 10 HELLOHELLO"[..]), "the length fits the new body");
+    assert_eq!(
+        (status, &body[..]),
+        (StatusCode::OK, &b"a+b false 10 HELLOHELLO"[..]),
+        "the length fits the new body"
+    );
     rig.quiet().await;
     assert_eq!(taken(&calls)[..4], ["a in", "buffering in", "buffering 5", "b in"]);
     // Without a body, and on the same connection.
@@ -345,8 +434,14 @@ async fn a_body_over_the_limit_is_answered_413_and_never_goes_on() {
     rig.quiet().await;
     taken(&calls);
     let (status, headers, body) = send(&mut rig.http1(WEB).await, post("/", vec![b'x'; LIMIT + 1])).await;
-    assert_eq!((status, &body[..]), (StatusCode::PAYLOAD_TOO_LARGE, &b"Payload Too Large"[..]));
-    assert_eq!((&headers["connection"], &headers["x-out"]), (&HeaderValue::from_static("close"), &HeaderValue::from_static("a")));
+    assert_eq!(
+        (status, &body[..]),
+        (StatusCode::PAYLOAD_TOO_LARGE, &b"Payload Too Large"[..])
+    );
+    assert_eq!(
+        (&headers["connection"], &headers["x-out"]),
+        (&HeaderValue::from_static("close"), &HeaderValue::from_static("a"))
+    );
     rig.quiet().await;
     assert_eq!(taken(&calls), ["a in", "buffering in", "buffering out", "a out", "a end"]);
     assert_eq!(rig.told(2).await.details, "request_payload_too_large");
@@ -358,21 +453,34 @@ async fn a_filter_may_reply_to_the_body_at_once_or_after_waiting() {
     let calls = Calls::default();
     let (rig, pod) = rig_with(vec![Arc::new(Buffering { calls: calls.clone() })]).await;
     let mut client = rig.http1(WEB).await;
-    for (path, expected) in [("/empty", StatusCode::UNPROCESSABLE_ENTITY), ("/slow-body", StatusCode::LOCKED)] {
+    for (path, expected) in [
+        ("/empty", StatusCode::UNPROCESSABLE_ENTITY),
+        ("/slow-body", StatusCode::LOCKED),
+    ] {
         assert_eq!(send(&mut client, post(path, "hello")).await.0, expected, "{path}");
     }
-    assert_eq!(send(&mut client, post("/", "on")).await.0, StatusCode::OK, "the connection went on");
+    assert_eq!(
+        send(&mut client, post("/", "on")).await.0,
+        StatusCode::OK,
+        "the connection went on"
+    );
     assert_eq!(pod.connects.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test]
 async fn an_answer_may_be_changed_and_a_request_watched() {
     let calls = Calls::default();
-    let changing = Arc::new(Changing { calls: calls.clone(), observe_request: true });
+    let changing = Arc::new(Changing {
+        calls: calls.clone(),
+        observe_request: true,
+    });
     let (rig, _pod) = rig_with(vec![changing]).await;
     let mut client = rig.http1(WEB).await;
     let (status, headers, body) = send(&mut client, post("/", "hello")).await;
-    assert_eq!((status, &body[..], &headers["x-changed"]), (StatusCode::OK, &b"< false 5 hello>"[..], &HeaderValue::from_static("yes")));
+    assert_eq!(
+        (status, &body[..], &headers["x-changed"]),
+        (StatusCode::OK, &b"< false 5 hello>"[..], &HeaderValue::from_static("yes"))
+    );
     assert_eq!(taken(&calls), ["data in 5 true", "changing out"]);
 }
 
@@ -386,7 +494,10 @@ async fn bodies_stream_untouched_where_nobody_needs_them() {
             while !heard.ends_with(b"\r\n\r\n") {
                 heard.push(stream.read_u8().await.unwrap());
             }
-            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\n").await.unwrap();
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\n")
+                .await
+                .unwrap();
             for _ in 0..3 {
                 let mut piece = [0; 2];
                 stream.read_exact(&mut piece).await.unwrap();
@@ -398,19 +509,31 @@ async fn bodies_stream_untouched_where_nobody_needs_them() {
     let rig = Rig::start().await;
     let pod = rig.pod(10, app).await;
     let filters = FilterChain::new(vec![Filter::Other(head_only("a", &calls)), Filter::GrpcStats]);
-    rig.serve(Config::default().http_with(WEB, &[pod.address], |http| http.filters = filters, |_| {})).await;
+    rig.serve(Config::default().http_with(WEB, &[pod.address], |http| http.filters = filters, |_| {}))
+        .await;
     let mut stream = rig.open(WEB).await.unwrap().stream;
-    stream.write_all(b"POST / HTTP/1.1\r\nhost: web\r\ncontent-length: 6\r\n\r\n").await.unwrap();
+    stream
+        .write_all(b"POST / HTTP/1.1\r\nhost: web\r\ncontent-length: 6\r\n\r\n")
+        .await
+        .unwrap();
     let mut head = Vec::new();
     for (round, piece) in [b"ab", b"cd", b"ef"].into_iter().enumerate() {
         stream.write_all(piece).await.unwrap();
         if round == 0 {
             while !head.ends_with(b"\r\n\r\n") {
-                head.push(timeout(Duration::from_secs(5), stream.read_u8()).await.expect("the head comes before the body has ended").unwrap());
+                head.push(
+                    timeout(Duration::from_secs(5), stream.read_u8())
+                        .await
+                        .expect("the head comes before the body has ended")
+                        .unwrap(),
+                );
             }
         }
         let mut back = [0; 2];
-        timeout(Duration::from_secs(5), stream.read_exact(&mut back)).await.expect("each piece passes at once").unwrap();
+        timeout(Duration::from_secs(5), stream.read_exact(&mut back))
+            .await
+            .expect("each piece passes at once")
+            .unwrap();
         assert_eq!(&back, piece);
     }
     drop(stream);
@@ -423,17 +546,23 @@ async fn grpc_messages_are_counted_from_end_to_end_with_trailers() {
     let pod = rig.pod(10, grpc_app()).await;
     let filters = || FilterChain::new(vec![Filter::GrpcStats]);
     let grpc = |cluster: &mut cairn_waypoint::upstream::ClusterSettings| cluster.protocol = UpstreamProtocol::Http2;
-    rig.serve(Config::default().http_with(WEB, &[pod.address], |http| http.filters = filters(), grpc)).await;
+    rig.serve(Config::default().http_with(WEB, &[pod.address], |http| http.filters = filters(), grpc))
+        .await;
     let client = rig.http2(WEB).await;
     for (round, content_type, messages) in [(1, "application/grpc", (2, 3)), (2, "text/plain", (0, 0))] {
         let mut client = client.clone().ready().await.unwrap();
-        let request = Request::post("http://web/echo.Echo/Talk").header("content-type", content_type).header("te", "trailers");
+        let request = Request::post("http://web/echo.Echo/Talk")
+            .header("content-type", content_type)
+            .header("te", "trailers");
         let (answer, mut body) = client.send_request(request.body(()).unwrap(), false).unwrap();
         // Two messages of 3 bytes, cut in the middle of the second one's head.
         body.send_data(Bytes::from_static(b"\0\0\0\0\x03abc\0\0"), false).unwrap();
         body.send_data(Bytes::from_static(b"\0\0\x03def"), true).unwrap();
         let answer = answer.await.unwrap();
-        assert_eq!((answer.status(), &answer.headers()["content-type"]), (StatusCode::OK, &HeaderValue::from_str(content_type).unwrap()));
+        assert_eq!(
+            (answer.status(), &answer.headers()["content-type"]),
+            (StatusCode::OK, &HeaderValue::from_str(content_type).unwrap())
+        );
         let mut body = answer.into_body();
         let mut heard = 0;
         while let Some(data) = body.data().await {
@@ -443,9 +572,16 @@ async fn grpc_messages_are_counted_from_end_to_end_with_trailers() {
         }
         assert_eq!(heard, 3 * 6);
         let trailers = body.trailers().await.unwrap().expect("trailers pass");
-        assert_eq!((&trailers["grpc-status"], &trailers["grpc-message"]), (&HeaderValue::from_static("5"), &HeaderValue::from_static("none")));
+        assert_eq!(
+            (&trailers["grpc-status"], &trailers["grpc-message"]),
+            (&HeaderValue::from_static("5"), &HeaderValue::from_static("none"))
+        );
         let told = rig.told(round).await;
-        assert_eq!((told.messages, told.grpc_status, told.received), (messages, Some(5), 16), "{content_type}");
+        assert_eq!(
+            (told.messages, told.grpc_status, told.received),
+            (messages, Some(5), 16),
+            "{content_type}"
+        );
     }
     rig.quiet().await;
     assert_eq!(pod.connects.load(Ordering::SeqCst), 1, "requests share the connection");
@@ -502,12 +638,18 @@ async fn trailers_pass_a_filter_that_buffers_and_one_that_changes_them() {
     });
     let rig = Rig::start().await;
     let pod = rig.pod(10, app).await;
-    let changing = Filter::Other(Arc::new(Changing { calls: calls.clone(), observe_request: true }));
+    let changing = Filter::Other(Arc::new(Changing {
+        calls: calls.clone(),
+        observe_request: true,
+    }));
     let filters = FilterChain::new(vec![Filter::Other(Arc::new(Buffering { calls })), changing]);
     let http2 = |cluster: &mut cairn_waypoint::upstream::ClusterSettings| cluster.protocol = UpstreamProtocol::Http2;
-    rig.serve(Config::default().http_with(WEB, &[pod.address], |http| http.filters = filters, http2)).await;
+    rig.serve(Config::default().http_with(WEB, &[pod.address], |http| http.filters = filters, http2))
+        .await;
     let mut client = rig.http2(WEB).await.ready().await.unwrap();
-    let (answer, mut send) = client.send_request(Request::post("http://web/").body(()).unwrap(), false).unwrap();
+    let (answer, mut send) = client
+        .send_request(Request::post("http://web/").body(()).unwrap(), false)
+        .unwrap();
     send.send_data(Bytes::from_static(b"ab"), false).unwrap();
     let mut trailers = HeaderMap::new();
     trailers.insert("x-sum", HeaderValue::from_static("1"));
@@ -515,5 +657,8 @@ async fn trailers_pass_a_filter_that_buffers_and_one_that_changes_them() {
     let mut body = answer.await.unwrap().into_body();
     assert_eq!(body.data().await.unwrap().unwrap(), "<ABAB>");
     let trailers = body.trailers().await.unwrap().unwrap();
-    assert_eq!((&trailers["x-sum"], &trailers["x-trailer-seen"]), (&HeaderValue::from_static("1"), &HeaderValue::from_static("out")));
+    assert_eq!(
+        (&trailers["x-sum"], &trailers["x-trailer-seen"]),
+        (&HeaderValue::from_static("1"), &HeaderValue::from_static("out"))
+    );
 }

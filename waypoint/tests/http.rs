@@ -1,5 +1,11 @@
 //! HTTP requests through the proxy: a client's tunnel in, a tunnel to a pod out.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::large_futures, clippy::disallowed_methods, reason = "a test fails by panicking, and may look at the clock")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::large_futures,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, and may look at the clock"
+)]
 
 mod rig;
 
@@ -25,7 +31,11 @@ async fn a_request_goes_through_and_its_connections_are_used_again() {
         assert_eq!(headers["server"], "istio-envoy");
         assert!(headers.contains_key("x-envoy-upstream-service-time") && headers.contains_key("date"));
     }
-    assert_eq!(pod.connects.load(Ordering::SeqCst), 1, "one connection to the pod serves all requests");
+    assert_eq!(
+        pod.connects.load(Ordering::SeqCst),
+        1,
+        "one connection to the pod serves all requests"
+    );
 }
 
 #[tokio::test]
@@ -76,14 +86,22 @@ async fn a_service_without_endpoints_says_so() {
     let rig = Rig::start().await;
     rig.serve(Config::default().http(WEB, &[])).await;
     let (status, _, body) = fetch(&mut rig.http1(WEB).await, "/").await;
-    assert_eq!((status, &body[..]), (StatusCode::SERVICE_UNAVAILABLE, &b"no healthy upstream"[..]));
+    assert_eq!(
+        (status, &body[..]),
+        (StatusCode::SERVICE_UNAVAILABLE, &b"no healthy upstream"[..])
+    );
 }
 
 #[tokio::test]
 async fn a_chain_that_cannot_be_enforced_refuses() {
     let rig = Rig::start().await;
     let pod = rig.pod(10, echo_app("web")).await;
-    rig.serve(Config::default().http(WEB, &[pod.address]).refusing("envoy.filters.http.rbac")).await;
+    rig.serve(
+        Config::default()
+            .http(WEB, &[pod.address])
+            .refusing("envoy.filters.http.rbac"),
+    )
+    .await;
     let (status, _, _) = fetch(&mut rig.http1(WEB).await, "/").await;
     assert_eq!(status, StatusCode::FORBIDDEN);
     assert_eq!(pod.connects.load(Ordering::SeqCst), 0);
@@ -130,7 +148,9 @@ async fn raw(rig: &Rig, bytes: &str) -> (String, Option<std::io::Error>) {
     // A refusal may come before all was sent.
     let _ = stream.write_all(bytes.as_bytes()).await;
     let mut answer = Vec::new();
-    let ended = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut answer)).await.unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut answer))
+        .await
+        .unwrap();
     (String::from_utf8_lossy(&answer).into_owned(), ended.err())
 }
 
@@ -141,19 +161,33 @@ async fn bad_requests_are_answered_in_envoys_words() {
     rig.serve(Config::default().http(WEB, &[pod.address])).await;
     let cases = [
         ("hello there\r\n\r\n", "HTTP/1.1 400 Bad Request", "Bad Request"),
-        ("GET / HTTP/1.1\r\nhost: web\r\nx case: 1\r\n\r\n", "HTTP/1.1 400 Bad Request", "Bad Request"),
+        (
+            "GET / HTTP/1.1\r\nhost: web\r\nx case: 1\r\n\r\n",
+            "HTTP/1.1 400 Bad Request",
+            "Bad Request",
+        ),
         (
             "POST / HTTP/1.1\r\nhost: web\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
             "HTTP/1.1 400 Bad Request",
             "Bad Request",
         ),
         ("GET / HTTP/1.1\r\nx: 1\r\n\r\n", "HTTP/1.1 400 Bad Request", ""),
-        ("GET / HTTP/1.0\r\nhost: web\r\n\r\n", "426 Upgrade Required", "Upgrade Required"),
+        (
+            "GET / HTTP/1.0\r\nhost: web\r\n\r\n",
+            "426 Upgrade Required",
+            "Upgrade Required",
+        ),
     ];
     for (request, line, body) in cases {
         let (answer, error) = raw(&rig, request).await;
-        assert!(answer.contains(line) && answer.ends_with(&format!("\r\n\r\n{body}")), "{request:?} -> {answer:?}");
-        assert!(answer.contains("connection: close") && answer.contains("server: istio-envoy"), "{request:?} -> {answer:?}");
+        assert!(
+            answer.contains(line) && answer.ends_with(&format!("\r\n\r\n{body}")),
+            "{request:?} -> {answer:?}"
+        );
+        assert!(
+            answer.contains("connection: close") && answer.contains("server: istio-envoy"),
+            "{request:?} -> {answer:?}"
+        );
         assert!(error.is_none(), "{request:?}: {error:?}");
     }
     let many = format!("GET / HTTP/1.1\r\nhost: web\r\nx: {}\r\n\r\n", "y".repeat(70_000));
@@ -203,7 +237,10 @@ async fn informational_answers_pass() {
         .await;
     rig.serve(Config::default().http(WEB, &[pod.address])).await;
     let (answer, _) = raw(&rig, "GET / HTTP/1.1\r\nhost: web\r\nconnection: close\r\n\r\n").await;
-    assert!(answer.starts_with("HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\nHTTP/1.1 200 OK\r\n"), "{answer:?}");
+    assert!(
+        answer.starts_with("HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\nHTTP/1.1 200 OK\r\n"),
+        "{answer:?}"
+    );
 }
 
 #[tokio::test]
@@ -275,7 +312,10 @@ async fn a_slow_answer_streams_while_it_comes() {
         .await;
     rig.serve(Config::default().http(WEB, &[pod.address])).await;
     let mut client = rig.http1(WEB).await;
-    let answer = client.send_request(Request::get("/").header("host", "web").body(Full::default()).unwrap()).await.unwrap();
+    let answer = client
+        .send_request(Request::get("/").header("host", "web").body(Full::default()).unwrap())
+        .await
+        .unwrap();
     let mut body = answer.into_body();
     let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
     assert_eq!(&first[..], b"half");

@@ -1,10 +1,16 @@
 //! What the proxy holds for connections that do nothing: the slope of allocated bytes over many of them, by the allocator's own count.
 //! Clients and pods are another process.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::large_futures, clippy::disallowed_methods, reason = "a test fails by panicking, and may look at the clock")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::large_futures,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, and may look at the clock"
+)]
 
-mod rig;
 #[path = "rig/outside.rs"]
 mod outside;
+mod rig;
 
 use std::sync::atomic::Ordering;
 
@@ -39,7 +45,13 @@ async fn slope(kind: &str, authority: &str, count: usize) -> usize {
     let _alone = ALONE.lock().await;
     let rig = Rig::start().await;
     let mut outside = Outside::start(&rig);
-    rig.serve(Config::default().http(WEB, &[outside.web]).tcp(DB, &[outside.mirror]).streams(50_000)).await;
+    rig.serve(
+        Config::default()
+            .http(WEB, &[outside.web])
+            .tcp(DB, &[outside.mirror])
+            .streams(50_000),
+    )
+    .await;
     let live = &rig.engine.proxy.live;
     let reached = |expected: usize| {
         if kind == "tunnels" {
@@ -71,13 +83,31 @@ async fn connections_that_live_on_do_not_keep_the_configuration_that_they_began_
     let _alone = ALONE.lock().await;
     let rig = Rig::start().await;
     let mut outside = Outside::start(&rig);
-    let config = || Config::default().http(WEB, &[outside.web]).tcp(DB, &[outside.mirror]).detect(ANY, &[outside.web]);
+    let config = || {
+        Config::default()
+            .http(WEB, &[outside.web])
+            .tcp(DB, &[outside.mirror])
+            .detect(ANY, &[outside.web])
+    };
     rig.serve(config()).await;
     let (first, second) = (config(), config());
     let before = std::sync::Arc::downgrade(&rig.engine.snapshot.load_full());
-    for (number, kind) in [("streams", WEB), ("tcp", DB), ("h1", WEB), ("h2", WEB), ("h1", ANY), ("h2", ANY)].into_iter().enumerate() {
+    for (number, kind) in [
+        ("streams", WEB),
+        ("tcp", DB),
+        ("h1", WEB),
+        ("h2", WEB),
+        ("h1", ANY),
+        ("h2", ANY),
+    ]
+    .into_iter()
+    .enumerate()
+    {
         outside.ask(&format!("{} {} 1", kind.0, kind.1));
-        until("begun", || rig.engine.proxy.live.streams.load(Ordering::SeqCst) == number as u64 + 1).await;
+        until("begun", || {
+            rig.engine.proxy.live.streams.load(Ordering::SeqCst) == number as u64 + 1
+        })
+        .await;
     }
     rig.publish(first);
     rig.publish(second);

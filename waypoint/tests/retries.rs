@@ -1,5 +1,11 @@
 //! When a request is tried again, where, and when no more.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::large_futures, clippy::disallowed_methods, reason = "a test fails by panicking, and may look at the clock")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::large_futures,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, and may look at the clock"
+)]
 
 mod rig;
 
@@ -30,12 +36,18 @@ const CLUSTER: &str = "inbound-vip|80|http|10.96.1.10";
 const RECORD: usize = 1024 * 1024;
 
 fn post(body: Vec<u8>) -> Request<Full<Bytes>> {
-    Request::post("/up").header("host", "web").body(Full::new(body.into())).unwrap()
+    Request::post("/up")
+        .header("host", "web")
+        .body(Full::new(body.into()))
+        .unwrap()
 }
 
 /// A pod that refuses every tunnel.
 async fn refusing(rig: &Rig, last: u8) -> Pod {
-    rig.pod_that(last, |connect| connect.refuse(StatusCode::SERVICE_UNAVAILABLE, HeaderMap::new(), "no")).await
+    rig.pod_that(last, |connect| {
+        connect.refuse(StatusCode::SERVICE_UNAVAILABLE, HeaderMap::new(), "no")
+    })
+    .await
 }
 
 /// A pod that counts requests, and resets each without an answer.
@@ -69,7 +81,11 @@ fn refusing_streams(refusals: u32, seen: Arc<AtomicU32>) -> App {
                         }
                     }
                     let trailers = body.trailers().await.ok().flatten();
-                    let sum = trailers.as_ref().and_then(|trailers| trailers.get("x-sum")).map_or("-", |sum| sum.to_str().unwrap()).to_owned();
+                    let sum = trailers
+                        .as_ref()
+                        .and_then(|trailers| trailers.get("x-sum"))
+                        .map_or("-", |sum| sum.to_str().unwrap())
+                        .to_owned();
                     let mut send = respond.send_response(Response::new(()), false).unwrap();
                     send.send_data(format!("{length} {sum}").into(), true).unwrap();
                 });
@@ -89,12 +105,20 @@ fn limited(limit: Duration, change: impl FnOnce(&mut cairn_policy::retry::RetryP
         other => panic!("{other:?}"),
     };
     change(&mut retry);
-    let timeouts = RouteTimeouts { timeout: Some(limit), ..RouteTimeouts::default() };
-    Forward { retry: Some(retry), timeouts, ..Forward::to(RouteTarget::Cluster(CLUSTER.into())) }
+    let timeouts = RouteTimeouts {
+        timeout: Some(limit),
+        ..RouteTimeouts::default()
+    };
+    Forward {
+        retry: Some(retry),
+        timeouts,
+        ..Forward::to(RouteTarget::Cluster(CLUSTER.into()))
+    }
 }
 
 async fn serve(rig: &Rig, endpoints: &[SocketAddr], forward: Forward) {
-    rig.serve(Config::default().http_with(WEB, endpoints, |http| http.routes = routes(vec![route("/", forward)]), |_| {})).await;
+    rig.serve(Config::default().http_with(WEB, endpoints, |http| http.routes = routes(vec![route("/", forward)]), |_| {}))
+        .await;
 }
 
 /// A pod that never answers a request.
@@ -116,26 +140,44 @@ async fn a_tunnel_that_is_refused_is_tried_elsewhere_and_the_body_arrives_whole(
     // Whatever the route says of retries: nothing was sent.
     for (round, retry) in [true, false].into_iter().enumerate() {
         let config = |endpoints: &[SocketAddr]| {
-            let without = Forward { retry: None, ..limited(Duration::from_secs(10), |_| {}) };
+            let without = Forward {
+                retry: None,
+                ..limited(Duration::from_secs(10), |_| {})
+            };
             let routes = routes(vec![if retry { default_route(CLUSTER) } else { route("/", without) }]);
             Config::default().http_with(WEB, endpoints, |http| http.routes = routes, |_| {})
         };
         let endpoints = [good.address, bad[0].address, nobody];
-        if round == 0 { rig.serve(config(&endpoints)).await } else { rig.publish(config(&endpoints)) }
+        if round == 0 {
+            rig.serve(config(&endpoints)).await
+        } else {
+            rig.publish(config(&endpoints))
+        }
         let mut client = rig.http1(WEB).await;
         for _ in 0..20 {
             let (status, _, body) = send(&mut client, post(vec![b'x'; 2 * RECORD])).await;
-            assert_eq!((status, &body[..]), (StatusCode::OK, &b"web /up 2097152"[..]), "retry {retry}");
+            assert_eq!(
+                (status, &body[..]),
+                (StatusCode::OK, &b"web /up 2097152"[..]),
+                "retry {retry}"
+            );
         }
         // No endpoint takes it: each of at most three was asked once.
         rig.publish(config(&[bad[0].address, bad[1].address, nobody]));
         let before = bad[0].connects.load(Ordering::SeqCst) + bad[1].connects.load(Ordering::SeqCst);
         let (status, _, body) = fetch(&mut client, "/").await;
         assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
-        assert!(body.starts_with(b"upstream connect error or disconnect/reset before headers. retried and the latest reset reason: "), "{body:?}");
+        assert!(
+            body.starts_with(b"upstream connect error or disconnect/reset before headers. retried and the latest reset reason: "),
+            "{body:?}"
+        );
         let asked = bad[0].connects.load(Ordering::SeqCst) + bad[1].connects.load(Ordering::SeqCst) - before;
         let told = rig.told(21 * (round + 1)).await;
-        assert_eq!((asked, told.attempts, told.flags.as_str()), (2, 3, "UF,URX"), "retry {retry}: {told:?}");
+        assert_eq!(
+            (asked, told.attempts, told.flags.as_str()),
+            (2, 3, "UF,URX"),
+            "retry {retry}: {told:?}"
+        );
     }
     rig.quiet().await;
 }
@@ -147,7 +189,10 @@ async fn a_pod_that_resets_after_it_has_the_request_is_not_tried_again() {
     rig.serve(Config::default().http(WEB, &[one.address, two.address])).await;
     let (status, _, body) = fetch(&mut rig.http1(WEB).await, "/").await;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
-    assert_eq!(&body[..], b"upstream connect error or disconnect/reset before headers. reset reason: connection termination");
+    assert_eq!(
+        &body[..],
+        b"upstream connect error or disconnect/reset before headers. reset reason: connection termination"
+    );
     let told = rig.told(1).await;
     assert_eq!((told.flags.as_str(), told.attempts), ("UC", 1));
     assert_eq!(one.connects.load(Ordering::SeqCst) + two.connects.load(Ordering::SeqCst), 1);
@@ -158,17 +203,28 @@ async fn a_pod_that_resets_after_it_has_the_request_is_not_tried_again() {
 async fn a_connection_that_is_closed_before_anything_was_sent_is_tried_elsewhere() {
     let rig = Rig::start().await;
     let good = rig.pod(10, echo_app("web")).await;
-    let closing = rig.pod(11, Arc::new(|stream, _| Box::pin(async move { stream.reset(h2::Reason::CANCEL) }))).await;
+    let closing = rig
+        .pod(
+            11,
+            Arc::new(|stream, _| Box::pin(async move { stream.reset(h2::Reason::CANCEL) })),
+        )
+        .await;
     rig.serve(Config::default().http(WEB, &[good.address, closing.address])).await;
     let mut client = rig.http1(WEB).await;
     let mut good_answers = 0;
     for _ in 0..40 {
         let (status, _, body) = fetch(&mut client, "/").await;
         // The reset may come when the request is on its way already: then nobody can know.
-        assert!(status == StatusCode::OK || body.ends_with(b"connection termination"), "{status} {body:?}");
+        assert!(
+            status == StatusCode::OK || body.ends_with(b"connection termination"),
+            "{status} {body:?}"
+        );
         good_answers += u32::from(status == StatusCode::OK);
     }
-    assert!(good_answers >= 20 && closing.connects.load(Ordering::SeqCst) > 0, "{good_answers}");
+    assert!(
+        good_answers >= 20 && closing.connects.load(Ordering::SeqCst) > 0,
+        "{good_answers}"
+    );
     rig.quiet().await;
 }
 
@@ -177,11 +233,14 @@ async fn a_refused_stream_is_sent_again_with_body_and_trailers() {
     let rig = Rig::start().await;
     let seen = Arc::new(AtomicU32::new(0));
     let pod = rig.pod(10, refusing_streams(2, seen.clone())).await;
-    rig.serve(Config::default().http_with(WEB, &[pod.address], |_| {}, http2)).await;
+    rig.serve(Config::default().http_with(WEB, &[pod.address], |_| {}, http2))
+        .await;
     for (pieces, piece) in [(3, 1000), (1, 1), (16, RECORD / 16)] {
         seen.store(0, Ordering::SeqCst);
         let mut client = rig.http2(WEB).await.ready().await.unwrap();
-        let (answer, mut body) = client.send_request(Request::post("http://web/").body(()).unwrap(), false).unwrap();
+        let (answer, mut body) = client
+            .send_request(Request::post("http://web/").body(()).unwrap(), false)
+            .unwrap();
         let sending = tokio::spawn(async move {
             for _ in 0..pieces {
                 let mut data = Bytes::from(vec![b'x'; piece]);
@@ -197,7 +256,10 @@ async fn a_refused_stream_is_sent_again_with_body_and_trailers() {
         });
         let answer = answer.await.unwrap();
         assert_eq!(answer.status(), StatusCode::OK);
-        assert_eq!(answer.into_body().data().await.unwrap().unwrap(), format!("{} 7", pieces * piece));
+        assert_eq!(
+            answer.into_body().data().await.unwrap().unwrap(),
+            format!("{} 7", pieces * piece)
+        );
         sending.await.unwrap();
         assert_eq!(seen.load(Ordering::SeqCst), 3);
         rig.quiet().await;
@@ -234,7 +296,8 @@ async fn a_body_that_is_too_long_to_be_kept_is_not_sent_again() {
             }),
         )
         .await;
-    rig.serve(Config::default().http_with(WEB, &[pod.address], |_| {}, http2)).await;
+    rig.serve(Config::default().http_with(WEB, &[pod.address], |_| {}, http2))
+        .await;
     let mut client = rig.http1(WEB).await;
     let request = client.send_request(post(vec![b'x'; 4 * RECORD])).await;
     // The answer may come while the body is still being sent, and the connection ends behind it.
@@ -242,7 +305,11 @@ async fn a_body_that_is_too_long_to_be_kept_is_not_sent_again() {
         assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
     }
     let told = rig.told(1).await;
-    assert_eq!((told.status, told.flags.as_str(), told.attempts), (Some(503), "UR", 1), "{told:?}");
+    assert_eq!(
+        (told.status, told.flags.as_str(), told.attempts),
+        (Some(503), "UR", 1),
+        "{told:?}"
+    );
     assert_eq!(seen.load(Ordering::SeqCst), 1);
     drop(client);
     rig.settled().await;
@@ -262,7 +329,12 @@ async fn endpoints_that_were_tried_are_avoided() {
         pods.push(rig.pod(last, http_app(app)).await);
     }
     let addresses: Vec<_> = pods.iter().map(|pod| pod.address).collect();
-    serve(&rig, &addresses, limited(Duration::from_secs(10), |retry| retry.on = RetryOn::GATEWAY_ERROR)).await;
+    serve(
+        &rig,
+        &addresses,
+        limited(Duration::from_secs(10), |retry| retry.on = RetryOn::GATEWAY_ERROR),
+    )
+    .await;
     let mut client = rig.http1(WEB).await;
     for round in 1..=5 {
         assert_eq!(fetch(&mut client, "/").await.0, StatusCode::BAD_GATEWAY);
@@ -295,28 +367,55 @@ async fn a_route_timeout_is_a_504_and_the_endpoint_is_told() {
     serve(&rig, &[pod.address], limited(Duration::from_millis(300), |_| {})).await;
     let since = tokio::time::Instant::now();
     let (status, _, body) = fetch(&mut rig.http1(WEB).await, "/").await;
-    assert_eq!((status, &body[..]), (StatusCode::GATEWAY_TIMEOUT, &b"upstream request timeout"[..]));
-    assert!((Duration::from_millis(300)..Duration::from_secs(3)).contains(&since.elapsed()), "{:?}", since.elapsed());
+    assert_eq!(
+        (status, &body[..]),
+        (StatusCode::GATEWAY_TIMEOUT, &b"upstream request timeout"[..])
+    );
+    assert!(
+        (Duration::from_millis(300)..Duration::from_secs(3)).contains(&since.elapsed()),
+        "{:?}",
+        since.elapsed()
+    );
     let told = rig.told(1).await;
     assert_eq!((told.flags.as_str(), told.details.as_str()), ("UT", "response_timeout"));
-    tokio::time::timeout(Duration::from_secs(5), ends.recv()).await.expect("the endpoint is told that nobody waits");
+    tokio::time::timeout(Duration::from_secs(5), ends.recv())
+        .await
+        .expect("the endpoint is told that nobody waits");
     rig.settled().await;
 }
 
 #[tokio::test]
 async fn a_request_whose_body_stops_is_ended_by_the_route_timeout_and_leaves_nothing() {
     let rig = Rig::start().await;
-    let pods = [rig.pod(10, hanging()).await, rig.pod(11, refusing_streams(9, Arc::default())).await];
+    let pods = [
+        rig.pod(10, hanging()).await,
+        rig.pod(11, refusing_streams(9, Arc::default())).await,
+    ];
     for (round, pod) in pods.iter().enumerate() {
         let forward = limited(Duration::from_millis(300), |retry| retry.on = RetryOn::NONE);
         let settings = move |cluster: &mut ClusterSettings| {
-            cluster.protocol = if round == 0 { UpstreamProtocol::Http1 } else { UpstreamProtocol::Http2 };
+            cluster.protocol = if round == 0 {
+                UpstreamProtocol::Http1
+            } else {
+                UpstreamProtocol::Http2
+            };
         };
-        let config = Config::default().http_with(WEB, &[pod.address], |http| http.routes = routes(vec![route("/", forward)]), settings);
-        if round == 0 { rig.serve(config).await } else { rig.publish(config) }
+        let config = Config::default().http_with(
+            WEB,
+            &[pod.address],
+            |http| http.routes = routes(vec![route("/", forward)]),
+            settings,
+        );
+        if round == 0 {
+            rig.serve(config).await
+        } else {
+            rig.publish(config)
+        }
         // HTTP/2 inside: a stream whose body never goes on, on a connection that stays.
         let mut client = rig.http2(WEB).await.ready().await.unwrap();
-        let (answer, body) = client.send_request(Request::post("http://web/").body(()).unwrap(), false).unwrap();
+        let (answer, body) = client
+            .send_request(Request::post("http://web/").body(()).unwrap(), false)
+            .unwrap();
         assert_eq!(answer.await.unwrap().status(), StatusCode::GATEWAY_TIMEOUT, "round {round}");
         rig.quiet().await;
         drop(body);
@@ -353,10 +452,16 @@ async fn retries_stop_at_the_deadline() {
     serve(&rig, &[slow.address], forward).await;
     let since = tokio::time::Instant::now();
     let (status, _, body) = fetch(&mut rig.http1(WEB).await, "/").await;
-    assert_eq!((status, &body[..]), (StatusCode::GATEWAY_TIMEOUT, &b"upstream request timeout"[..]));
+    assert_eq!(
+        (status, &body[..]),
+        (StatusCode::GATEWAY_TIMEOUT, &b"upstream request timeout"[..])
+    );
     assert!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
     let told = rig.told(1).await;
-    assert!((2..=4).contains(&told.attempts) && told.details == "response_timeout", "{told:?}");
+    assert!(
+        (2..=4).contains(&told.attempts) && told.details == "response_timeout",
+        "{told:?}"
+    );
     rig.settled().await;
 }
 
@@ -377,19 +482,29 @@ async fn requests_that_wait_for_a_tunnel_do_not_fail_because_another_was_refused
                 }
                 let mut stream = connect.accept(HeaderMap::new()).unwrap();
                 let _ = stream.read(&mut [0; 4096]).await;
-                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok").await;
+                let _ = stream
+                    .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok")
+                    .await;
                 let _ = stream.shutdown().await;
             });
         })
         .await;
     // Without any retry of the route.
-    let forward = Forward { retry: None, ..limited(Duration::from_secs(10), |_| {}) };
+    let forward = Forward {
+        retry: None,
+        ..limited(Duration::from_secs(10), |_| {})
+    };
     serve(&rig, &[pod.address], forward).await;
     let mut clients = Vec::new();
     for _ in 0..CLIENTS {
         clients.push(rig.http1(WEB).await);
     }
-    let answers = futures_util::future::join_all(clients.into_iter().map(|mut client| async move { fetch(&mut client, "/").await.0 })).await;
+    let answers = futures_util::future::join_all(
+        clients
+            .into_iter()
+            .map(|mut client| async move { fetch(&mut client, "/").await.0 }),
+    )
+    .await;
     let failed = answers.iter().filter(|status| **status != StatusCode::OK).count();
     assert!(failed <= 1, "{failed} of {CLIENTS} failed, one was refused");
     rig.settled().await;

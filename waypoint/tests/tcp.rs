@@ -1,5 +1,11 @@
 //! Bytes through the proxy: declared TCP ports, ports of unknown protocol, and what becomes of their ends.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::large_futures, clippy::disallowed_methods, reason = "a test fails by panicking, and may look at the clock")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::large_futures,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, and may look at the clock"
+)]
 
 mod rig;
 
@@ -60,7 +66,9 @@ async fn exchange(stream: &mut TunnelStream, said: &[u8]) -> Vec<u8> {
 
 async fn read_all(stream: &mut TunnelStream) -> std::io::Result<Vec<u8>> {
     let mut all = Vec::new();
-    timeout(PATIENCE, stream.read_to_end(&mut all)).await.expect("the stream ends")?;
+    timeout(PATIENCE, stream.read_to_end(&mut all))
+        .await
+        .expect("the stream ends")?;
     Ok(all)
 }
 
@@ -122,7 +130,10 @@ async fn the_endpoint_is_connected_before_the_connect_is_answered() {
         .await;
     rig.serve(Config::default().tcp(DB, &[pod.address])).await;
     let mut opening = Box::pin(rig.open(DB));
-    assert!(timeout(Duration::from_millis(200), &mut opening).await.is_err(), "answered before the endpoint was there");
+    assert!(
+        timeout(Duration::from_millis(200), &mut opening).await.is_err(),
+        "answered before the endpoint was there"
+    );
     assert_eq!(pod.connects.load(Ordering::SeqCst), 1);
     release.send(true).unwrap();
     assert_eq!(read_all(&mut opening.await.unwrap().stream).await.unwrap(), b"");
@@ -131,7 +142,14 @@ async fn the_endpoint_is_connected_before_the_connect_is_answered() {
 #[tokio::test]
 async fn a_client_that_leaves_while_its_endpoint_is_connected_leaves_nothing() {
     let rig = Rig::start().await;
-    let pod = rig.pod_that(10, |connect| drop(tokio::spawn(async move { let _held = connect; std::future::pending::<()>().await }))).await;
+    let pod = rig
+        .pod_that(10, |connect| {
+            drop(tokio::spawn(async move {
+                let _held = connect;
+                std::future::pending::<()>().await
+            }))
+        })
+        .await;
     rig.serve(Config::default().tcp(DB, &[pod.address])).await;
     assert!(timeout(Duration::from_millis(200), rig.open(DB)).await.is_err());
     rig.settled().await;
@@ -141,9 +159,14 @@ async fn a_client_that_leaves_while_its_endpoint_is_connected_leaves_nothing() {
 async fn an_endpoint_that_refuses_is_left_for_another_and_told_of_when_it_is_the_last() {
     let rig = Rig::start().await;
     let pod = rig.pod(10, mirror()).await;
-    let refusing = rig.pod_that(11, |connect| connect.refuse(StatusCode::SERVICE_UNAVAILABLE, HeaderMap::new(), "no")).await;
+    let refusing = rig
+        .pod_that(11, |connect| {
+            connect.refuse(StatusCode::SERVICE_UNAVAILABLE, HeaderMap::new(), "no")
+        })
+        .await;
     let nobody = SocketAddr::new(rig.ip(99), 8080);
-    rig.serve(Config::default().tcp(DB, &[pod.address, refusing.address, nobody])).await;
+    rig.serve(Config::default().tcp(DB, &[pod.address, refusing.address, nobody]))
+        .await;
     for _ in 0..20 {
         assert_eq!(exchange(&mut open(&rig).await, b"x").await, b"x");
     }
@@ -165,11 +188,19 @@ async fn a_service_without_endpoints_or_cluster_says_so() {
     let rig = Rig::start().await;
     rig.serve(Config::default().tcp(DB, &[])).await;
     let (status, text) = refused(&rig).await;
-    assert!(status == StatusCode::SERVICE_UNAVAILABLE && text.contains("no healthy endpoint"), "{text}");
+    assert!(
+        status == StatusCode::SERVICE_UNAVAILABLE && text.contains("no healthy endpoint"),
+        "{text}"
+    );
     assert_eq!(rig.told(1).await.flags, "UH");
-    rig.publish(with(Config::default(), Vec::new(), |tcp| tcp.targets = vec![("gone".into(), 1)]));
+    rig.publish(with(Config::default(), Vec::new(), |tcp| {
+        tcp.targets = vec![("gone".into(), 1)]
+    }));
     let (status, text) = refused(&rig).await;
-    assert!(status == StatusCode::SERVICE_UNAVAILABLE && text.contains("does not exist"), "{text}");
+    assert!(
+        status == StatusCode::SERVICE_UNAVAILABLE && text.contains("does not exist"),
+        "{text}"
+    );
     assert_eq!(rig.told(2).await.flags, "NC");
 }
 
@@ -177,9 +208,17 @@ async fn a_service_without_endpoints_or_cluster_says_so() {
 async fn a_chain_that_cannot_be_enforced_refuses_without_asking_the_endpoint() {
     let rig = Rig::start().await;
     let pod = rig.pod(10, mirror()).await;
-    rig.serve(Config::default().tcp(DB, &[pod.address]).refusing("envoy.filters.network.rbac")).await;
+    rig.serve(
+        Config::default()
+            .tcp(DB, &[pod.address])
+            .refusing("envoy.filters.network.rbac"),
+    )
+    .await;
     let (status, text) = refused(&rig).await;
-    assert!(status == StatusCode::FORBIDDEN && text.contains("envoy.filters.network.rbac"), "{text}");
+    assert!(
+        status == StatusCode::FORBIDDEN && text.contains("envoy.filters.network.rbac"),
+        "{text}"
+    );
     assert_eq!(pod.connects.load(Ordering::SeqCst), 0);
 }
 
@@ -204,7 +243,10 @@ async fn big_transfers_arrive_whole_in_both_directions() {
             write.shutdown().await.unwrap();
         });
         let mut back = Vec::new();
-        timeout(Duration::from_secs(60), read.read_to_end(&mut back)).await.unwrap().unwrap();
+        timeout(Duration::from_secs(60), read.read_to_end(&mut back))
+            .await
+            .unwrap()
+            .unwrap();
         sending.await.unwrap();
         assert!(back == expected, "{endpoints:?}: {} of {SIZE} bytes", back.len());
     }
@@ -297,7 +339,11 @@ async fn a_reset_of_the_client_is_a_reset_for_the_endpoint() {
         tokio::time::sleep(Duration::from_millis(50)).await;
         stream.reset(h2::Reason::CANCEL);
         let end = timeout(PATIENCE, ends.recv()).await.unwrap().unwrap();
-        assert_eq!(end.map_err(|error| error.kind()), Err(ErrorKind::ConnectionReset), "{endpoints:?}");
+        assert_eq!(
+            end.map_err(|error| error.kind()),
+            Err(ErrorKind::ConnectionReset),
+            "{endpoints:?}"
+        );
         assert_eq!(rig.told(round + 1).await.flags, "DR", "{endpoints:?}");
     }
     rig.settled().await;
@@ -323,9 +369,15 @@ async fn a_clean_end_that_a_reset_follows_loses_nothing() {
         // The client says more than the endpoint ever takes.
         let saying = tokio::spawn(async move { while write.write_all(&[b'y'; 10_000]).await.is_ok() {} });
         let mut heard = Vec::new();
-        timeout(PATIENCE, read.read_to_end(&mut heard)).await.unwrap().unwrap_or_else(|error| panic!("round {round}: {error}"));
+        timeout(PATIENCE, read.read_to_end(&mut heard))
+            .await
+            .unwrap()
+            .unwrap_or_else(|error| panic!("round {round}: {error}"));
         assert_eq!(heard.len(), SIZE, "round {round}");
-        timeout(PATIENCE, saying).await.expect("the client is told that nobody listens").unwrap();
+        timeout(PATIENCE, saying)
+            .await
+            .expect("the client is told that nobody listens")
+            .unwrap();
     }
     rig.settled().await;
 }
@@ -363,7 +415,10 @@ async fn a_client_that_leaves_after_its_end_is_noticed_while_the_endpoint_is_sil
 async fn a_silent_connection_ends_after_the_idle_timeout_and_a_busy_one_does_not() {
     let rig = Rig::start().await;
     let pod = rig.pod(10, mirror()).await;
-    rig.serve(with(Config::default(), tunnels(&[pod.address]), |tcp| tcp.idle_timeout = Some(Duration::from_millis(300)))).await;
+    rig.serve(with(Config::default(), tunnels(&[pod.address]), |tcp| {
+        tcp.idle_timeout = Some(Duration::from_millis(300))
+    }))
+    .await;
     let mut stream = open(&rig).await;
     for _ in 0..8 {
         stream.write_all(b"x").await.unwrap();
@@ -380,7 +435,10 @@ async fn a_silent_connection_ends_after_the_idle_timeout_and_a_busy_one_does_not
 async fn a_connection_ends_after_its_longest_time_however_busy() {
     let rig = Rig::start().await;
     let pod = rig.pod(10, mirror()).await;
-    rig.serve(with(Config::default(), tunnels(&[pod.address]), |tcp| tcp.max_duration = Some(Duration::from_millis(300)))).await;
+    rig.serve(with(Config::default(), tunnels(&[pod.address]), |tcp| {
+        tcp.max_duration = Some(Duration::from_millis(300))
+    }))
+    .await;
     let mut stream = open(&rig).await;
     let busy = async {
         loop {
@@ -417,7 +475,9 @@ async fn http_is_found_on_an_undeclared_port() {
     assert_eq!((status, &body[..]), (StatusCode::OK, &b"web /one 0"[..]));
     assert!(headers.contains_key("x-envoy-upstream-service-time"), "it was served as HTTP");
     let mut sender = rig.http2(DB).await.ready().await.unwrap();
-    let (answer, _) = sender.send_request(Request::get("http://web/two").body(()).unwrap(), true).unwrap();
+    let (answer, _) = sender
+        .send_request(Request::get("http://web/two").body(()).unwrap(), true)
+        .unwrap();
     assert_eq!(answer.await.unwrap().status(), StatusCode::OK);
     // Its head comes in pieces, with longer pauses than the detection waits for a silent client.
     let mut stream = open(&rig).await;
@@ -426,7 +486,10 @@ async fn http_is_found_on_an_undeclared_port() {
         stream.write_all(piece.as_bytes()).await.unwrap();
     }
     let answer = String::from_utf8(read_all(&mut stream).await.unwrap()).unwrap();
-    assert!(answer.contains("server: istio-envoy") && answer.ends_with("web /slow 0"), "{answer}");
+    assert!(
+        answer.contains("server: istio-envoy") && answer.ends_with("web /slow 0"),
+        "{answer}"
+    );
 }
 
 #[tokio::test]
@@ -448,7 +511,10 @@ async fn a_server_that_speaks_first_is_heard_on_an_undeclared_port() {
     let mut stream = open(&rig).await;
     let mut greeting = [0; 11];
     let since = tokio::time::Instant::now();
-    timeout(PATIENCE, stream.read_exact(&mut greeting)).await.expect("the client says nothing until it is greeted").unwrap();
+    timeout(PATIENCE, stream.read_exact(&mut greeting))
+        .await
+        .expect("the client says nothing until it is greeted")
+        .unwrap();
     assert_eq!(&greeting, b"220 ready\r\n");
     assert!(since.elapsed() < Duration::from_secs(2), "{:?}", since.elapsed());
     stream.write_all(b"QUIT\r\n").await.unwrap();
@@ -462,12 +528,24 @@ async fn whatever_is_not_http_passes_as_it_is_on_an_undeclared_port() {
     let pod = rig.pod(10, mirror()).await;
     rig.serve(Config::default().detect(DB, &[pod.address])).await;
     let client_hello = [&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..], &[7; 512]].concat();
-    let said: &[&[u8]] = &[b"r", b"PING\r\n", b"PING", b"*1\r\n$4\r\nPING\r\n", b"GET key\r\n", b"PRI * HTTP/3\r\n", &client_hello, b"\0\0\0\x08\x04\xd2\x16\x2f"];
+    let said: &[&[u8]] = &[
+        b"r",
+        b"PING\r\n",
+        b"PING",
+        b"*1\r\n$4\r\nPING\r\n",
+        b"GET key\r\n",
+        b"PRI * HTTP/3\r\n",
+        &client_hello,
+        b"\0\0\0\x08\x04\xd2\x16\x2f",
+    ];
     for words in said {
         let mut stream = open(&rig).await;
         stream.write_all(words).await.unwrap();
         let mut back = vec![0; words.len()];
-        timeout(PATIENCE, stream.read_exact(&mut back)).await.unwrap_or_else(|_| panic!("no echo of {words:?}")).unwrap();
+        timeout(PATIENCE, stream.read_exact(&mut back))
+            .await
+            .unwrap_or_else(|_| panic!("no echo of {words:?}"))
+            .unwrap();
         assert_eq!(&back, words);
         // And cut into single bytes that come one by one.
         let mut stream = open(&rig).await;
@@ -484,12 +562,17 @@ async fn whatever_is_not_http_passes_as_it_is_on_an_undeclared_port() {
 #[tokio::test]
 async fn a_client_that_only_ends_is_passed_on_as_that() {
     let rig = Rig::start().await;
-    let pod = rig.pod(10, app(|mut stream| async move {
-        let mut heard = Vec::new();
-        stream.read_to_end(&mut heard).await.unwrap();
-        stream.write_all(format!("heard {}", heard.len()).as_bytes()).await.unwrap();
-        stream.shutdown().await.unwrap();
-    })).await;
+    let pod = rig
+        .pod(
+            10,
+            app(|mut stream| async move {
+                let mut heard = Vec::new();
+                stream.read_to_end(&mut heard).await.unwrap();
+                stream.write_all(format!("heard {}", heard.len()).as_bytes()).await.unwrap();
+                stream.shutdown().await.unwrap();
+            }),
+        )
+        .await;
     rig.serve(Config::default().detect(DB, &[pod.address])).await;
     assert_eq!(exchange(&mut open(&rig).await, b"").await, b"heard 0");
 }
@@ -497,7 +580,8 @@ async fn a_client_that_only_ends_is_passed_on_as_that() {
 #[tokio::test]
 async fn an_undeclared_port_whose_endpoint_refuses_resets() {
     let rig = Rig::start().await;
-    rig.serve(Config::default().detect(DB, &[SocketAddr::new(rig.ip(99), 8080)])).await;
+    rig.serve(Config::default().detect(DB, &[SocketAddr::new(rig.ip(99), 8080)]))
+        .await;
     let mut stream = open(&rig).await;
     stream.write_all(b"r").await.unwrap();
     assert_eq!(read_all(&mut stream).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
@@ -527,7 +611,10 @@ async fn a_stalled_reader_stops_its_writer_and_nobody_else() {
     let mut left = 16 << 20;
     let mut buffer = vec![0; 64 * 1024];
     while left > 0 {
-        let read = timeout(PATIENCE, reader.read(&mut buffer)).await.expect("the reader is not starved").unwrap();
+        let read = timeout(PATIENCE, reader.read(&mut buffer))
+            .await
+            .expect("the reader is not starved")
+            .unwrap();
         assert!(read > 0);
         left -= read.min(left);
     }

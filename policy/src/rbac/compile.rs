@@ -205,7 +205,11 @@ impl Alternatives {
         if !ports.is_empty() {
             any.push(Check::Ports(ports.into()));
         }
-        any.extend(ranges.into_iter().map(|(which, nets)| Check::Addresses(which, nets.into_iter().collect())));
+        any.extend(
+            ranges
+                .into_iter()
+                .map(|(which, nets)| Check::Addresses(which, nets.into_iter().collect())),
+        );
         any.extend(texts.into_iter().map(|(which, set)| Check::TextIn(which, set)));
         if !paths.is_empty() {
             any.push(Check::PathIn(paths));

@@ -112,7 +112,9 @@ impl Filters {
 
     /// Decides by these facts alone.
     pub fn decide(&self, facts: &Facts<'_>) -> Result<(), Denied> {
-        self.0.iter().try_for_each(|filter| filter.decide(facts).denied().map_or(Ok(()), Err))
+        self.0
+            .iter()
+            .try_for_each(|filter| filter.decide(facts).denied().map_or(Ok(()), Err))
     }
 }
 
@@ -144,7 +146,10 @@ impl Denied {
 pub fn details(policy: Option<&str>) -> String {
     let mut details = "rbac_access_denied_matched_policy[".to_owned();
     match policy.filter(|name| !name.is_empty()) {
-        Some(name) => details.extend(name.chars().map(|letter| if letter.is_ascii_whitespace() { '_' } else { letter })),
+        Some(name) => details.extend(
+            name.chars()
+                .map(|letter| if letter.is_ascii_whitespace() { '_' } else { letter }),
+        ),
         None => details.push_str("none"),
     }
     details.push(']');

@@ -25,7 +25,9 @@ pub fn holds(condition: &Condition, facts: &Facts<'_>) -> bool {
 /// What rules say: whether it passes, and the policy that matched.
 pub fn decide<'a>(action: Action, policies: &'a BTreeMap<String, Policy>, facts: &Facts<'_>) -> (bool, Option<&'a str>) {
     let any = |conditions: &[Condition]| conditions.iter().any(|one| holds(one, facts));
-    let matched = policies.iter().find(|(_, policy)| any(&policy.permissions) && any(&policy.principals));
+    let matched = policies
+        .iter()
+        .find(|(_, policy)| any(&policy.permissions) && any(&policy.principals));
     let allowed = match action {
         Action::Allow => matched.is_some(),
         Action::Deny => matched.is_none(),

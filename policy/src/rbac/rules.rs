@@ -36,7 +36,9 @@ pub struct Decision<'a> {
 impl Rules {
     /// Compiles rules.
     pub fn new(action: Action, policies: BTreeMap<String, Policy>) -> Self {
-        let policies = policies.into_iter().map(|(name, policy)| (name.into(), Check::policy(policy)));
+        let policies = policies
+            .into_iter()
+            .map(|(name, policy)| (name.into(), Check::policy(policy)));
         Self {
             action,
             policies: policies.collect(),

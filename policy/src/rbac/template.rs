@@ -157,8 +157,13 @@ impl<'a> Reader<'a> {
 
     fn variable(&mut self, rest: &'a str) -> Result<&'a str, Reason> {
         let refuse = || Reason::Variable(rest.to_owned());
-        let (inside, after) = rest.strip_prefix('{').and_then(|rest| rest.split_once('}')).ok_or_else(refuse)?;
-        let (name, pattern) = inside.split_once('=').map_or((inside, None), |(name, pattern)| (name, Some(pattern)));
+        let (inside, after) = rest
+            .strip_prefix('{')
+            .and_then(|rest| rest.split_once('}'))
+            .ok_or_else(refuse)?;
+        let (name, pattern) = inside
+            .split_once('=')
+            .map_or((inside, None), |(name, pattern)| (name, Some(pattern)));
         let proper = name.starts_with(|first: char| first.is_ascii_alphabetic())
             && name.len() <= LONGEST_NAME
             && name.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '_');
@@ -226,15 +231,36 @@ mod tests {
             ("/users/*", "/users/a%20b", true),
             ("/users/*", "/users/ü", false),
         ] {
-            assert_eq!(UriTemplate::new(template).unwrap().matches(path), matches, "{template} {path}");
+            assert_eq!(
+                UriTemplate::new(template).unwrap().matches(path),
+                matches,
+                "{template} {path}"
+            );
         }
     }
 
     #[test]
     fn what_envoy_does_not_take_is_refused() {
         for template in [
-            "", "users", "/a b", "/ü", "/**/*", "/**/**", "/**/{id}", "/{id", "/{}", "/{1}", "/{a=}", "/{a=x/}", "/{a}/{a}", "/a{b}", "/*.b/c",
-            "//", "/{seventeenletters_}", "/{a}/{b}/{c}/{d}/{e}/{f}", "/{a=*b}",
+            "",
+            "users",
+            "/a b",
+            "/ü",
+            "/**/*",
+            "/**/**",
+            "/**/{id}",
+            "/{id",
+            "/{}",
+            "/{1}",
+            "/{a=}",
+            "/{a=x/}",
+            "/{a}/{a}",
+            "/a{b}",
+            "/*.b/c",
+            "//",
+            "/{seventeenletters_}",
+            "/{a}/{b}/{c}/{d}/{e}/{f}",
+            "/{a=*b}",
         ] {
             let error = UriTemplate::new(template).unwrap_err();
             assert!(error.to_string().contains(template), "{error}");

@@ -10,9 +10,7 @@ use http::{HeaderMap, HeaderValue, Method, uri::PathAndQuery};
 use ipnet::IpNet;
 use proptest::{collection::vec, prelude::*, sample::select};
 
-use super::{
-    Action, Address, Condition, Decision, Facts, Filters, Policy, Rbac, Rules, Text, UriTemplate, details, interpret,
-};
+use super::{Action, Address, Condition, Decision, Facts, Filters, Policy, Rbac, Rules, Text, UriTemplate, details, interpret};
 use crate::{
     matcher::{
         HeaderMatch, HeaderMatcher, HeaderName, MetadataMatcher, MetadataValue, Regex, StringMatch, StringMatcher, ValueMatcher,
@@ -170,7 +168,11 @@ fn each_condition_asks_its_own_fact() {
         (Condition::Authenticated, false),
     ] {
         assert_eq!(holds(&condition, &request.facts()), expected, "{condition:?}");
-        assert_eq!(holds(&not(condition.clone()), &request.facts()), !expected, "not {condition:?}");
+        assert_eq!(
+            holds(&not(condition.clone()), &request.facts()),
+            !expected,
+            "not {condition:?}"
+        );
     }
 }
 
@@ -210,7 +212,10 @@ fn a_connect_has_headers_but_no_path() {
         (Condition::Path(regex(".*")), false),
         (header(":path", HeaderMatch::Present(true)), false),
         (Condition::Authenticated, true),
-        (Condition::Text(Text::Certificate, StringMatcher::prefix("spiffe://cluster.local/")), true),
+        (
+            Condition::Text(Text::Certificate, StringMatcher::prefix("spiffe://cluster.local/")),
+            true,
+        ),
     ] {
         assert_eq!(holds(&condition, &facts), expected, "{condition:?}");
     }
@@ -242,7 +247,10 @@ fn claims_are_looked_up_where_filters_note_them() {
 fn an_ipv4_client_in_ipv6_form_is_the_ipv4_client() {
     let mut sample = Sample::tcp();
     sample.remote = "::ffff:10.244.0.9".parse().unwrap();
-    assert!(holds(&Condition::Address(Address::DirectRemote, net("10.244.0.9/32")), &sample.facts()));
+    assert!(holds(
+        &Condition::Address(Address::DirectRemote, net("10.244.0.9/32")),
+        &sample.facts()
+    ));
 }
 
 #[test]
@@ -263,7 +271,11 @@ fn the_first_policy_by_name_that_matches_is_told() {
     ] {
         let rules = rules(action, &policies);
         let Decision { allowed: found, policy } = rules.decide(&request.facts());
-        assert_eq!((found, policy.map(|name| &**name)), (allowed, matched), "{action:?} {policies:?}");
+        assert_eq!(
+            (found, policy.map(|name| &**name)),
+            (allowed, matched),
+            "{action:?} {policies:?}"
+        );
     }
 }
 
@@ -316,9 +328,23 @@ fn text() -> impl Strategy<Value = StringMatcher> {
 }
 
 fn condition() -> impl Strategy<Value = Condition> {
-    let nets = select(vec!["10.0.0.0/8", "10.244.0.9/32", "10.244.0.0/24", "192.0.2.0/24", "0.0.0.0/0", "fd00::/8", "::/0"]);
+    let nets = select(vec![
+        "10.0.0.0/8",
+        "10.244.0.9/32",
+        "10.244.0.0/24",
+        "192.0.2.0/24",
+        "0.0.0.0/0",
+        "fd00::/8",
+        "::/0",
+    ]);
     let addresses = select(vec![Address::Destination, Address::DirectRemote, Address::Remote]);
-    let texts = select(vec![Text::PeerPrincipal, Text::LocalPrincipal, Text::Certificate, Text::ServerName, Text::ConnectAuthority]);
+    let texts = select(vec![
+        Text::PeerPrincipal,
+        Text::LocalPrincipal,
+        Text::Certificate,
+        Text::ServerName,
+        Text::ConnectAuthority,
+    ]);
     let names = select(vec![":method", ":path", ":authority", "x-tenant", "x-none"]);
     let how = prop_oneof![
         3 => text().prop_map(HeaderMatch::String),
@@ -346,10 +372,8 @@ fn condition() -> impl Strategy<Value = Condition> {
 }
 
 fn policies() -> impl Strategy<Value = BTreeMap<String, Policy>> {
-    let policy = (vec(condition(), 1..4), vec(condition(), 1..4)).prop_map(|(permissions, principals)| Policy {
-        permissions,
-        principals,
-    });
+    let policy =
+        (vec(condition(), 1..4), vec(condition(), 1..4)).prop_map(|(permissions, principals)| Policy { permissions, principals });
     proptest::collection::btree_map("[a-d]", policy, 0..4)
 }
 
@@ -358,11 +382,22 @@ fn sample() -> impl Strategy<Value = Sample> {
         select(vec!["10.244.0.9", "10.96.1.10", "192.0.2.7", "fd00::1", "::ffff:10.244.0.9"])
             .prop_map(|text| text.parse::<IpAddr>().unwrap())
     };
-    let names = || select(vec![None, Some(CLIENT), Some("spiffe://cluster.local/ns/app/sa/other"), Some("")]);
+    let names = || {
+        select(vec![
+            None,
+            Some(CLIENT),
+            Some("spiffe://cluster.local/ns/app/sa/other"),
+            Some(""),
+        ])
+    };
     let request = proptest::option::of((
         select(vec!["GET", "POST", "CONNECT"]),
         select(vec!["/", "/admin", "/admin/x?a=b", "/Admin"]),
-        select(vec![&[][..], &[("x-tenant", "gold")][..], &[("x-tenant", "gold"), ("x-tenant", "")][..]]),
+        select(vec![
+            &[][..],
+            &[("x-tenant", "gold")][..],
+            &[("x-tenant", "gold"), ("x-tenant", "")][..],
+        ]),
     ));
     (
         request,
@@ -374,16 +409,18 @@ fn sample() -> impl Strategy<Value = Sample> {
         names(),
         select(vec![None, Some("gold"), Some("")]),
     )
-        .prop_map(|(request, destination, port, remote, forwarded, peer, certificate, server_name)| Sample {
-            request: request.and_then(|(method, path, fields)| Sample::http(method, path, fields).request),
-            destination,
-            port,
-            remote,
-            forwarded,
-            peer,
-            certificate,
-            server_name,
-        })
+        .prop_map(
+            |(request, destination, port, remote, forwarded, peer, certificate, server_name)| Sample {
+                request: request.and_then(|(method, path, fields)| Sample::http(method, path, fields).request),
+                destination,
+                port,
+                remote,
+                forwarded,
+                peer,
+                certificate,
+                server_name,
+            },
+        )
 }
 
 fn action() -> impl Strategy<Value = Action> {

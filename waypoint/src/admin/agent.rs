@@ -1,5 +1,5 @@
-//! Pilot-agent's ports: 15020 for health, metrics and the end; 15021 for readiness alone; 15090 for metrics alone (contract
-//! contract runtime §8.4).
+//! Pilot-agent's ports: 15020 for health, metrics and the end; 15021 for readiness alone; 15090 for metrics alone
+//! (contract runtime §8.4).
 
 use std::net::SocketAddr;
 

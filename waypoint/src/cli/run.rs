@@ -56,7 +56,10 @@ fn serve(args: &Run) -> Result<()> {
     let answers = load::load(&args.config)?;
     let runtimes = Runtimes::new(args.concurrency).context("the runtimes cannot be started")?;
     let _control = runtimes.control.enter();
-    let settings = DataSettings { listen: args.listen, ..DataSettings::default() };
+    let settings = DataSettings {
+        listen: args.listen,
+        ..DataSettings::default()
+    };
     let engine = Engine::new(Parts {
         identity: identity(args)?,
         network: args.network.clone(),
@@ -76,7 +79,11 @@ fn serve(args: &Run) -> Result<()> {
     }
     let engine = Arc::new(engine);
     let bound = runtimes.data.block_on(async { engine.listen() })?;
-    anyhow::ensure!(!bound.is_empty(), "{}: the configuration has no listener connect_terminate; give an address with --listen", args.config.display());
+    anyhow::ensure!(
+        !bound.is_empty(),
+        "{}: the configuration has no listener connect_terminate; give an address with --listen",
+        args.config.display()
+    );
     for address in bound {
         eprintln!("cairn run: listening for tunnels on {address}");
     }
@@ -100,7 +107,11 @@ fn identity(args: &Run) -> Result<Identity> {
         std::fs::create_dir_all(dir).with_context(|| format!("{} cannot be made", dir.display()))?;
         let client = SpiffeId::workload(id.trust_domain(), "default", "client")?;
         let pem = authority.issue_pem(&client, clock::wall(), CLIENT_LIFE)?;
-        for (name, content) in [("cert-chain.pem", &pem.chain), ("key.pem", &pem.key), ("root-cert.pem", &pem.roots)] {
+        for (name, content) in [
+            ("cert-chain.pem", &pem.chain),
+            ("key.pem", &pem.key),
+            ("root-cert.pem", &pem.roots),
+        ] {
             let path = dir.join(name);
             std::fs::write(&path, content).with_context(|| format!("{} cannot be written", path.display()))?;
         }

@@ -95,7 +95,10 @@ pub(crate) fn compile(listener: &str, name: &str, bytes: &Bytes, log_files: Opti
         kind = notes.at("filters", index, |notes| compile_filter(filter, &mut context, notes))?;
     }
     if matches!(kind, Some(ChainKind::Http(_))) && !context.rbac.is_empty() {
-        notes.refuse("filters", "authorization of connections (network RBAC) before HTTP is not supported");
+        notes.refuse(
+            "filters",
+            "authorization of connections (network RBAC) before HTTP is not supported",
+        );
     }
     let refuse = notes.refusal();
     let kind = match (kind, &refuse) {
@@ -148,8 +151,8 @@ fn compile_filter(filter: Filter, context: &mut Context, notes: &mut Notes) -> R
     };
     match typed(&any, notes)? {
         Typed::Struct(kind, _) => match kind.as_str() {
-            // Peers tell each other who they are on TCP connections of sidecars; over HBONE they are found by address (contract
-            // contract runtime §7.3).
+            // Peers tell each other who they are on TCP connections of sidecars; over HBONE they are found by address
+            // (contract runtime §7.3).
             "envoy.tcp.metadataexchange.config.MetadataExchange" => {}
             "envoy.extensions.network_filters.peer_metadata.Config" => notes.ignore("", "baggage is not sent yet"),
             other => notes.refuse("", format!("filter {name} ({other}) is not supported")),

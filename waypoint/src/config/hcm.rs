@@ -102,8 +102,8 @@ pub(crate) fn compile(manager: HttpConnectionManager, context: &mut Context, not
     })
 }
 
-/// Checks the routes of `connect_terminate`: every CONNECT goes to `main_internal`, nothing else goes anywhere (contract xds
-/// §2.2).
+/// Checks the routes of `connect_terminate`: every CONNECT goes to `main_internal`, nothing else goes anywhere
+/// (contract xds §2.2).
 pub(crate) fn check_tunnel_route(specifier: Option<RouteSpecifier>, notes: &mut Notes) -> Result<(), Malformed> {
     let Some(RouteSpecifier::RouteConfig(config)) = specifier else {
         return Err(notes.malformed("route_config", "is missing"));
@@ -306,7 +306,7 @@ fn check_codec(codec: i32, notes: &mut Notes) -> Result<(), Malformed> {
     Ok(())
 }
 
-/// Without a provider nothing is traced, whatever tags istiod has written (contract xds §7.6).
+/// Without a provider nothing is traced, whatever tags istiod has written (contract runtime §7.6).
 /// The share that is sampled by chance is told in the request id all the same.
 fn tracing_of(tracing: Option<Tracing>, notes: &mut Notes) -> Option<u32> {
     let tracing = tracing?;
@@ -342,8 +342,8 @@ fn server_header(transformation: i32, name: &str, notes: &Notes) -> Result<Serve
     })
 }
 
-/// Whether the client's header passes. Inside the tunnel there is no TLS, and without TLS all ways but one remove it (contract
-/// contract xds §3.1).
+/// Whether the client's header passes. Inside the tunnel there is no TLS, and without TLS all ways but one remove it
+/// (contract xds §3.1).
 fn forward_client_cert(details: i32, notes: &Notes) -> Result<bool, Malformed> {
     match ForwardClientCertDetails::try_from(details) {
         Ok(

@@ -1,4 +1,4 @@
-//! `header_mutation` (xds §3.3): the filter that tells applications who the client is.
+//! `header_mutation` (contract xds §3.3): the filter that tells applications who the client is.
 
 use cairn_filters::header_mutation::HeaderMutation;
 use cairn_policy::headers::HeaderEdits;

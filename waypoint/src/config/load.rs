@@ -13,7 +13,7 @@ use std::{
 use bytes::{Buf as _, Bytes};
 use cairn_proto::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource as DiscoveryResource};
 use prost::Message as _;
-use prost_reflect::{DynamicMessage};
+use prost_reflect::DynamicMessage;
 use serde_json::Value;
 
 use super::{

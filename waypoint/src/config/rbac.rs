@@ -111,7 +111,10 @@ fn tried_out(rules: EnvoyRules, layer: Layer, notes: &mut Notes) -> Result<Optio
         notes.ignore("", format!("the dry run is left out: {refusal}"));
         return Ok(None);
     }
-    notes.ignore("", "results of dry runs stand in the record alone, not in metrics and traces yet");
+    notes.ignore(
+        "",
+        "results of dry runs stand in the record alone, not in metrics and traces yet",
+    );
     Ok(Some(compiled))
 }
 

@@ -688,8 +688,15 @@ fn an_empty_message_is_not_an_absent_field() {
     assert!(enforced > 3);
     let tcp = snapshot.chains.get("inbound-vip|9000|tcp|web.app.svc.cluster.local").unwrap();
     let ChainKind::Tcp(tcp) = &tcp.kind else { panic!("no TCP") };
-    let empty = tcp.rbac.iter().filter_map(|filter| filter.rules.as_ref()).filter(|rules| rules.names().count() == 0);
-    assert_eq!(empty.map(|rules| rules.action()).collect::<Vec<_>>(), [cairn_policy::rbac::Action::Allow]);
+    let empty = tcp
+        .rbac
+        .iter()
+        .filter_map(|filter| filter.rules.as_ref())
+        .filter(|rules| rules.names().count() == 0);
+    assert_eq!(
+        empty.map(|rules| rules.action()).collect::<Vec<_>>(),
+        [cairn_policy::rbac::Action::Allow]
+    );
 }
 
 #[test]

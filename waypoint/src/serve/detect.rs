@@ -44,12 +44,18 @@ pub struct FirstBytes {
 impl FirstBytes {
     /// For a port on which anything may be spoken.
     pub fn of_anything() -> Self {
-        Self { held: Bytes::new(), look }
+        Self {
+            held: Bytes::new(),
+            look,
+        }
     }
 
     /// For a port on which HTTP is spoken, 1 or 2.
     pub fn of_http() -> Self {
-        Self { held: Bytes::new(), look: look_for_preface }
+        Self {
+            held: Bytes::new(),
+            look: look_for_preface,
+        }
     }
 
     /// Whether nothing has come.
@@ -117,14 +123,20 @@ pub fn look(bytes: &[u8]) -> Look {
         return Look::More;
     }
     // A method is letters and few marks; anything else decides at once, so that short messages of other protocols go on.
-    let method = bytes.iter().take_while(|byte| byte.is_ascii_uppercase() || **byte == b'-').count();
+    let method = bytes
+        .iter()
+        .take_while(|byte| byte.is_ascii_uppercase() || **byte == b'-')
+        .count();
     match bytes.get(method) {
         None if method <= MAX_METHOD => return Look::More,
         Some(b' ') if (1..=MAX_METHOD).contains(&method) => {}
         _ => return Look::Is(Spoken::Other),
     }
     let Some(end) = memchr::memchr(b'\n', bytes) else {
-        let plausible = bytes.len() <= MAX_REQUEST_LINE && bytes.get(method + 1).is_none_or(|byte| matches!(byte, b'/' | b'*' | b'h' | b'H'));
+        let plausible = bytes.len() <= MAX_REQUEST_LINE
+            && bytes
+                .get(method + 1)
+                .is_none_or(|byte| matches!(byte, b'/' | b'*' | b'h' | b'H'));
         return if plausible { Look::More } else { Look::Is(Spoken::Other) };
     };
     let line = bytes.get(..end).unwrap_or_default().trim_ascii_end();

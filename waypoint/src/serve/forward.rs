@@ -37,7 +37,10 @@ const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-servi
 const DECORATOR: HeaderName = HeaderName::from_static("x-envoy-decorator-operation");
 
 /// Cut after something was sent.
-const STARTED: Outcome<'static> = Outcome::Reset(Reset { refused: false, request_started: true });
+const STARTED: Outcome<'static> = Outcome::Reset(Reset {
+    refused: false,
+    request_started: true,
+});
 
 /// How an attempt failed, for the retry policy and for the answer.
 struct Failure {
@@ -65,14 +68,26 @@ pub async fn forward(mut journey: Journey<'_>, found: Found<'_>, to: &Forward) -
     let grpc = journey.tail.exchange.is_grpc();
     let policy = to.retry.as_ref().unwrap_or(&NO_RETRIES);
     let (timeouts, plan) = match &mut journey.tail.exchange.request {
-        Some(head) => (to.timeouts.of_request(per_try, grpc, &mut head.headers), policy.for_request(head)),
+        Some(head) => (
+            to.timeouts.of_request(per_try, grpc, &mut head.headers),
+            policy.for_request(head),
+        ),
         None => return journey.reply(reply::bad_request("missing_request")),
     };
     let deadline = request::latest(timeouts.global);
-    let mut attempts = Attempts { picking: Picking::new(&cluster), policy, plan, unsent: 0 };
+    let mut attempts = Attempts {
+        picking: Picking::new(&cluster),
+        policy,
+        plan,
+        unsent: 0,
+    };
     let answered = loop {
         // The first attempt has all the time, to the millisecond.
-        let elapsed = if journey.tail.exchange.attempts == 0 { Duration::ZERO } else { journey.tail.exchange.elapsed() };
+        let elapsed = if journey.tail.exchange.attempts == 0 {
+            Duration::ZERO
+        } else {
+            journey.tail.exchange.elapsed()
+        };
         if let Some(head) = &mut journey.tail.exchange.request {
             timeouts.write(elapsed, !journey.http.settings.suppress_envoy_headers, &mut head.headers);
         }
@@ -94,7 +109,14 @@ pub async fn forward(mut journey: Journey<'_>, found: Found<'_>, to: &Forward) -
             (Some(pause), outcome) => {
                 drop(outcome);
                 // A pause does not outlast the request's time.
-                sleep_until(request::latest(Some(pause)).into_iter().chain(deadline).min().unwrap_or_else(clock::now)).await;
+                sleep_until(
+                    request::latest(Some(pause))
+                        .into_iter()
+                        .chain(deadline)
+                        .min()
+                        .unwrap_or_else(clock::now),
+                )
+                .await;
             }
         }
     };
@@ -169,7 +191,11 @@ impl Attempts<'_> {
     fn retry_answer(&mut self, journey: &Journey<'_>, answer: &Answer) -> Option<Duration> {
         let headers = &answer.head.headers;
         let grpc_status = super::response::grpc_status(headers);
-        let outcome = Outcome::Response { status: answer.head.status, headers, grpc_status };
+        let outcome = Outcome::Response {
+            status: answer.head.status,
+            headers,
+            grpc_status,
+        };
         self.decide(journey, &outcome, Some(headers))
     }
 
@@ -252,7 +278,13 @@ fn answer_client(
     mut leased: Leased,
     deadline: Option<clock::Instant>,
 ) -> Response<ResponseBody> {
-    let Answer { mut head, body, lease, local_address: _, upgrade } = answer;
+    let Answer {
+        mut head,
+        body,
+        lease,
+        local_address: _,
+        upgrade,
+    } = answer;
     let tail = &mut journey.tail;
     if let Some(source) = &tail.source {
         source.lock().stop_recording();
@@ -260,10 +292,14 @@ fn answer_client(
     tail.exchange.because(ResponseFlags::NONE, "via_upstream");
     let switched = head.status == StatusCode::SWITCHING_PROTOCOLS;
     if !(journey.http.settings.suppress_envoy_headers || switched)
-        && let (Some(received), Some(sent)) = (tail.exchange.moments.first_upstream_received, tail.exchange.moments.first_upstream_sent)
+        && let (Some(received), Some(sent)) = (
+            tail.exchange.moments.first_upstream_received,
+            tail.exchange.moments.first_upstream_sent,
+        )
     {
         let took = received.saturating_sub(sent).as_millis();
-        head.headers.insert(SERVICE_TIME, HeaderValue::from(u64::try_from(took).unwrap_or(u64::MAX)));
+        head.headers
+            .insert(SERVICE_TIME, HeaderValue::from(u64::try_from(took).unwrap_or(u64::MAX)));
     }
     edit_response(&mut head, tail, found, weighted);
     let response = request::finish_head(tail, Some(journey.http), head);
@@ -296,12 +332,23 @@ fn fail(mut journey: Journey<'_>, found: Found<'_>, failure: Failure, attempts: 
         Some(transport) => format!("{}|{}", failure.reason.replace(' ', "_"), transport.replace(' ', "_")),
         None => failure.reason.replace(' ', "_"),
     };
-    let how = if tried_again { "retried and the latest reset reason" } else { "reset reason" };
-    let body = format!("upstream connect error or disconnect/reset before headers. {how}: {}", failure.reason);
+    let how = if tried_again {
+        "retried and the latest reset reason"
+    } else {
+        "reset reason"
+    };
+    let body = format!(
+        "upstream connect error or disconnect/reset before headers. {how}: {}",
+        failure.reason
+    );
     let details = format!("upstream_reset_before_response_started{{{inside}}}");
     // An endpoint that breaks the protocol is a bad gateway, everything else an unavailable service: as Envoy's router answers.
     let broken = failure.flags.contains(ResponseFlags::UPSTREAM_PROTOCOL_ERROR);
-    let status = if broken { StatusCode::BAD_GATEWAY } else { StatusCode::SERVICE_UNAVAILABLE };
+    let status = if broken {
+        StatusCode::BAD_GATEWAY
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
     journey.reply_by_route(LocalReply::new(status, failure.flags, details, body), found)
 }
 
@@ -318,7 +365,11 @@ fn nobody() -> Failure {
 }
 
 fn timed_out(whole: bool) -> Failure {
-    let details = if whole { "response_timeout" } else { "upstream_per_try_timeout" };
+    let details = if whole {
+        "response_timeout"
+    } else {
+        "upstream_per_try_timeout"
+    };
     let reply = LocalReply::new(
         StatusCode::GATEWAY_TIMEOUT,
         ResponseFlags::UPSTREAM_REQUEST_TIMEOUT,
@@ -337,7 +388,15 @@ fn timed_out(whole: bool) -> Failure {
 }
 
 fn failure_of(error: AttemptError, tail: &Tail) -> Failure {
-    let failure = |outcome, flags, reason, transport, unsent| Failure { outcome, flags, reason, transport, unsent, is_final: false, reply: None };
+    let failure = |outcome, flags, reason, transport, unsent| Failure {
+        outcome,
+        flags,
+        reason,
+        transport,
+        unsent,
+        is_final: false,
+        reply: None,
+    };
     match error {
         AttemptError::Connect(ConnectError::Unsupported(reason)) => {
             tracing::warn!(%reason, "a request was refused: its cluster needs what is not supported");
@@ -348,7 +407,10 @@ fn failure_of(error: AttemptError, tail: &Tail) -> Failure {
                 "cluster_not_supported",
                 body,
             );
-            Failure { reply: Some(reply), ..nobody() }
+            Failure {
+                reply: Some(reply),
+                ..nobody()
+            }
         }
         AttemptError::Connect(ConnectError::Timeout) => failure(
             Outcome::ConnectFailure,
@@ -365,14 +427,20 @@ fn failure_of(error: AttemptError, tail: &Tail) -> Failure {
             true,
         ),
         AttemptError::Refused => failure(
-            Outcome::Reset(Reset { refused: true, request_started: true }),
+            Outcome::Reset(Reset {
+                refused: true,
+                request_started: true,
+            }),
             ResponseFlags::UPSTREAM_REMOTE_RESET,
             "remote refused stream reset",
             None,
             true,
         ),
         AttemptError::Closed => failure(
-            Outcome::Reset(Reset { refused: false, request_started: false }),
+            Outcome::Reset(Reset {
+                refused: false,
+                request_started: false,
+            }),
             ResponseFlags::UPSTREAM_CONNECTION_TERMINATION,
             "connection termination",
             None,
@@ -385,17 +453,19 @@ fn failure_of(error: AttemptError, tail: &Tail) -> Failure {
             None,
             false,
         ),
-        AttemptError::Reset(_) => {
-            failure(STARTED, ResponseFlags::UPSTREAM_REMOTE_RESET, "remote reset", None, false)
-        }
-        AttemptError::Protocol(_) => {
-            failure(STARTED, ResponseFlags::UPSTREAM_PROTOCOL_ERROR, "protocol error", None, false)
-        }
+        AttemptError::Reset(_) => failure(STARTED, ResponseFlags::UPSTREAM_REMOTE_RESET, "remote reset", None, false),
+        AttemptError::Protocol(_) => failure(STARTED, ResponseFlags::UPSTREAM_PROTOCOL_ERROR, "protocol error", None, false),
         AttemptError::RequestBody => {
             let client = tail.source.as_ref().is_some_and(|source| source.lock().failed);
             let details = if client { "http1.codec_error" } else { "request_body_failed" };
-            Failure { reply: Some(reply::bad_request(details)), ..nobody() }
+            Failure {
+                reply: Some(reply::bad_request(details)),
+                ..nobody()
+            }
         }
-        AttemptError::Unsendable(_) => Failure { reply: Some(reply::bad_request("invalid_authority")), ..nobody() },
+        AttemptError::Unsendable(_) => Failure {
+            reply: Some(reply::bad_request("invalid_authority")),
+            ..nobody()
+        },
     }
 }

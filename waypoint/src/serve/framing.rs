@@ -77,22 +77,31 @@ impl Framing {
                         let blank = data.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
                         data = data.get(blank..).unwrap_or_default();
                     }
-                    let Some(head) = self.take_until(&mut data, BLANK_LINE - 1, blank_line, max_head) else { continue };
+                    let Some(head) = self.take_until(&mut data, BLANK_LINE - 1, blank_line, max_head) else {
+                        continue;
+                    };
                     self.state = after_head(&head)?;
                     self.give_back(head);
                 }
                 State::ChunkLine => {
-                    let Some(line) = self.take_until(&mut data, 1, line_end, MAX_CHUNK_LINE) else { continue };
+                    let Some(line) = self.take_until(&mut data, 1, line_end, MAX_CHUNK_LINE) else {
+                        continue;
+                    };
                     self.state = match chunk_size(&line) {
                         None => State::Blind,
                         Some(0) => State::Trailers,
                         // The chunk's own line end belongs to it.
-                        Some(size) => size.checked_add(2).map_or(State::Blind, |left| State::Skip { left, then: Then::ChunkLine }),
+                        Some(size) => size.checked_add(2).map_or(State::Blind, |left| State::Skip {
+                            left,
+                            then: Then::ChunkLine,
+                        }),
                     };
                     self.give_back(line);
                 }
                 State::Trailers => {
-                    let Some(line) = self.take_until(&mut data, 1, line_end, max_head) else { continue };
+                    let Some(line) = self.take_until(&mut data, 1, line_end, max_head) else {
+                        continue;
+                    };
                     if line.len() == 2 {
                         self.state = State::Head;
                     }
@@ -104,7 +113,13 @@ impl Framing {
     }
 
     /// Takes bytes up to where `end` finds their end; `None` when more are needed. Past `max` bytes nothing more can be said.
-    fn take_until(&mut self, data: &mut &[u8], overlap: usize, end: impl Fn(&[u8]) -> Option<usize>, max: usize) -> Option<Vec<u8>> {
+    fn take_until(
+        &mut self,
+        data: &mut &[u8],
+        overlap: usize,
+        end: impl Fn(&[u8]) -> Option<usize>,
+        max: usize,
+    ) -> Option<Vec<u8>> {
         // The end may be cut in two: search again from where it could begin.
         let from = self.partial.len().saturating_sub(overlap);
         let before = self.partial.len();
@@ -157,7 +172,10 @@ fn after_head(head: &[u8]) -> Result<State, Violation> {
         match line.first() {
             Some(b'c' | b'C') => {
                 if let Some(value) = value_of(line, b"content-length") {
-                    length = std::str::from_utf8(value).ok().and_then(|text| text.trim().parse::<u64>().ok()).or(length);
+                    length = std::str::from_utf8(value)
+                        .ok()
+                        .and_then(|text| text.trim().parse::<u64>().ok())
+                        .or(length);
                     upgrade |= length.is_none();
                 }
             }
@@ -165,7 +183,10 @@ fn after_head(head: &[u8]) -> Result<State, Violation> {
                 if let Some(value) = value_of(line, b"transfer-encoding") {
                     encoding = true;
                     chunked = value.trim_ascii_end().len() >= 7
-                        && value.trim_ascii_end().get(value.trim_ascii_end().len() - 7..).is_some_and(|end| end.eq_ignore_ascii_case(b"chunked"));
+                        && value
+                            .trim_ascii_end()
+                            .get(value.trim_ascii_end().len() - 7..)
+                            .is_some_and(|end| end.eq_ignore_ascii_case(b"chunked"));
                 }
             }
             Some(b'u' | b'U') => upgrade |= value_of(line, b"upgrade").is_some(),
@@ -233,7 +254,11 @@ mod tests {
                 assert_eq!(result, Err(Violation::LengthAndChunked), "after {before:?}");
             }
             for result in observe(&format!("{before}{}", bad.replace('\r', ""))) {
-                assert_eq!(result, Err(Violation::LengthAndChunked), "with bare line feeds after {before:?}");
+                assert_eq!(
+                    result,
+                    Err(Violation::LengthAndChunked),
+                    "with bare line feeds after {before:?}"
+                );
             }
         }
     }
@@ -242,7 +267,10 @@ mod tests {
     fn a_body_that_looks_like_such_a_head_is_no_head() {
         let body = "POST / HTTP/1.1\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n";
         let sized = format!("POST / HTTP/1.1\r\ncontent-length: {}\r\n\r\n{body}", body.len());
-        let chunked = format!("POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+        let chunked = format!(
+            "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n",
+            body.len()
+        );
         for result in observe(&sized).into_iter().chain(observe(&chunked)) {
             assert_eq!(result, Ok(State::Head));
         }
@@ -250,7 +278,9 @@ mod tests {
 
     #[test]
     fn after_an_upgrade_nothing_is_looked_at() {
-        for result in observe("GET /chat HTTP/1.1\r\nUpgrade: websocket\r\n\r\nPOST / HTTP/1.1\r\ncontent-length: 1\r\ntransfer-encoding: x\r\n\r\n") {
+        for result in observe(
+            "GET /chat HTTP/1.1\r\nUpgrade: websocket\r\n\r\nPOST / HTTP/1.1\r\ncontent-length: 1\r\ntransfer-encoding: x\r\n\r\n",
+        ) {
             assert_eq!(result, Ok(State::Blind));
         }
     }

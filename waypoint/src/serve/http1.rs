@@ -94,11 +94,26 @@ fn limits(inner: &Inner) -> Limits {
 }
 
 async fn answer(inner: Arc<Inner>, mut request: Request<hyper::body::Incoming>) -> Result<Response<ResponseBody>, Infallible> {
-    let upgrade = request.headers().contains_key(header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
+    let upgrade = request
+        .headers()
+        .contains_key(header::UPGRADE)
+        .then(|| hyper::upgrade::on(&mut request));
     let (parts, body) = request.into_parts();
-    let protocol = if parts.version == Version::HTTP_10 { Protocol::Http10 } else { Protocol::Http11 };
+    let protocol = if parts.version == Version::HTTP_10 {
+        Protocol::Http10
+    } else {
+        Protocol::Http11
+    };
     let relay = inner.relay.clone();
-    let arrived = Arrived { method: parts.method, uri: parts.uri, headers: parts.headers, protocol, body: Incoming::http1(body), upgrade, relay: relay.clone() };
+    let arrived = Arrived {
+        method: parts.method,
+        uri: parts.uri,
+        headers: parts.headers,
+        protocol,
+        body: Incoming::http1(body),
+        upgrade,
+        relay: relay.clone(),
+    };
     let mut exchange = pin!(request::serve(inner, arrived));
     let Some(relay) = relay else { return Ok(exchange.await) };
     // An informational answer wakes this connection's task: hyper finds nothing new here, flushes, and the connection writes it.

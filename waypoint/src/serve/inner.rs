@@ -49,7 +49,17 @@ pub struct Inner {
 impl Inner {
     /// An inner connection of which the protocol is not known yet.
     pub fn new(proxy: Arc<Proxy>, connection: Arc<Connection>, address: Option<SocketAddr>, source: Option<Box<str>>) -> Self {
-        Self { proxy, connection, address, source, spoken: None, relay: None, active: AtomicU32::new(0), idle_since: AtomicU64::new(0), last: Mutex::new(None) }
+        Self {
+            proxy,
+            connection,
+            address,
+            source,
+            spoken: None,
+            relay: None,
+            active: AtomicU32::new(0),
+            idle_since: AtomicU64::new(0),
+            last: Mutex::new(None),
+        }
     }
 
     /// The same connection, supposing that this is spoken.
@@ -62,7 +72,11 @@ impl Inner {
     #[must_use]
     pub fn speaking(self, spoken: Spoken) -> Self {
         let relay = matches!(spoken, Spoken::Http11 | Spoken::Http10).then(Arc::default);
-        Self { spoken: Some(spoken), relay, ..self }
+        Self {
+            spoken: Some(spoken),
+            relay,
+            ..self
+        }
     }
 
     /// A request begins.
@@ -73,13 +87,16 @@ impl Inner {
     /// A request has ended.
     pub fn done(&self) {
         let passed = clock::now().saturating_duration_since(self.connection.opened);
-        self.idle_since.store(u64::try_from(passed.as_millis()).unwrap_or(u64::MAX), Ordering::Release);
+        self.idle_since
+            .store(u64::try_from(passed.as_millis()).unwrap_or(u64::MAX), Ordering::Release);
         self.active.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// Completes when there has been no request for so long; never without a limit.
     pub async fn idle(&self, limit: Option<Duration>) {
-        let Some(limit) = limit.filter(|limit| !limit.is_zero()) else { return std::future::pending().await };
+        let Some(limit) = limit.filter(|limit| !limit.is_zero()) else {
+            return std::future::pending().await;
+        };
         loop {
             let now = clock::now();
             let since = self.connection.opened + Duration::from_millis(self.idle_since.load(Ordering::Acquire));

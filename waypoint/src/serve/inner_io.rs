@@ -101,7 +101,9 @@ impl Informational {
         let mut text = Vec::new();
         for answer in self.take() {
             let status = answer.status();
-            text.extend_from_slice(format!("HTTP/1.1 {} {}\r\n", status.as_u16(), status.canonical_reason().unwrap_or("")).as_bytes());
+            text.extend_from_slice(
+                format!("HTTP/1.1 {} {}\r\n", status.as_u16(), status.canonical_reason().unwrap_or("")).as_bytes(),
+            );
             for (name, value) in answer.headers() {
                 text.extend_from_slice(name.as_str().as_bytes());
                 text.extend_from_slice(b": ");
@@ -119,7 +121,11 @@ impl Informational {
 impl InnerIo {
     /// The stream with what was read of it already.
     pub fn new(stream: TunnelStream, held: Bytes) -> Self {
-        Self { stream: Some(stream), held, watch: None }
+        Self {
+            stream: Some(stream),
+            held,
+            watch: None,
+        }
     }
 
     /// The same for HTTP/1: requests are watched. An answer that was given without a request is left in the returned place.
@@ -207,7 +213,10 @@ impl InnerIo {
     }
 
     fn stream(&mut self) -> io::Result<Pin<&mut TunnelStream>> {
-        self.stream.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::ConnectionReset.into())
+        self.stream
+            .as_mut()
+            .map(Pin::new)
+            .ok_or_else(|| io::ErrorKind::ConnectionReset.into())
     }
 }
 
@@ -249,7 +258,10 @@ impl Watch {
             && from.starts_with(b"HTTP/1.1 4")
             && from.ends_with(b"\r\n\r\n")
             && memchr::memmem::find(from, b"date: ").is_none();
-        let status = from.get(9..12).filter(|_| is_hypers).and_then(|digits| StatusCode::from_bytes(digits).ok());
+        let status = from
+            .get(9..12)
+            .filter(|_| is_hypers)
+            .and_then(|digits| StatusCode::from_bytes(digits).ok());
         let Some(status) = status else { return false };
         self.refused = true;
         if status == StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE {
@@ -374,6 +386,9 @@ impl Drop for InnerIo {
 
 impl std::fmt::Debug for InnerIo {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("InnerIo").field("stream", &self.stream).field("held", &self.held.len()).finish_non_exhaustive()
+        f.debug_struct("InnerIo")
+            .field("stream", &self.stream)
+            .field("held", &self.held.len())
+            .finish_non_exhaustive()
     }
 }

@@ -105,8 +105,16 @@ async fn handshake(
     stream: TcpStream,
     address: SocketAddr,
 ) -> Result<(tokio_rustls::server::TlsStream<TcpStream>, Peer), HandshakeError> {
-    let terms = proxy.snapshot.load().terminate.clone().ok_or(HandshakeError::NoConfiguration)?;
-    let config = proxy.identity.server_config(&terms.tls).ok_or(HandshakeError::NoCertificate)?;
+    let terms = proxy
+        .snapshot
+        .load()
+        .terminate
+        .clone()
+        .ok_or(HandshakeError::NoConfiguration)?;
+    let config = proxy
+        .identity
+        .server_config(&terms.tls)
+        .ok_or(HandshakeError::NoCertificate)?;
     let local_id = proxy.identity.current().map(|credentials| credentials.id().clone());
     stream.set_nodelay(true).map_err(HandshakeError::Tls)?;
     let local_address = stream.local_addr().map_err(HandshakeError::Tls)?;
@@ -120,7 +128,15 @@ async fn handshake(
         }
         _ => None,
     };
-    Ok((stream, Peer { id, address: canonical(address), local_address: canonical(local_address), local_id }))
+    Ok((
+        stream,
+        Peer {
+            id,
+            address: canonical(address),
+            local_address: canonical(local_address),
+            local_id,
+        },
+    ))
 }
 
 /// An IPv4 address that came through an IPv6 socket, as IPv4.

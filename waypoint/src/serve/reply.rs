@@ -23,7 +23,12 @@ pub fn refused_chain() -> LocalReply {
 
 /// No route.
 pub fn route_not_found() -> LocalReply {
-    LocalReply::new(StatusCode::NOT_FOUND, ResponseFlags::NO_ROUTE_FOUND, "route_not_found", Bytes::new())
+    LocalReply::new(
+        StatusCode::NOT_FOUND,
+        ResponseFlags::NO_ROUTE_FOUND,
+        "route_not_found",
+        Bytes::new(),
+    )
 }
 
 /// The chain is gone.
@@ -58,11 +63,21 @@ pub fn bad_request(details: &'static str) -> LocalReply {
 
 /// The head and body of an answer of ours, for a caller that does or does not speak gRPC.
 pub fn render(reply: LocalReply, grpc: bool) -> (ResponseHead, Bytes) {
-    let LocalReply { status, details: _, flags: _, headers: fields, body, grpc_status } = reply;
+    let LocalReply {
+        status,
+        details: _,
+        flags: _,
+        headers: fields,
+        body,
+        grpc_status,
+    } = reply;
     let mut headers = HeaderMap::with_capacity(fields.len() + 4);
     if grpc {
         headers.insert(header::CONTENT_TYPE, GRPC);
-        headers.insert("grpc-status", HeaderValue::from(grpc_status.unwrap_or_else(|| grpc_equivalent(status))));
+        headers.insert(
+            "grpc-status",
+            HeaderValue::from(grpc_status.unwrap_or_else(|| grpc_equivalent(status))),
+        );
         if !body.is_empty() {
             let message = percent_encoding::percent_encode(body.trim_ascii_end(), GRPC_MESSAGE).to_string();
             if let Ok(message) = HeaderValue::try_from(message) {
@@ -70,7 +85,13 @@ pub fn render(reply: LocalReply, grpc: bool) -> (ResponseHead, Bytes) {
             }
         }
         headers.extend(fields);
-        return (ResponseHead { status: StatusCode::OK, headers }, Bytes::new());
+        return (
+            ResponseHead {
+                status: StatusCode::OK,
+                headers,
+            },
+            Bytes::new(),
+        );
     }
     if !body.is_empty() {
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
@@ -108,7 +129,10 @@ mod tests {
     #[test]
     fn others_get_status_and_text() {
         let (head, body) = render(no_healthy_upstream(), false);
-        assert_eq!((head.status.as_u16(), &head.headers["content-length"], &body[..]), (503, &HeaderValue::from(19), &b"no healthy upstream"[..]));
+        assert_eq!(
+            (head.status.as_u16(), &head.headers["content-length"], &body[..]),
+            (503, &HeaderValue::from(19), &b"no healthy upstream"[..])
+        );
         assert!(!render(route_not_found(), false).0.headers.contains_key("content-type"));
     }
 }

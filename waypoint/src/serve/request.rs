@@ -9,11 +9,7 @@ use bytes::{Bytes, BytesMut};
 use cairn_exchange::{Exchange, Protocol, RequestHead, ResponseFlags, Scheme, clock};
 use cairn_filters::{LocalReply, ResponseHead, Run, Verdict};
 use cairn_policy::{
-    headers::{
-        TraceReason,
-        incoming::Arrival,
-        is_upgrade, upgrade_kind, with_trace_reason,
-    },
+    headers::{TraceReason, incoming::Arrival, is_upgrade, upgrade_kind, with_trace_reason},
     route::{Facts, Found, RouteAction, no_metadata, request_location},
 };
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, header, uri::PathAndQuery};
@@ -21,11 +17,7 @@ use http_body::Body as _;
 use hyper::upgrade::OnUpgrade;
 use parking_lot::Mutex;
 
-use super::{
-    Inner, ResponseBody, date, forward, reply,
-    response::Tail,
-    upgrade,
-};
+use super::{Inner, ResponseBody, date, forward, reply, response::Tail, upgrade};
 use crate::{
     body::{Incoming, RequestSource},
     snapshot::{ChainKind, HttpChain, HttpSettings, Snapshot},
@@ -71,8 +63,18 @@ pub struct Journey<'a> {
 /// Serves one request.
 pub async fn serve(inner: Arc<Inner>, arrived: Arrived) -> Response<ResponseBody> {
     let (snapshot, chain) = inner.http_chain();
-    let name = chain.as_ref().map_or_else(|| inner.connection.authority.clone(), |chain| chain.name.clone());
-    let Arrived { method, uri, headers, protocol, body, upgrade, relay } = arrived;
+    let name = chain
+        .as_ref()
+        .map_or_else(|| inner.connection.authority.clone(), |chain| chain.name.clone());
+    let Arrived {
+        method,
+        uri,
+        headers,
+        protocol,
+        body,
+        upgrade,
+        relay,
+    } = arrived;
     let mut exchange = Exchange::begin(protocol, inner.connection.clone(), name, snapshot.version);
     let scheme_given = uri.scheme().is_some();
     let head = head_of(method, uri, headers);
@@ -97,7 +99,15 @@ pub async fn serve(inner: Arc<Inner>, arrived: Arrived) -> Response<ResponseBody
     if let Some(problem) = problem {
         return local(tail, Some(http), reply::bad_request(problem), false, true);
     }
-    let journey = Journey { snapshot: &snapshot, http, tail, random: fastrand::u64(..), upgrade, relay, upgrading: false };
+    let journey = Journey {
+        snapshot: &snapshot,
+        http,
+        tail,
+        random: fastrand::u64(..),
+        upgrade,
+        relay,
+        upgrading: false,
+    };
     journey.go(scheme_given, body).await
 }
 
@@ -115,7 +125,13 @@ fn head_of(method: Method, uri: Uri, mut headers: HeaderMap) -> Result<RequestHe
         _ => Scheme::Http,
     };
     let path = parts.path_and_query.unwrap_or(PathAndQuery::from_static("/"));
-    Ok(RequestHead { method, path, authority, scheme, headers })
+    Ok(RequestHead {
+        method,
+        path,
+        authority,
+        scheme,
+        headers,
+    })
 }
 
 /// The host header; several are joined, as Envoy does.
@@ -149,7 +165,10 @@ impl Journey<'_> {
             Some(head) => head,
             None => return self.reply(reply::bad_request("missing_request")),
         };
-        let facts = Facts { random: self.random, metadata: &no_metadata };
+        let facts = Facts {
+            random: self.random,
+            metadata: &no_metadata,
+        };
         let Some(found) = self.http.routes.find(head, facts) else {
             return self.reply(reply::route_not_found());
         };
@@ -185,7 +204,9 @@ impl Journey<'_> {
             let exchange = &mut self.tail.exchange;
             let verdict = self.tail.run.with(|run| filters.decode_head(run, exchange));
             self.resume(verdict).await.map_err(|reply| (reply, unread))?;
-            let Some(limit) = self.tail.run.with(|run| filters.wants_whole_body(run)) else { continue };
+            let Some(limit) = self.tail.run.with(|run| filters.wants_whole_body(run)) else {
+                continue;
+            };
             let (mut whole, trailers) = collect(body, limit).await.map_err(|reply| (reply, true))?;
             let exchange = &mut self.tail.exchange;
             let verdict = self.tail.run.with(|run| filters.decode_whole_body(run, exchange, &mut whole));
@@ -232,7 +253,9 @@ impl Journey<'_> {
             )));
         }
         let connection = exchange.connection.clone();
-        let Some(head) = exchange.request.as_mut() else { return Ok(()) };
+        let Some(head) = exchange.request.as_mut() else {
+            return Ok(());
+        };
         if head.authority.is_empty() && exchange.protocol != Protocol::Http10 {
             return Err(Box::new(reply::bad_request("missing_host_header")));
         }
@@ -240,19 +263,33 @@ impl Journey<'_> {
         if head.headers.len() > settings.max_request_headers {
             exchange.flags.insert(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
             let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
-            return Err(Box::new(LocalReply::new(status, ResponseFlags::NONE, "http2.too_many_headers", Bytes::new())));
+            return Err(Box::new(LocalReply::new(
+                status,
+                ResponseFlags::NONE,
+                "http2.too_many_headers",
+                Bytes::new(),
+            )));
         }
         underscores(settings.underscores, &mut head.headers)?;
         if let Some(kind) = upgrade_kind(&head.headers).filter(|_| is_upgrade(&head.headers)) {
             let served = (settings.websocket && kind.eq_ignore_ascii_case("websocket"))
                 || settings.upgrades.iter().any(|other| kind.eq_ignore_ascii_case(other));
             if !served {
-                return Err(Box::new(LocalReply::new(StatusCode::FORBIDDEN, ResponseFlags::NONE, "upgrade_failed", Bytes::new())));
+                return Err(Box::new(LocalReply::new(
+                    StatusCode::FORBIDDEN,
+                    ResponseFlags::NONE,
+                    "upgrade_failed",
+                    Bytes::new(),
+                )));
             }
             self.upgrading = true;
         }
-        let arrival =
-            Arrival { tls: false, scheme_given, port: connection.service_port, remote: connection.remote_address.ip() };
+        let arrival = Arrival {
+            tls: false,
+            scheme_given,
+            port: connection.service_port,
+            remote: connection.remote_address.ip(),
+        };
         let origin = settings.incoming.prepare(head, arrival, || {
             let id = uuid::Uuid::new_v4();
             let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
@@ -296,9 +333,19 @@ impl Journey<'_> {
         if let Some(client) = self.upgrade.take().filter(|_| close) {
             upgrade::end(client);
         }
-        let facts = Facts { random: self.random, metadata: &no_metadata };
-        let found = self.tail.exchange.request.as_ref().and_then(|head| self.http.routes.find(head, facts));
-        let Some(found) = found else { return self.reply_closing(reply, close) };
+        let facts = Facts {
+            random: self.random,
+            metadata: &no_metadata,
+        };
+        let found = self
+            .tail
+            .exchange
+            .request
+            .as_ref()
+            .and_then(|head| self.http.routes.find(head, facts));
+        let Some(found) = found else {
+            return self.reply_closing(reply, close);
+        };
         self.tail.exchange.route = found.route.name.clone();
         if let RouteAction::Forward(to) = &found.route.action {
             let (name, _) = to.target.choose(self.random);
@@ -320,7 +367,9 @@ impl Journey<'_> {
 
 /// Writes into the request id whether the request is traced, so that every proxy on its way decides alike.
 fn trace_reason(settings: &HttpSettings, headers: &mut HeaderMap) {
-    let (Some(share), true) = (settings.trace_sampling, settings.request_id_trace_reason) else { return };
+    let (Some(share), true) = (settings.trace_sampling, settings.request_id_trace_reason) else {
+        return;
+    };
     let client = headers.contains_key("x-client-trace-id");
     let forced = headers.contains_key("x-envoy-force-trace");
     let Some(id) = headers.get_mut("x-request-id") else { return };
@@ -375,7 +424,12 @@ fn underscores(setting: crate::snapshot::chain::Underscores, headers: &mut Heade
 async fn collect(body: &mut Incoming, limit: usize) -> Result<(Bytes, Option<HeaderMap>), Box<LocalReply>> {
     let too_large = || {
         let status = StatusCode::PAYLOAD_TOO_LARGE;
-        Box::new(LocalReply::new(status, ResponseFlags::NONE, "request_payload_too_large", "Payload Too Large"))
+        Box::new(LocalReply::new(
+            status,
+            ResponseFlags::NONE,
+            "request_payload_too_large",
+            "Payload Too Large",
+        ))
     };
     let mut whole = BytesMut::new();
     let mut trailers = None;
@@ -402,15 +456,31 @@ fn begin_reply(tail: &mut Tail, reply: LocalReply, grpc: bool) -> (ResponseHead,
     reply::render(reply, grpc)
 }
 
-fn end_reply(mut tail: Box<Tail>, http: Option<&HttpChain>, head: ResponseHead, body: Bytes, close: bool) -> Response<ResponseBody> {
+fn end_reply(
+    mut tail: Box<Tail>,
+    http: Option<&HttpChain>,
+    head: ResponseHead,
+    body: Bytes,
+    close: bool,
+) -> Response<ResponseBody> {
     // A request whose body was not read to its end cannot be followed by another on HTTP/1.
     let close = close || tail.source.as_ref().is_some_and(|source| source.lock().ended.is_none());
-    let is_head = tail.exchange.request.as_ref().is_some_and(|request| request.method == Method::HEAD);
+    let is_head = tail
+        .exchange
+        .request
+        .as_ref()
+        .is_some_and(|request| request.method == Method::HEAD);
     let mut response = finish_head(&mut tail, http, head);
     if close && tail.exchange.protocol != Protocol::Http2 {
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        response
+            .headers_mut()
+            .insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    let body = if is_head { Incoming::Empty } else { Incoming::whole(body, None) };
+    let body = if is_head {
+        Incoming::Empty
+    } else {
+        Incoming::whole(body, None)
+    };
     response.map(|()| ResponseBody::new(body, tail))
 }
 
@@ -418,9 +488,12 @@ fn end_reply(mut tail: Box<Tail>, http: Option<&HttpChain>, head: ResponseHead, 
 pub fn finish_head(tail: &mut Tail, http: Option<&HttpChain>, mut head: ResponseHead) -> Response<()> {
     match http {
         Some(http) => {
-            http.settings.server.prepare(&mut head.headers, head.status == StatusCode::SWITCHING_PROTOCOLS);
+            http.settings
+                .server
+                .prepare(&mut head.headers, head.status == StatusCode::SWITCHING_PROTOCOLS);
             let exchange = &mut tail.exchange;
-            tail.run.with(|run: &mut Run| http.filters.encode_head(run, exchange, &mut head));
+            tail.run
+                .with(|run: &mut Run| http.filters.encode_head(run, exchange, &mut head));
         }
         None => {
             head.headers.insert(header::SERVER, HeaderValue::from_static("istio-envoy"));
@@ -447,7 +520,9 @@ pub fn finish_head(tail: &mut Tail, http: Option<&HttpChain>, mut head: Response
 /// Tells of a request that was answered before it became one.
 pub fn answered_early(inner: &Arc<Inner>, status: StatusCode, details: &'static str) {
     let (snapshot, chain) = inner.http_chain();
-    let name = chain.as_ref().map_or_else(|| inner.connection.authority.clone(), |chain| chain.name.clone());
+    let name = chain
+        .as_ref()
+        .map_or_else(|| inner.connection.authority.clone(), |chain| chain.name.clone());
     let mut exchange = Exchange::begin(Protocol::Http11, inner.connection.clone(), name, snapshot.version);
     exchange.status = Some(status);
     exchange.because(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, details);

@@ -60,7 +60,10 @@ pub struct Leased {
 }
 
 /// The run of filters over one request: alone with the request's task, or shared with the body that the filters watch.
-#[allow(clippy::large_enum_variant, reason = "it stands in a box already, and the large variant is the usual one")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "it stands in a box already, and the large variant is the usual one"
+)]
 pub enum RunCell {
     /// Alone.
     Own(Run),
@@ -98,13 +101,20 @@ impl Leased {
         endpoint.state.active.fetch_add(1, Ordering::Relaxed);
         endpoint.state.total.fetch_add(1, Ordering::Relaxed);
         cluster.state.requests.fetch_add(1, Ordering::Relaxed);
-        Self { lease: None, endpoint, cluster }
+        Self {
+            lease: None,
+            endpoint,
+            cluster,
+        }
     }
 
     /// Gives the connection back; `clean` when both sides of the exchange ended well.
     fn settle(mut self, clean: bool, near: u64) {
         if let (Some(Lease::Http1(connection)), true) = (self.lease.take(), clean) {
-            self.endpoint.state.connections.put_http1(connection, &self.cluster.settings, near);
+            self.endpoint
+                .state
+                .connections
+                .put_http1(connection, &self.cluster.settings, near);
         }
     }
 }
@@ -154,8 +164,7 @@ impl Tail {
         if let Some(source) = &self.source {
             let mut source = source.lock();
             exchange.counts.received = source.received;
-            exchange.moments.request_received =
-                source.ended.map(|ended| ended.saturating_duration_since(exchange.start));
+            exchange.moments.request_received = source.ended.map(|ended| ended.saturating_duration_since(exchange.start));
             request_done = source.ended.is_some();
             source.close();
         } else {
@@ -190,7 +199,10 @@ impl Tail {
 impl ResponseBody {
     /// The body of an answer; the exchange ends with it.
     pub fn new(incoming: Incoming, tail: Box<Tail>) -> Self {
-        let mut body = Self { incoming, tail: Some(tail) };
+        let mut body = Self {
+            incoming,
+            tail: Some(tail),
+        };
         if body.incoming.is_empty() {
             body.end(true);
         }
@@ -199,7 +211,10 @@ impl ResponseBody {
 
     /// No body, and nothing to settle.
     pub fn empty() -> Self {
-        Self { incoming: Incoming::Empty, tail: None }
+        Self {
+            incoming: Incoming::Empty,
+            tail: None,
+        }
     }
 
     fn end(&mut self, clean: bool) {
@@ -271,8 +286,16 @@ impl Body for ResponseBody {
 
     fn size_hint(&self) -> SizeHint {
         // A filter that sees the data may change its length.
-        let seen = self.tail.as_ref().and_then(|tail| tail.http()).is_some_and(|http| http.filters.needs().observe_response);
-        if seen { SizeHint::default() } else { self.incoming.size_hint() }
+        let seen = self
+            .tail
+            .as_ref()
+            .and_then(|tail| tail.http())
+            .is_some_and(|http| http.filters.needs().observe_response);
+        if seen {
+            SizeHint::default()
+        } else {
+            self.incoming.size_hint()
+        }
     }
 }
 
@@ -301,12 +324,14 @@ pub fn grpc_status(headers: &http::HeaderMap) -> Option<u32> {
 /// What the record says of an answer that was cut.
 fn why_cut(error: &BodyError) -> (ResponseFlags, &'static str) {
     match error {
-        BodyError::Http1(error) if error.is_parse() => {
-            (ResponseFlags::UPSTREAM_PROTOCOL_ERROR, "upstream_reset_after_response_started{protocol_error}")
-        }
-        BodyError::Http2(error) if error.is_reset() && error.is_remote() => {
-            (ResponseFlags::UPSTREAM_REMOTE_RESET, "upstream_reset_after_response_started{remote_reset}")
-        }
+        BodyError::Http1(error) if error.is_parse() => (
+            ResponseFlags::UPSTREAM_PROTOCOL_ERROR,
+            "upstream_reset_after_response_started{protocol_error}",
+        ),
+        BodyError::Http2(error) if error.is_reset() && error.is_remote() => (
+            ResponseFlags::UPSTREAM_REMOTE_RESET,
+            "upstream_reset_after_response_started{remote_reset}",
+        ),
         _ => (
             ResponseFlags::UPSTREAM_CONNECTION_TERMINATION,
             "upstream_reset_after_response_started{connection_termination}",
@@ -319,7 +344,10 @@ impl Drop for Tail {
     fn drop(&mut self) {
         if !self.settled {
             self.exchange.details = None;
-            self.exchange.because(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION, "downstream_remote_disconnect");
+            self.exchange.because(
+                ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION,
+                "downstream_remote_disconnect",
+            );
             self.settle(false);
         }
     }

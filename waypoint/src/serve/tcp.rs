@@ -103,7 +103,11 @@ pub async fn whoever_speaks_first(
     };
     drop(snapshot);
     loop {
-        let patience = if first.is_empty() { IDLE_TIMEOUT } else { tunnel::UNFINISHED_TIMEOUT };
+        let patience = if first.is_empty() {
+            IDLE_TIMEOUT
+        } else {
+            tunnel::UNFINISHED_TIMEOUT
+        };
         let waited = timeout(
             patience,
             poll_fn(|cx| {
@@ -113,7 +117,11 @@ pub async fn whoever_speaks_first(
                 }
                 let greeted = passage.as_mut().is_some_and(|passage| passage.poll_greeting(cx).is_ready());
                 // What the client has begun to say is waited for with another patience.
-                if greeted || first.len() > before { Poll::Ready(Ok(None)) } else { Poll::Pending }
+                if greeted || first.len() > before {
+                    Poll::Ready(Ok(None))
+                } else {
+                    Poll::Pending
+                }
             }),
         );
         match waited.await {
@@ -179,18 +187,33 @@ impl Passage {
         let tcp = match (&chain.kind, &chain.refuse) {
             (_, Some(refusal)) => {
                 exchange.because(ResponseFlags::NONE, "chain_not_supported");
-                let why = format!("this service has a rule that its waypoint does not support: {}", refusal.reason);
-                return Err(Refused { status: StatusCode::FORBIDDEN, why, denied: false });
+                let why = format!(
+                    "this service has a rule that its waypoint does not support: {}",
+                    refusal.reason
+                );
+                return Err(Refused {
+                    status: StatusCode::FORBIDDEN,
+                    why,
+                    denied: false,
+                });
             }
             (ChainKind::Tcp(tcp), None) => tcp,
             (ChainKind::Http(_) | ChainKind::Refused { .. }, None) => {
-                return Err(Refused { status: StatusCode::FORBIDDEN, why: "this chain does not pass bytes".into(), denied: false });
+                return Err(Refused {
+                    status: StatusCode::FORBIDDEN,
+                    why: "this chain does not pass bytes".into(),
+                    denied: false,
+                });
             }
         };
         let refused = |mut exchange: Exchange, flags, why: String| {
             exchange.because(flags, why.clone());
             tell(inner, tcp, exchange, tells);
-            Refused { status: StatusCode::SERVICE_UNAVAILABLE, why, denied: false }
+            Refused {
+                status: StatusCode::SERVICE_UNAVAILABLE,
+                why,
+                denied: false,
+            }
         };
         let cluster = tcp.choose(fastrand::u64(..)).and_then(|name| snapshot.clusters.get(name));
         exchange.cluster = cluster.map(|cluster| cluster.facts.clone());
@@ -198,7 +221,11 @@ impl Passage {
             let why = denied.details();
             exchange.termination_details = Some(why.clone().into());
             tell(inner, tcp, exchange, tells);
-            return Err(Refused { status: StatusCode::FORBIDDEN, why, denied: true });
+            return Err(Refused {
+                status: StatusCode::FORBIDDEN,
+                why,
+                denied: true,
+            });
         }
         let Some(cluster) = cluster else {
             let why = format!("the cluster of {} does not exist", chain.name);
@@ -210,7 +237,9 @@ impl Passage {
         // All tries together take no longer than one may: a client that waits for its connection is not kept for three timeouts.
         let deadline = clock::now() + cluster.settings.connect_timeout;
         while exchange.attempts < MAX_TRIES && clock::now() < deadline {
-            let Some(endpoint) = picking.next(fastrand::u64(..)) else { break };
+            let Some(endpoint) = picking.next(fastrand::u64(..)) else {
+                break;
+            };
             exchange.attempts += 1;
             exchange.upstream = Some(describe(&endpoint, snapshot, original));
             match inner.proxy.connector.connect(snapshot, cluster, &endpoint, original).await {
@@ -277,8 +306,9 @@ impl Passage {
         let Some(upstream) = self.io.take() else { return };
         let proxy = self.inner.proxy.clone();
         let _counted = under(&proxy.live.exchanges);
-        let (idle, most, interval) =
-            self.tcp().map_or((None, None, None), |tcp| (tcp.idle_timeout, tcp.max_duration, tcp.metrics));
+        let (idle, most, interval) = self
+            .tcp()
+            .map_or((None, None, None), |tcp| (tcp.idle_timeout, tcp.max_duration, tcp.metrics));
         let idle = idle.unwrap_or(IDLE_TIMEOUT);
         let started = clock::now();
         let mut relay = Relay::new(stream, upstream, held, std::mem::take(&mut self.greeting));
@@ -287,7 +317,14 @@ impl Passage {
         let end = loop {
             let now = clock::now();
             let limit = (!idle.is_zero()).then(|| last_moved + idle);
-            let wake = [limit, most.map(|most| started + most), interval.map(|interval| now + interval)].into_iter().flatten().min();
+            let wake = [
+                limit,
+                most.map(|most| started + most),
+                interval.map(|interval| now + interval),
+            ]
+            .into_iter()
+            .flatten()
+            .min();
             let done = poll_fn(|cx| relay.poll(cx));
             let ended = match wake {
                 Some(wake) => tokio::time::timeout_at(wake, done).await.ok(),
@@ -324,7 +361,9 @@ impl Passage {
         exchange.counts.sent = relay.sent;
         if let ChainKind::Tcp(TcpChain { metrics: Some(_), .. }) = self.chain.kind {
             let istio = &self.inner.proxy.istio;
-            self.report.get_or_insert_with(|| istio.report_open(exchange)).progress(exchange);
+            self.report
+                .get_or_insert_with(|| istio.report_open(exchange))
+                .progress(exchange);
         }
     }
 
@@ -341,7 +380,9 @@ impl Passage {
         let report = self.report.take();
         if let Some(tcp) = self.tcp() {
             if tcp.metrics.is_some() {
-                report.unwrap_or_else(|| self.inner.proxy.istio.report_open(&exchange)).close(&exchange);
+                report
+                    .unwrap_or_else(|| self.inner.proxy.istio.report_open(&exchange))
+                    .close(&exchange);
             }
             tcp.access_logs.log(&cairn_exchange::format::View::new(&exchange));
         }
@@ -421,8 +462,14 @@ impl Relay {
         Self {
             client: Some(client),
             endpoint: Some(endpoint),
-            up: Direction { pending: held, ..Direction::default() },
-            down: Direction { pending: greeting, ..Direction::default() },
+            up: Direction {
+                pending: held,
+                ..Direction::default()
+            },
+            down: Direction {
+                pending: greeting,
+                ..Direction::default()
+            },
             buffer: BytesMut::new(),
             sent,
             received,
@@ -435,7 +482,9 @@ impl Relay {
             return Poll::Ready(End::Clean);
         };
         if !self.up.ended
-            && let Poll::Ready(done) = self.up.client_to_endpoint(cx, client, endpoint, &mut self.received, &mut self.moved)
+            && let Poll::Ready(done) = self
+                .up
+                .client_to_endpoint(cx, client, endpoint, &mut self.received, &mut self.moved)
         {
             match done {
                 Ok(()) | Err(Cut::TakesNoMore) => self.up.end(),
@@ -444,7 +493,8 @@ impl Relay {
         }
         if !self.down.ended
             && let Poll::Ready(done) =
-                self.down.endpoint_to_client(cx, client, endpoint, &mut self.buffer, &mut self.sent, &mut self.moved)
+                self.down
+                    .endpoint_to_client(cx, client, endpoint, &mut self.buffer, &mut self.sent, &mut self.moved)
         {
             match done {
                 Ok(()) | Err(Cut::TakesNoMore) => self.down.end(),
@@ -462,7 +512,11 @@ impl Relay {
         {
             self.up.end();
         }
-        if self.up.ended && self.down.ended { Poll::Ready(End::Clean) } else { Poll::Pending }
+        if self.up.ended && self.down.ended {
+            Poll::Ready(End::Clean)
+        } else {
+            Poll::Pending
+        }
     }
 
     /// Ends both sides as one of them, or we, ended.
@@ -559,5 +613,9 @@ impl Direction {
 /// What a failed write to a plain connection means. A reset is told once, here or to the reader; a broken pipe comes after the
 /// endpoint's own end, which may still have to be read.
 fn cut(error: &std::io::Error) -> Cut {
-    if error.kind() == std::io::ErrorKind::BrokenPipe { Cut::TakesNoMore } else { Cut::Gone(End::EndpointGone) }
+    if error.kind() == std::io::ErrorKind::BrokenPipe {
+        Cut::TakesNoMore
+    } else {
+        Cut::Gone(End::EndpointGone)
+    }
 }

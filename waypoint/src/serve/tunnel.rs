@@ -5,6 +5,7 @@
 
 use std::{
     net::SocketAddr,
+    pin::Pin,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -15,6 +16,7 @@ use cairn_policy::{
     headers::outgoing::ServerHeader,
     rbac::{Denied, Facts},
 };
+use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header, uri::PathAndQuery};
 
 use super::{
@@ -37,48 +39,80 @@ const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// How long a client may pause in what could become a request line.
 pub const UNFINISHED_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// What is left to do for a CONNECT: the next part of its life, which says what comes after it.
+///
+/// Each part is a future of its own, so that a stream without bytes does not pay for what it may become, and a long-lived connection
+/// not for how it began.
+struct Next(Option<Pin<Box<dyn Future<Output = Next> + Send>>>);
+
 /// Serves one CONNECT.
 pub async fn serve(proxy: Arc<Proxy>, connect: Connect) {
     let counted = proxy.clone();
     let _counted = under(&counted.live.streams);
+    let mut next = begin(proxy, connect);
+    while let Some(part) = next.0 {
+        next = part.await;
+    }
+}
+
+/// Decides what a CONNECT leads to. What follows may take long: nobody keeps the configuration for it.
+fn begin(proxy: Arc<Proxy>, connect: Connect) -> Next {
     let inner = arrived(proxy, &connect);
     let (snapshot, serves) = inner.serves();
     if let Some(refusal) = snapshot.terminate.as_ref().and_then(|terminate| terminate.refuse.as_ref()) {
         refuse(&inner, connect, StatusCode::FORBIDDEN, &refusal.reason);
-        return;
+        return Next::NOTHING;
     }
     if let Some(terminate) = &snapshot.terminate
         && !terminate.rbac.is_empty()
-        && let Err(denied) = terminate.rbac.decide(&Facts::tunnel(&inner.connection, &head_of(&connect), connect.peer.local_address))
+        && let Err(denied) = terminate.rbac.decide(&Facts::tunnel(
+            &inner.connection,
+            &head_of(&connect),
+            connect.peer.local_address,
+        ))
     {
         deny(&inner, connect, &denied.details());
-        return;
+        return Next::NOTHING;
     }
     match serves {
-        Serves::Nobody(why) => refuse(&inner, connect, StatusCode::SERVICE_UNAVAILABLE, why),
-        // From here on it may take long: nobody keeps the configuration for it, and no more memory than it needs (each way is a
-        // future of its own, so that a stream without bytes does not pay for what it may become).
-        Serves::Http(chain) => {
-            drop((snapshot, chain));
-            http(inner, connect).await;
+        Serves::Nobody(why) => {
+            refuse(&inner, connect, StatusCode::SERVICE_UNAVAILABLE, why);
+            Next::NOTHING
         }
-        Serves::Tcp(chain) => Box::pin(tcp::declared(Arc::new(inner), snapshot, chain, connect)).await,
-        Serves::Detect => {
-            drop(snapshot);
-            Box::pin(undeclared(inner, connect)).await;
-        }
+        Serves::Http(_) => Next(Some(Box::pin(http(inner, connect)))),
+        Serves::Tcp(chain) => Next::last(tcp::declared(Arc::new(inner), snapshot, chain, connect)),
+        Serves::Detect => Next(Some(Box::pin(undeclared(inner, connect)))),
+    }
+}
+
+impl Next {
+    /// It is over.
+    const NOTHING: Self = Self(None);
+
+    /// The last part.
+    fn last(part: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(Some(Box::pin(part.map(|()| Self::NOTHING))))
     }
 }
 
 fn arrived(proxy: Arc<Proxy>, connect: &Connect) -> Inner {
     let authority: Arc<str> = connect.authority.as_str().into();
     let address: Option<SocketAddr> = authority.parse().ok();
-    let source = connect.headers.get(SOURCE).and_then(|value| value.to_str().ok()).map(Into::into);
-    let port = authority.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+    let source = connect
+        .headers
+        .get(SOURCE)
+        .and_then(|value| value.to_str().ok())
+        .map(Into::into);
+    let named: Option<(&str, u16)> = authority
+        .rsplit_once(':')
+        .and_then(|(host, port)| Some((host, port.parse().ok()?)));
+    let port = named.map(|(_, port)| port);
     let snapshot = proxy.snapshot.load();
+    // A service that is asked for by its name is the same service: policies see its address (conformance/DIFFERENCES.md).
+    let by_name = || named.and_then(|(host, port)| Some(SocketAddr::new(snapshot.workloads.address_of(host)?, port)));
     let connection = Connection {
         id: proxy.next_connection(),
-        local_address: address,
+        local_address: address.or_else(by_name),
         service_port: port.unwrap_or(0),
         remote_address: connect.peer.address,
         peer: connect.peer.id.clone(),
@@ -117,7 +151,13 @@ pub fn answer_headers(inner: &Inner) -> HeaderMap {
 
 /// Answers the CONNECT with an error that says why.
 pub fn refuse(inner: &Inner, connect: Connect, status: StatusCode, why: &str) {
-    answer(inner, connect, status, why, format!("{}: {why}\n", inner.connection.authority));
+    answer(
+        inner,
+        connect,
+        status,
+        why,
+        format!("{}: {why}\n", inner.connection.authority),
+    );
 }
 
 /// Answers a CONNECT that a policy denies; which one, the client is not told.
@@ -136,21 +176,27 @@ fn answer(inner: &Inner, connect: Connect, status: StatusCode, why: &str, body: 
 }
 
 /// An HTTP port: everything in the tunnel is HTTP.
-async fn http(inner: Inner, connect: Connect) {
-    let Ok(mut stream) = connect.accept(answer_headers(&inner)) else { return };
+async fn http(inner: Inner, connect: Connect) -> Next {
+    let Ok(mut stream) = connect.accept(answer_headers(&inner)) else {
+        return Next::NOTHING;
+    };
     let mut first = FirstBytes::of_http();
     match first.within(FIRST_BYTE_TIMEOUT, &mut stream).await {
         // Nothing was ever sent, or no more than the beginning of a preface.
-        Ok(None) | Err(_) => {}
-        Ok(Some(_)) if first.is_empty() => {}
-        Ok(Some(Spoken::Http2)) => {
-            let io = InnerIo::new(stream, first.take());
-            Box::pin(http2::serve(Arc::new(inner.speaking(Spoken::Http2)), io)).await;
+        Ok(None) | Err(_) => Next::NOTHING,
+        Ok(Some(_)) if first.is_empty() => Next::NOTHING,
+        Ok(Some(spoken)) => {
+            let spoken = if spoken == Spoken::Http2 { spoken } else { Spoken::Http11 };
+            requests(Arc::new(inner.speaking(spoken)), spoken, InnerIo::new(stream, first.take()))
         }
-        Ok(Some(_)) => {
-            let io = InnerIo::new(stream, first.take());
-            Box::pin(http1::serve(Arc::new(inner.speaking(Spoken::Http11)), io)).await;
-        }
+    }
+}
+
+/// Everything from here on is requests.
+fn requests(inner: Arc<Inner>, spoken: Spoken, io: InnerIo) -> Next {
+    match spoken {
+        Spoken::Http2 => Next::last(http2::serve(inner, io)),
+        Spoken::Http11 | Spoken::Http10 | Spoken::Other => Next::last(http1::serve(inner, io)),
     }
 }
 
@@ -159,34 +205,38 @@ async fn http(inner: Inner, connect: Connect) {
 /// A client that is silent may be waiting for its server: then the endpoint is connected, and the first byte of either side decides. A
 /// client that began with what could become HTTP and stopped is given more time; then its bytes go on as they are, so that short
 /// messages arrive. (The TCP chain that serves it has the same policies; istiod writes them so that a rule which needs HTTP denies.)
-async fn undeclared(inner: Inner, connect: Connect) {
-    let Ok(mut stream) = connect.accept(answer_headers(&inner)) else { return };
+async fn undeclared(inner: Inner, connect: Connect) -> Next {
+    let Ok(mut stream) = connect.accept(answer_headers(&inner)) else {
+        return Next::NOTHING;
+    };
     let mut first = FirstBytes::of_anything();
     let spoken = match first.within(inner.proxy.settings.detect_timeout, &mut stream).await {
         Ok(None) if first.is_empty() => match tcp::whoever_speaks_first(&inner, &mut stream, &mut first).await {
             Ok(FirstToSpeak::Client(spoken)) => spoken,
-            Ok(FirstToSpeak::Endpoint(passage)) => return Box::pin(passage.run(stream, first.take())).await,
-            Err(_) => return,
+            Ok(FirstToSpeak::Endpoint(passage)) => return Next::last(passage.run(stream, first.take())),
+            Err(_) => return Next::NOTHING,
         },
-        Ok(None) => first.within(UNFINISHED_TIMEOUT, &mut stream).await.ok().flatten().unwrap_or(Spoken::Other),
+        Ok(None) => first
+            .within(UNFINISHED_TIMEOUT, &mut stream)
+            .await
+            .ok()
+            .flatten()
+            .unwrap_or(Spoken::Other),
         Ok(Some(spoken)) => spoken,
         Err(error) => {
             tracing::debug!(%error, authority = %inner.connection.authority, "the client went away before it said anything");
-            return;
+            return Next::NOTHING;
         }
     };
     let held = first.take();
     let inner = Arc::new(inner.speaking(spoken));
     let (snapshot, serves) = inner.serves();
-    match (serves, spoken) {
-        (Serves::Http(chain), spoken) => {
-            drop((snapshot, chain));
-            match spoken {
-                Spoken::Http2 => Box::pin(http2::serve(inner, InnerIo::new(stream, held))).await,
-                Spoken::Http11 | Spoken::Http10 | Spoken::Other => Box::pin(http1::serve(inner, InnerIo::new(stream, held))).await,
-            }
+    match serves {
+        Serves::Http(_) => requests(inner, spoken, InnerIo::new(stream, held)),
+        Serves::Tcp(chain) => Next::last(tcp::detected(inner, snapshot, chain, stream, held)),
+        Serves::Detect | Serves::Nobody(_) => {
+            stream.reset(h2::Reason::CONNECT_ERROR);
+            Next::NOTHING
         }
-        (Serves::Tcp(chain), _) => Box::pin(tcp::detected(inner, snapshot, chain, stream, held)).await,
-        (Serves::Detect | Serves::Nobody(_), _) => stream.reset(h2::Reason::CONNECT_ERROR),
     }
 }

@@ -1,7 +1,7 @@
 //! What the pod's file system tells: labels, annotations, certificates that are there, addresses.
 //!
-//! Read once at start. Paths are relative to the working directory exactly as in the pods that istiod makes (contract runtime
-//! §8.3, §8.8), so that several proxies can run on one machine, each in a folder of its own.
+//! Read once at start. Paths are relative to the working directory exactly as in the pods that istiod makes
+//! (contract runtime §8.3, §8.8), so that several proxies can run on one machine, each in a folder of its own.
 
 use std::{
     collections::BTreeMap,

@@ -157,7 +157,9 @@ impl Ranges {
             if range.prefix_len() == range.max_prefix_len() {
                 self.single.entry(range.addr()).or_default().push(index);
             } else {
-                let at = self.wide.partition_point(|(other, _)| other.prefix_len() >= range.prefix_len());
+                let at = self
+                    .wide
+                    .partition_point(|(other, _)| other.prefix_len() >= range.prefix_len());
                 self.wide.insert(at, (range, index));
             }
         }
@@ -166,7 +168,11 @@ impl Ranges {
     /// Nodes whose ranges hold the address, best first.
     fn candidates(&self, address: IpAddr) -> impl Iterator<Item = &Node> {
         let single = self.single.get(&address).into_iter().flatten();
-        let wide = self.wide.iter().filter(move |(range, _)| range.contains(&address)).map(|(_, index)| index);
+        let wide = self
+            .wide
+            .iter()
+            .filter(move |(range, _)| range.contains(&address))
+            .map(|(_, index)| index);
         single.chain(wide).filter_map(|index| self.nodes.get(*index as usize))
     }
 
@@ -179,8 +185,14 @@ impl Ranges {
     pub fn iter(&self) -> impl Iterator<Item = (Vec<IpNet>, &Node)> {
         self.nodes.iter().enumerate().map(|(at, node)| {
             let here = |index: &u32| *index as usize == at;
-            let single = self.single.iter().filter(|(_, list)| list.iter().any(here)).map(|(address, _)| IpNet::from(*address));
-            let mut ranges: Vec<_> = single.chain(self.wide.iter().filter(|(_, index)| here(index)).map(|(range, _)| *range)).collect();
+            let single = self
+                .single
+                .iter()
+                .filter(|(_, list)| list.iter().any(here))
+                .map(|(address, _)| IpNet::from(*address));
+            let mut ranges: Vec<_> = single
+                .chain(self.wide.iter().filter(|(_, index)| here(index)).map(|(range, _)| *range))
+                .collect();
             ranges.sort();
             (ranges, node)
         })
@@ -198,10 +210,17 @@ impl Node {
                 if input.is_unknown(facts) {
                     return Outcome::Detect;
                 }
-                let found = input.with_text(facts, |text| map.get(text)).flatten().map_or(Outcome::Nothing, |node| node.find(facts));
+                let found = input
+                    .with_text(facts, |text| map.get(text))
+                    .flatten()
+                    .map_or(Outcome::Nothing, |node| node.find(facts));
                 found.or_else(otherwise, facts)
             }
-            Node::Prefix { input, prefixes, otherwise } => {
+            Node::Prefix {
+                input,
+                prefixes,
+                otherwise,
+            } => {
                 if input.is_unknown(facts) {
                     return Outcome::Detect;
                 }
@@ -211,7 +230,11 @@ impl Node {
                 });
                 found.unwrap_or(Outcome::Nothing).or_else(otherwise, facts)
             }
-            Node::Ranges { input, ranges, otherwise } => {
+            Node::Ranges {
+                input,
+                ranges,
+                otherwise,
+            } => {
                 let found = input.address(facts).map(|address| first(ranges.candidates(address), facts));
                 found.unwrap_or(Outcome::Nothing).or_else(otherwise, facts)
             }
@@ -260,7 +283,11 @@ impl Predicate {
     fn holds(&self, facts: &Facts<'_>) -> Option<bool> {
         match self {
             Predicate::Text(input, _) if input.is_unknown(facts) => None,
-            Predicate::Text(input, matcher) => Some(input.with_text(facts, |text| matcher.matches(text.as_bytes())).unwrap_or(false)),
+            Predicate::Text(input, matcher) => Some(
+                input
+                    .with_text(facts, |text| matcher.matches(text.as_bytes()))
+                    .unwrap_or(false),
+            ),
             Predicate::All(all) => all.iter().try_fold(true, |so_far, next| Some(so_far && next.holds(facts)?)),
             Predicate::Any(any) => any.iter().try_fold(false, |so_far, next| Some(so_far || next.holds(facts)?)),
             Predicate::Not(inner) => inner.holds(facts).map(|holds| !holds),
@@ -309,7 +336,11 @@ mod tests {
 
     fn port_map(ports: &[(&str, Node)]) -> Node {
         let map = ports.iter().map(|(port, node)| ((*port).into(), node.clone())).collect();
-        Node::Exact { input: Input::DestinationPort, map, otherwise: None }
+        Node::Exact {
+            input: Input::DestinationPort,
+            map,
+            otherwise: None,
+        }
     }
 
     fn facts(authority: &str, spoken: Option<Spoken>) -> Facts<'_> {
@@ -335,14 +366,26 @@ mod tests {
     fn tree() -> Node {
         let detect = Node::Exact {
             input: Input::ApplicationProtocol,
-            map: [("'h2c'".into(), chain("http")), ("'http/1.1'".into(), chain("http"))].into_iter().collect(),
+            map: [("'h2c'".into(), chain("http")), ("'http/1.1'".into(), chain("http"))]
+                .into_iter()
+                .collect(),
             otherwise: Some(Box::new(chain("tcp"))),
         };
         let mut ranges = Ranges::default();
-        ranges.add(["10.0.0.0/8".parse().unwrap()], port_map(&[("80", chain("wide")), ("81", chain("wide-81"))]));
-        ranges.add(["10.96.1.10/32".parse().unwrap()], port_map(&[("80", chain("web")), ("90", detect)]));
+        ranges.add(
+            ["10.0.0.0/8".parse().unwrap()],
+            port_map(&[("80", chain("wide")), ("81", chain("wide-81"))]),
+        );
+        ranges.add(
+            ["10.96.1.10/32".parse().unwrap()],
+            port_map(&[("80", chain("web")), ("90", detect)]),
+        );
         ranges.add(["0.0.0.0/32".parse().unwrap()], chain("headless"));
-        Node::Ranges { input: Input::DestinationIp, ranges, otherwise: None }
+        Node::Ranges {
+            input: Input::DestinationIp,
+            ranges,
+            otherwise: None,
+        }
     }
 
     #[test]

@@ -70,7 +70,14 @@ pub enum Serves {
 impl Snapshot {
     /// The configuration before anything has arrived.
     pub fn empty(workloads: Arc<Workloads>) -> Self {
-        Self { version: 0, terminate: None, matcher: None, chains: Table::default(), clusters: Table::default(), workloads }
+        Self {
+            version: 0,
+            terminate: None,
+            matcher: None,
+            chains: Table::default(),
+            clusters: Table::default(),
+            workloads,
+        }
     }
 
     /// What serves an inner connection, given what is known of it.
@@ -85,7 +92,10 @@ impl Snapshot {
             // use any.
             other = self.sibling_address(facts);
             if let Some(address) = other {
-                outcome = matcher.find(&Facts { destination_ip: Some(address), ..*facts });
+                outcome = matcher.find(&Facts {
+                    destination_ip: Some(address),
+                    ..*facts
+                });
             }
         }
         match outcome {
@@ -114,7 +124,12 @@ impl Snapshot {
             .iter()
             .copied()
             .filter(|other| *other != address)
-            .find(|other| matcher.find(&Facts { destination_ip: Some(*other), ..*facts }) != Outcome::Nothing)
+            .find(|other| {
+                matcher.find(&Facts {
+                    destination_ip: Some(*other),
+                    ..*facts
+                }) != Outcome::Nothing
+            })
     }
 }
 
@@ -130,5 +145,8 @@ impl Serves {
 
 /// Facts with the outcome of detection filled in.
 pub fn spoken<'a>(facts: &Facts<'a>, spoken: Spoken) -> Facts<'a> {
-    Facts { spoken: Some(spoken), ..*facts }
+    Facts {
+        spoken: Some(spoken),
+        ..*facts
+    }
 }

@@ -19,7 +19,9 @@ pub struct Table<V> {
 impl<V: Clone> Default for Table<V> {
     fn default() -> Self {
         let empty = Shard::default();
-        Self { shards: vec![empty; SHARDS] }
+        Self {
+            shards: vec![empty; SHARDS],
+        }
     }
 }
 
@@ -46,7 +48,11 @@ impl<V: Clone> Table<V> {
     /// Takes a name away.
     pub fn remove(&mut self, name: &str) -> Option<V> {
         let shard = self.shards.get_mut(Self::shard(name))?;
-        if shard.contains_key(name) { Arc::make_mut(shard).remove(name) } else { None }
+        if shard.contains_key(name) {
+            Arc::make_mut(shard).remove(name)
+        } else {
+            None
+        }
     }
 
     /// All entries, in no order.
@@ -84,9 +90,17 @@ mod tests {
         }
         let mut second = first.clone();
         second.insert("inbound-vip|80|http|s7".into(), 7000);
-        let shared = first.shards.iter().zip(&second.shards).filter(|(a, b)| Arc::ptr_eq(a, b)).count();
+        let shared = first
+            .shards
+            .iter()
+            .zip(&second.shards)
+            .filter(|(a, b)| Arc::ptr_eq(a, b))
+            .count();
         assert_eq!(shared, SHARDS - 1);
-        assert_eq!((first.get("inbound-vip|80|http|s7"), second.get("inbound-vip|80|http|s7")), (Some(&7), Some(&7000)));
+        assert_eq!(
+            (first.get("inbound-vip|80|http|s7"), second.get("inbound-vip|80|http|s7")),
+            (Some(&7), Some(&7000))
+        );
         assert_eq!(second.remove("inbound-vip|80|http|s8"), Some(8));
         assert_eq!((first.len(), second.len()), (1000, 999));
     }

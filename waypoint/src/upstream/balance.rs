@@ -19,7 +19,11 @@ pub struct Picking<'c> {
 impl<'c> Picking<'c> {
     /// Nothing tried yet.
     pub fn new(cluster: &'c Cluster) -> Self {
-        Self { cluster, tried: SmallVec::new(), others: false }
+        Self {
+            cluster,
+            tried: SmallVec::new(),
+            others: false,
+        }
     }
 
     /// The endpoint for the next attempt.
@@ -31,8 +35,15 @@ impl<'c> Picking<'c> {
             self.choose(candidates, random)
         } else {
             let others: SmallVec<[Arc<Endpoint>; 8]> = candidates.endpoints.iter().filter(fresh).cloned().collect();
-            let others = Candidates { endpoints: &others, spread: None };
-            if others.endpoints.is_empty() { self.choose(candidates, random) } else { self.choose(others, random) }
+            let others = Candidates {
+                endpoints: &others,
+                spread: None,
+            };
+            if others.endpoints.is_empty() {
+                self.choose(candidates, random)
+            } else {
+                self.choose(others, random)
+            }
         }?;
         self.others = candidates.endpoints.len() > self.tried.len() + 1;
         self.tried.push(chosen.clone());
@@ -71,21 +82,43 @@ struct Candidates<'s> {
 fn candidates<'s>(set: &'s EndpointSet, cluster: &Cluster, random: u64) -> Candidates<'s> {
     let threshold = cluster.settings.panic_threshold;
     let (priority, panic) = match set.priorities.as_slice() {
-        [] => return Candidates { endpoints: &[], spread: None },
-        [only] => (only, (only.available.len() as f64) * 100.0 < threshold * only.all.len() as f64),
+        [] => {
+            return Candidates {
+                endpoints: &[],
+                spread: None,
+            };
+        }
+        [only] => (
+            only,
+            (only.available.len() as f64) * 100.0 < threshold * only.all.len() as f64,
+        ),
         several => {
             let health: SmallVec<[_; 4]> = several.iter().map(|priority| priority.health).collect();
             let shares = priority_shares(&health, DEFAULT_OVERPROVISIONING, threshold as u32);
-            match shares.choose(random).and_then(|(index, panic)| Some((several.get(index)?, panic))) {
+            match shares
+                .choose(random)
+                .and_then(|(index, panic)| Some((several.get(index)?, panic)))
+            {
                 Some(chosen) => chosen,
-                None => return Candidates { endpoints: &[], spread: None },
+                None => {
+                    return Candidates {
+                        endpoints: &[],
+                        spread: None,
+                    };
+                }
             }
         }
     };
     if panic {
-        Candidates { endpoints: &priority.all, spread: None }
+        Candidates {
+            endpoints: &priority.all,
+            spread: None,
+        }
     } else {
-        Candidates { endpoints: &priority.available, spread: priority.spread.as_ref() }
+        Candidates {
+            endpoints: &priority.available,
+            spread: priority.spread.as_ref(),
+        }
     }
 }
 

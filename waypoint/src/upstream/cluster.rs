@@ -201,7 +201,12 @@ impl Cluster {
 impl Default for Breakers {
     /// Envoy's defaults; istiod always sends its own.
     fn default() -> Self {
-        Self { max_connections: 1024, max_pending_requests: 1024, max_requests: 1024, max_retries: 3 }
+        Self {
+            max_connections: 1024,
+            max_pending_requests: 1024,
+            max_requests: 1024,
+            max_retries: 3,
+        }
     }
 }
 

@@ -84,11 +84,16 @@ impl Connector {
         let dial = cairn_hbone::TcpTls::new(
             move |destination| {
                 let terms = known.terms(destination.trust).ok_or("these TLS terms are not known")?;
-                identity.client_config(&terms).ok_or_else(|| "there is no valid certificate of our own".to_owned())
+                identity
+                    .client_config(&terms)
+                    .ok_or_else(|| "there is no valid certificate of our own".to_owned())
             },
             |_, certificates| Ok(cairn_identity::peer_id(certificates).ok()),
         );
-        Self { tunnels: cairn_hbone::Pool::new(settings, dial), trust }
+        Self {
+            tunnels: cairn_hbone::Pool::new(settings, dial),
+            trust,
+        }
     }
 
     /// Tunnels and streams now.
@@ -114,8 +119,9 @@ impl Connector {
             Target::Original { tunnel: true } => self.tunnel(snapshot, original.ok_or_else(no_address)?, None).await,
             Target::Original { tunnel: false } => {
                 let mut address = original.ok_or_else(no_address)?;
-                if let super::Discovery::OriginalDestination(super::OriginalDestination { port_override: Some(port) }) =
-                    cluster.settings.discovery
+                if let super::Discovery::OriginalDestination(super::OriginalDestination {
+                    port_override: Some(port),
+                }) = cluster.settings.discovery
                 {
                     address.set_port(port);
                 }
@@ -124,11 +130,19 @@ impl Connector {
         }
     }
 
-    async fn tunnel(&self, snapshot: &Snapshot, address: SocketAddr, gateway: Option<SocketAddr>) -> Result<Connected, ConnectError> {
-        let originate = snapshot
-            .clusters
-            .get(ORIGINATE)
-            .and_then(|cluster| cluster.settings.tunnel.as_ref().map(|terms| (terms, cluster.settings.connect_timeout)));
+    async fn tunnel(
+        &self,
+        snapshot: &Snapshot,
+        address: SocketAddr,
+        gateway: Option<SocketAddr>,
+    ) -> Result<Connected, ConnectError> {
+        let originate = snapshot.clusters.get(ORIGINATE).and_then(|cluster| {
+            cluster
+                .settings
+                .tunnel
+                .as_ref()
+                .map(|terms| (terms, cluster.settings.connect_timeout))
+        });
         let Some((terms, limit)) = originate else {
             return Err(ConnectError::Failed(format!("the cluster {ORIGINATE} has not arrived")));
         };
@@ -140,9 +154,10 @@ impl Connector {
         let opened = timeout(limit, self.tunnels.open(&destination, &authority, HeaderMap::new())).await;
         match opened {
             Err(_) => Err(ConnectError::Timeout),
-            Ok(Ok(opened)) => {
-                Ok(Connected { io: UpstreamIo::Tunnel(opened.stream), local_address: Some(opened.local_address) })
-            }
+            Ok(Ok(opened)) => Ok(Connected {
+                io: UpstreamIo::Tunnel(opened.stream),
+                local_address: Some(opened.local_address),
+            }),
             Ok(Err(error)) => Err(ConnectError::from(error)),
         }
     }
@@ -153,9 +168,14 @@ async fn plain(address: SocketAddr, limit: Duration) -> Result<Connected, Connec
         .await
         .map_err(|_| ConnectError::Timeout)?
         .map_err(|error| ConnectError::Failed(in_envoys_words(&error)))?;
-    stream.set_nodelay(true).map_err(|error| ConnectError::Failed(in_envoys_words(&error)))?;
+    stream
+        .set_nodelay(true)
+        .map_err(|error| ConnectError::Failed(in_envoys_words(&error)))?;
     let local_address = stream.local_addr().ok();
-    Ok(Connected { io: UpstreamIo::Plain(stream), local_address })
+    Ok(Connected {
+        io: UpstreamIo::Plain(stream),
+        local_address,
+    })
 }
 
 /// As Envoy writes it into `upstream_transport_failure_reason`.

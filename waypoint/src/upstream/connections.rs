@@ -91,7 +91,14 @@ pub struct Connections {
 impl Http1 {
     /// A connection that was just made.
     pub fn new(sender: SendRequest<RequestBody>, key: Key, local_address: Option<std::net::SocketAddr>) -> Self {
-        Self { sender, key, made: now(), requests: 0, local_address, idle_since: now() }
+        Self {
+            sender,
+            key,
+            made: now(),
+            requests: 0,
+            local_address,
+            idle_since: now(),
+        }
     }
 
     fn is_usable(&self, settings: &ClusterSettings, at: Instant) -> bool {
@@ -131,7 +138,9 @@ impl Connections {
         if !connection.is_usable(settings, connection.idle_since) {
             return;
         }
-        let Some(stack) = self.http1.get(near as usize % STACKS) else { return };
+        let Some(stack) = self.http1.get(near as usize % STACKS) else {
+            return;
+        };
         let mut stack = stack.lock();
         if stack.len() >= MAX_IDLE {
             stack.remove(0);
@@ -144,7 +153,9 @@ impl Connections {
         let at = now();
         let mut all = self.http2.lock();
         all.retain(|connection| !connection.gone.load(Ordering::Acquire));
-        let usable = all.iter().filter(|connection| connection.key == *key && connection.has_room(settings, at));
+        let usable = all
+            .iter()
+            .filter(|connection| connection.key == *key && connection.has_room(settings, at));
         let connection = usable.min_by_key(|connection| connection.active.load(Ordering::Relaxed))?;
         Some(Http2Lease::new(connection.clone()))
     }
@@ -186,7 +197,10 @@ impl Connections {
 
     /// Idle HTTP/1.1 and open HTTP/2 connections.
     pub fn counts(&self) -> (usize, usize) {
-        (self.http1.iter().map(|stack| stack.lock().len()).sum(), self.http2.lock().len())
+        (
+            self.http1.iter().map(|stack| stack.lock().len()).sum(),
+            self.http2.lock().len(),
+        )
     }
 }
 

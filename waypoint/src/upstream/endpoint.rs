@@ -141,11 +141,17 @@ impl Target {
 
 impl Spread {
     fn of(endpoints: &[Arc<Endpoint>]) -> Option<Self> {
-        if endpoints.windows(2).all(|pair| matches!(pair, [a, b] if a.weight == b.weight)) {
+        if endpoints
+            .windows(2)
+            .all(|pair| matches!(pair, [a, b] if a.weight == b.weight))
+        {
             return None;
         }
         let weights: Vec<u32> = endpoints.iter().map(|endpoint| endpoint.weight).collect();
-        Some(Self { alias: AliasTable::new(&weights)?, sequence: smooth_sequence(&weights) })
+        Some(Self {
+            alias: AliasTable::new(&weights)?,
+            sequence: smooth_sequence(&weights),
+        })
     }
 }
 
@@ -163,11 +169,23 @@ impl EndpointSet {
             }
         }
         for level in &mut priorities {
-            level.available = level.all.iter().filter(|endpoint| endpoint.health == Health::Healthy).cloned().collect();
+            level.available = level
+                .all
+                .iter()
+                .filter(|endpoint| endpoint.health == Health::Healthy)
+                .cloned()
+                .collect();
             if level.available.is_empty() {
-                level.available = level.all.iter().filter(|endpoint| endpoint.health == Health::Degraded).cloned().collect();
+                level.available = level
+                    .all
+                    .iter()
+                    .filter(|endpoint| endpoint.health == Health::Degraded)
+                    .cloned()
+                    .collect();
             }
-            let count = |health: Health| u32::try_from(level.all.iter().filter(|endpoint| endpoint.health == health).count()).unwrap_or(u32::MAX);
+            let count = |health: Health| {
+                u32::try_from(level.all.iter().filter(|endpoint| endpoint.health == health).count()).unwrap_or(u32::MAX)
+            };
             level.health = PriorityHealth {
                 healthy: count(Health::Healthy),
                 degraded: count(Health::Degraded),

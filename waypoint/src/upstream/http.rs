@@ -126,7 +126,11 @@ impl Attempt<'_> {
             UpstreamProtocol::Http2 => !self.upgrade,
             UpstreamProtocol::Downstream => self.downstream == Protocol::Http2,
         };
-        if http2 { self.send_http2(request, body).await } else { self.send_http1(request, body).await }
+        if http2 {
+            self.send_http2(request, body).await
+        } else {
+            self.send_http1(request, body).await
+        }
     }
 
     async fn connect(&self) -> Result<Connected, AttemptError> {
@@ -155,7 +159,11 @@ impl Attempt<'_> {
         let connections = &self.endpoint.state.connections;
         let mut stale = 0;
         loop {
-            let idle = if stale < MAX_STALE { connections.take_http1(&self.key, &self.cluster.settings, self.near) } else { None };
+            let idle = if stale < MAX_STALE {
+                connections.take_http1(&self.key, &self.cluster.settings, self.near)
+            } else {
+                None
+            };
             let (mut connection, reused) = match idle {
                 Some(connection) => (connection, true),
                 None => (self.open_http1().await?, false),
@@ -170,12 +178,14 @@ impl Attempt<'_> {
             connection.requests += 1;
             match connection.sender.try_send_request(message).await {
                 Ok(mut answer) => {
-                    let upgrade =
-                        (answer.status() == StatusCode::SWITCHING_PROTOCOLS).then(|| hyper::upgrade::on(&mut answer));
+                    let upgrade = (answer.status() == StatusCode::SWITCHING_PROTOCOLS).then(|| hyper::upgrade::on(&mut answer));
                     let local_address = connection.local_address;
                     let (parts, body) = answer.into_parts();
                     return Ok(Answer {
-                        head: ResponseHead { status: parts.status, headers: parts.headers },
+                        head: ResponseHead {
+                            status: parts.status,
+                            headers: parts.headers,
+                        },
                         body: Incoming::http1(body),
                         lease: Lease::Http1(connection),
                         local_address,
@@ -256,7 +266,10 @@ impl Attempt<'_> {
         })?;
         let (parts, body) = answer.into_parts();
         Ok(Answer {
-            head: ResponseHead { status: parts.status, headers: parts.headers },
+            head: ResponseHead {
+                status: parts.status,
+                headers: parts.headers,
+            },
             body: Incoming::http2(body),
             lease: Lease::Http2(lease),
             local_address,
@@ -267,7 +280,9 @@ impl Attempt<'_> {
     /// A connection that takes another request: one that is there, or a new one.
     async fn http2(&self) -> Result<(Http2Lease, h2::client::SendRequest<bytes::Bytes>), AttemptError> {
         for _ in 0..MAX_STALE {
-            let Some(lease) = self.endpoint.state.connections.take_http2(&self.key, &self.cluster.settings) else { break };
+            let Some(lease) = self.endpoint.state.connections.take_http2(&self.key, &self.cluster.settings) else {
+                break;
+            };
             match lease.sender().ready().await {
                 Ok(sender) => return Ok((lease, sender)),
                 // It ended while nobody used it, or takes no more requests.
@@ -302,13 +317,20 @@ impl Attempt<'_> {
             }
             ended.store(true, Ordering::Release);
         });
-        Ok(self.endpoint.state.connections.add_http2(sender, self.key.clone(), gone, connected.local_address))
+        Ok(self
+            .endpoint
+            .state
+            .connections
+            .add_http2(sender, self.key.clone(), gone, connected.local_address))
     }
 }
 
 /// Methods of which everybody knows that there is no body.
 fn has_no_body(method: &Method) -> bool {
-    matches!(*method, Method::GET | Method::HEAD | Method::DELETE | Method::TRACE | Method::CONNECT)
+    matches!(
+        *method,
+        Method::GET | Method::HEAD | Method::DELETE | Method::TRACE | Method::CONNECT
+    )
 }
 
 /// Most header fields of an answer.

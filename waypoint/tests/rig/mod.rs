@@ -110,17 +110,38 @@ impl Rig {
         let authority = Authority::new("rig").unwrap();
         let identity = Identity::fixed(authority.issue(&id("waypoint")).unwrap());
         // Tests of several processes may run at once: the process number tells their networks apart.
-        let net = [(std::process::id() % 120 + 100) as u8, NEXT_NET.fetch_add(1, Ordering::Relaxed)];
+        let net = [
+            (std::process::id() % 120 + 100) as u8,
+            NEXT_NET.fetch_add(1, Ordering::Relaxed),
+        ];
         let address = SocketAddr::from(([127, net[0], net[1], 1], 15008));
-        let mut settings = DataSettings { listen: Some(address), ..DataSettings::default() };
+        let mut settings = DataSettings {
+            listen: Some(address),
+            ..DataSettings::default()
+        };
         change(&mut settings);
         let told = Arc::new(parking_lot::Mutex::new(Vec::new()));
         let book = told.clone();
         let observer: cairn_waypoint::proxy::Observer = Box::new(move |exchange| book.lock().push(Told::of(exchange)));
-        let parts = Parts { identity, network: String::new(), version: "test".into(), settings, observer: Some(observer) };
+        let parts = Parts {
+            identity,
+            network: String::new(),
+            version: "test".into(),
+            settings,
+            observer: Some(observer),
+        };
         let engine = Engine::new(parts);
         let client = client(&authority, id("client"));
-        Self { authority, engine, address, net, tasks: Vec::new(), client, version: std::cell::Cell::new(0), told }
+        Self {
+            authority,
+            engine,
+            address,
+            net,
+            tasks: Vec::new(),
+            client,
+            version: std::cell::Cell::new(0),
+            told,
+        }
     }
 
     /// Waits until nothing is under way any more: no stream, no exchange, no request counted at an endpoint or a cluster.
@@ -140,7 +161,10 @@ impl Rig {
             if left.iter().enumerate().all(|(at, left)| !counts(at) || *left == 0) {
                 return;
             }
-            assert!(tokio::time::Instant::now() < deadline, "still under way (streams, exchanges, endpoints, clusters): {left:?}");
+            assert!(
+                tokio::time::Instant::now() < deadline,
+                "still under way (streams, exchanges, endpoints, clusters): {left:?}"
+            );
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -148,7 +172,12 @@ impl Rig {
     /// What is under way: streams, exchanges, requests by endpoints, requests by clusters.
     pub fn under_way(&self) -> [u64; 4] {
         let live = &self.engine.proxy.live;
-        let mut left = [live.streams.load(Ordering::SeqCst), live.exchanges.load(Ordering::SeqCst), 0, 0];
+        let mut left = [
+            live.streams.load(Ordering::SeqCst),
+            live.exchanges.load(Ordering::SeqCst),
+            0,
+            0,
+        ];
         for (_, cluster) in self.engine.snapshot.load().clusters.iter() {
             for endpoint in cluster.state.endpoints.load().iter() {
                 left[2] += u64::from(endpoint.state.active.load(Ordering::SeqCst));
@@ -162,7 +191,11 @@ impl Rig {
     pub async fn told(&self, count: usize) -> Told {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
         while self.told.lock().len() < count {
-            assert!(tokio::time::Instant::now() < deadline, "only these were told of: {:?}", self.told.lock());
+            assert!(
+                tokio::time::Instant::now() < deadline,
+                "only these were told of: {:?}",
+                self.told.lock()
+            );
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         self.told.lock().last().cloned().unwrap()
@@ -229,7 +262,16 @@ impl Rig {
 
     /// Opens a stream to an authority as the usual client.
     pub async fn open(&self, authority: &str) -> Result<Opened, cairn_hbone::OpenError> {
-        self.client.open(&Destination { address: self.address, trust: 0 }, authority, HeaderMap::new()).await
+        self.client
+            .open(
+                &Destination {
+                    address: self.address,
+                    trust: 0,
+                },
+                authority,
+                HeaderMap::new(),
+            )
+            .await
     }
 
     /// A plain connection to the proxy.
@@ -251,7 +293,9 @@ impl Rig {
 
     /// HTTP/2 in a stream of its own.
     pub async fn http2(&self, authority: &str) -> h2::client::SendRequest<Bytes> {
-        let (sender, connection) = h2::client::handshake(self.open(authority).await.unwrap().stream).await.unwrap();
+        let (sender, connection) = h2::client::handshake(self.open(authority).await.unwrap().stream)
+            .await
+            .unwrap();
         tokio::spawn(connection);
         sender
     }
@@ -262,14 +306,18 @@ impl Rig {
         // A refusal may come before all was sent.
         let _ = stream.write_all(bytes).await;
         let mut answer = Vec::new();
-        let ended = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut answer)).await.unwrap();
+        let ended = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut answer))
+            .await
+            .unwrap();
         (String::from_utf8_lossy(&answer).into_owned(), ended.err())
     }
 
     /// An HTTP/1.1 client in a stream of its own.
     pub async fn http1(&self, authority: &str) -> hyper::client::conn::http1::SendRequest<Full<Bytes>> {
         let opened = self.open(authority).await.unwrap();
-        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(opened.stream)).await.unwrap();
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(opened.stream))
+            .await
+            .unwrap();
         tokio::spawn(connection.with_upgrades());
         sender
     }
@@ -279,7 +327,9 @@ impl Rig {
 pub async fn pod_at(ip: IpAddr, identity: Identity, on_connect: impl Fn(Connect) + Clone + Send + Sync + 'static) -> Pod {
     let address = SocketAddr::new(ip, 8080);
     let listener = TcpListener::bind(SocketAddr::new(ip, 15008)).await.unwrap();
-    let tls = identity.server_config(&ServerTerms::hbone(["spiffe://cluster.local/"])).unwrap();
+    let tls = identity
+        .server_config(&ServerTerms::hbone(["spiffe://cluster.local/"]))
+        .unwrap();
     let connects = Arc::new(AtomicU32::new(0));
     let seen = connects.clone();
     let task = tokio::spawn(async move {
@@ -288,8 +338,15 @@ pub async fn pod_at(ip: IpAddr, identity: Identity, on_connect: impl Fn(Connect)
             let (tcp, from) = listener.accept().await.unwrap();
             let (tls, on_connect, seen, watch) = (tls.clone(), on_connect.clone(), seen.clone(), watch.clone());
             tokio::spawn(async move {
-                let Ok(io) = TlsAcceptor::from(tls).accept(tcp).await else { return };
-                let peer = Peer { id: None, address: from, local_address: from, local_id: None };
+                let Ok(io) = TlsAcceptor::from(tls).accept(tcp).await else {
+                    return;
+                };
+                let peer = Peer {
+                    id: None,
+                    address: from,
+                    local_address: from,
+                    local_id: None,
+                };
                 let on_connect = |connect: Connect| {
                     seen.fetch_add(1, Ordering::SeqCst);
                     on_connect(connect);
@@ -379,7 +436,12 @@ pub fn mirror() -> App {
 pub fn echo_app(name: &'static str) -> App {
     http_app(move |request| async move {
         let path = request.uri().path().to_owned();
-        let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+        let body = request
+            .into_body()
+            .collect()
+            .await
+            .map(|body| body.to_bytes())
+            .unwrap_or_default();
         Response::new(Full::from(format!("{name} {path} {}", body.len())))
     })
 }
@@ -417,7 +479,12 @@ impl Config {
         self.places.push((address, Node::Chain(name.clone())));
         let mut http = http_chain(&name);
         chain(&mut http);
-        self.chains.push(Chain { name: name.clone(), service_port: address.port(), kind: ChainKind::Http(http), refuse: None });
+        self.chains.push(Chain {
+            name: name.clone(),
+            service_port: address.port(),
+            kind: ChainKind::Http(http),
+            refuse: None,
+        });
         let mut settings = cluster_settings();
         cluster(&mut settings);
         self.clusters.push(cluster_with(&name, endpoints.to_vec(), settings));
@@ -462,11 +529,24 @@ impl Config {
     /// The same with other settings for bytes.
     #[must_use]
     pub fn detect_with(mut self, service: &str, endpoints: &[SocketAddr], change: impl FnOnce(&mut TcpChain)) -> Self {
-        self = self.http(service, endpoints).tcp_with(service, tunnels(endpoints), change, |_| {});
+        self = self
+            .http(service, endpoints)
+            .tcp_with(service, tunnels(endpoints), change, |_| {});
         let Some((_, tcp)) = self.places.pop() else { return self };
-        let Some((address, http)) = self.places.pop() else { return self };
-        let map = [("'http/1.1'".into(), http.clone()), ("'h2c'".into(), http)].into_iter().collect();
-        self.places.push((address, Node::Exact { input: Input::ApplicationProtocol, map, otherwise: Some(Box::new(tcp)) }));
+        let Some((address, http)) = self.places.pop() else {
+            return self;
+        };
+        let map = [("'http/1.1'".into(), http.clone()), ("'h2c'".into(), http)]
+            .into_iter()
+            .collect();
+        self.places.push((
+            address,
+            Node::Exact {
+                input: Input::ApplicationProtocol,
+                map,
+                otherwise: Some(Box::new(tcp)),
+            },
+        ));
         self
     }
 
@@ -480,7 +560,10 @@ impl Config {
     /// A client's tunnel may have so many streams.
     #[must_use]
     pub fn streams(self, most: u32) -> Self {
-        Self { streams: Some(most), ..self }
+        Self {
+            streams: Some(most),
+            ..self
+        }
     }
 
     /// Tunnels are for whom these filters let pass.
@@ -502,15 +585,27 @@ impl Config {
         let mut ranges = Ranges::default();
         for (address, node) in &self.places {
             let map = [(address.port().to_string().into(), node.clone())].into_iter().collect();
-            let by_port = Node::Exact { input: Input::DestinationPort, map, otherwise: None };
+            let by_port = Node::Exact {
+                input: Input::DestinationPort,
+                map,
+                otherwise: None,
+            };
             ranges.add([ipnet::IpNet::from(address.ip())], by_port);
         }
-        Node::Ranges { input: Input::DestinationIp, ranges, otherwise: None }
+        Node::Ranges {
+            input: Input::DestinationIp,
+            ranges,
+            otherwise: None,
+        }
     }
 }
 
 fn cluster_settings() -> ClusterSettings {
-    ClusterSettings { panic_threshold: 0.0, connect_timeout: Duration::from_secs(2), ..ClusterSettings::default() }
+    ClusterSettings {
+        panic_threshold: 0.0,
+        connect_timeout: Duration::from_secs(2),
+        ..ClusterSettings::default()
+    }
 }
 
 /// istiod's default route (contract xds §4.2).
@@ -521,13 +616,19 @@ pub fn default_route(cluster: &str) -> Route {
         avoid_previous_hosts: true,
         ..RetryPolicy::default()
     };
-    let forward = Forward { retry: Some(retry), ..Forward::to(RouteTarget::Cluster(cluster.into())) };
+    let forward = Forward {
+        retry: Some(retry),
+        ..Forward::to(RouteTarget::Cluster(cluster.into()))
+    };
     route("/", forward)
 }
 
 /// A route by prefix.
 pub fn route(prefix: &str, forward: Forward) -> Route {
-    let mut route = Route::new(RouteMatch::path(PathMatcher::new(PathMatch::Prefix(prefix.into()), false)), RouteAction::Forward(Box::new(forward)));
+    let mut route = Route::new(
+        RouteMatch::path(PathMatcher::new(PathMatch::Prefix(prefix.into()), false)),
+        RouteAction::Forward(Box::new(forward)),
+    );
     route.name = Some("default".into());
     route
 }
@@ -540,7 +641,11 @@ pub fn routes(routes: Vec<Route>) -> RouteTable {
 
 fn http_chain(cluster: &str) -> HttpChain {
     HttpChain {
-        settings: HttpSettings { websocket: true, stream_idle_timeout: None, ..HttpSettings::default() },
+        settings: HttpSettings {
+            websocket: true,
+            stream_idle_timeout: None,
+            ..HttpSettings::default()
+        },
         filters: FilterChain::default(),
         routes: routes(vec![default_route(cluster)]),
         access_logs: Default::default(),
@@ -560,12 +665,23 @@ fn tcp_chain(name: &Arc<str>, port: u16) -> Chain {
         metrics: Some(Duration::from_secs(5)),
         rbac: Default::default(),
     };
-    Chain { name: name.clone(), service_port: port, kind: ChainKind::Tcp(tcp), refuse: None }
+    Chain {
+        name: name.clone(),
+        service_port: port,
+        kind: ChainKind::Tcp(tcp),
+        refuse: None,
+    }
 }
 
 /// Endpoints behind HBONE.
 pub fn tunnels(endpoints: &[SocketAddr]) -> Vec<Target> {
-    endpoints.iter().map(|address| Target::Tunnel { address: *address, gateway: None }).collect()
+    endpoints
+        .iter()
+        .map(|address| Target::Tunnel {
+            address: *address,
+            gateway: None,
+        })
+        .collect()
 }
 
 fn cluster_with(name: &str, endpoints: Vec<SocketAddr>, settings: ClusterSettings) -> Cluster {
@@ -588,14 +704,37 @@ fn cluster_of(name: &str, targets: Vec<Target>, settings: ClusterSettings) -> Cl
         })
         .collect();
     let state = ClusterState::default();
-    state.endpoints.store(Arc::new(EndpointSet::new(vec![(0, LocalityGroup { locality, weight: 1, endpoints })])));
-    let facts = ClusterFacts { name: name.into(), alt_stat_name: None, service: None };
-    Cluster { facts: Arc::new(facts), settings, transport_hash: 0, state: Arc::new(state) }
+    state.endpoints.store(Arc::new(EndpointSet::new(vec![(
+        0,
+        LocalityGroup {
+            locality,
+            weight: 1,
+            endpoints,
+        },
+    )])));
+    let facts = ClusterFacts {
+        name: name.into(),
+        alt_stat_name: None,
+        service: None,
+    };
+    Cluster {
+        facts: Arc::new(facts),
+        settings,
+        transport_hash: 0,
+        state: Arc::new(state),
+    }
 }
 
 /// Sends a request and reads all of the answer.
-pub async fn fetch(sender: &mut hyper::client::conn::http1::SendRequest<Full<Bytes>>, path: &str) -> (StatusCode, HeaderMap, Bytes) {
-    send(sender, Request::get(path).header("host", "web").body(Full::default()).unwrap()).await
+pub async fn fetch(
+    sender: &mut hyper::client::conn::http1::SendRequest<Full<Bytes>>,
+    path: &str,
+) -> (StatusCode, HeaderMap, Bytes) {
+    send(
+        sender,
+        Request::get(path).header("host", "web").body(Full::default()).unwrap(),
+    )
+    .await
 }
 
 /// Sends a request and reads all of the answer.

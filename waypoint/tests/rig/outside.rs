@@ -51,7 +51,10 @@ impl Outside {
     pub fn start(rig: &Rig) -> Self {
         let certificates = tempfile::tempdir().unwrap();
         for account in ["client", "pod"] {
-            let pem = rig.authority.issue_pem(&id(account), SystemTime::now(), Duration::from_secs(3600)).unwrap();
+            let pem = rig
+                .authority
+                .issue_pem(&id(account), SystemTime::now(), Duration::from_secs(3600))
+                .unwrap();
             for (kind, text) in [("chain", &pem.chain), ("key", &pem.key), ("roots", &pem.roots)] {
                 std::fs::write(certificates.path().join(format!("{account}.{kind}")), text).unwrap();
             }
@@ -67,7 +70,14 @@ impl Outside {
             .unwrap();
         let (commands, answers) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
         let at = |ip| SocketAddr::new(ip, 8080);
-        let mut outside = Self { child, commands, answers, mirror: at(mirror), web: at(web), _certificates: certificates };
+        let mut outside = Self {
+            child,
+            commands,
+            answers,
+            mirror: at(mirror),
+            web: at(web),
+            _certificates: certificates,
+        };
         outside.ask("begin");
         outside
     }
@@ -78,7 +88,11 @@ impl Outside {
         let mut line = String::new();
         while line.trim() != "done" {
             line.clear();
-            assert_ne!(self.answers.read_line(&mut line).unwrap(), 0, "the other side ended at {command:?}");
+            assert_ne!(
+                self.answers.read_line(&mut line).unwrap(),
+                0,
+                "the other side ended at {command:?}"
+            );
         }
     }
 }
@@ -87,8 +101,14 @@ impl Outside {
 pub fn play() {
     let Ok(role) = std::env::var(ROLE) else { return };
     let parts: Vec<&str> = role.split('|').collect();
-    let [certificates, proxy, mirror, web] = parts[..] else { panic!("{role}") };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let [certificates, proxy, mirror, web] = parts[..] else {
+        panic!("{role}")
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
     runtime.block_on(async {
         let pod = identity(certificates, "pod");
         let accept = |app: App| {
@@ -105,7 +125,11 @@ pub fn play() {
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         let _mirror = pod_at(ip(mirror), pod.clone(), accept(rig::mirror())).await;
         let _web = pod_at(ip(web), pod, accept(echo_app("web"))).await;
-        let mut side = Side { identity: identity(certificates, "client"), proxy: proxy.parse().unwrap(), held: Vec::new() };
+        let mut side = Side {
+            identity: identity(certificates, "client"),
+            proxy: proxy.parse().unwrap(),
+            held: Vec::new(),
+        };
         for line in std::io::stdin().lines() {
             side.obey(&line.unwrap()).await;
             println!("\ndone");
@@ -115,7 +139,11 @@ pub fn play() {
 
 fn identity(directory: &str, account: &str) -> Identity {
     let read = |kind: &str| std::fs::read(Path::new(directory).join(format!("{account}.{kind}"))).unwrap();
-    let pem = Pem { chain: read("chain"), key: read("key"), roots: read("roots") };
+    let pem = Pem {
+        chain: read("chain"),
+        key: read("key"),
+        roots: read("roots"),
+    };
     Identity::fixed(Credentials::from_pem(&pem, SystemTime::now()).unwrap())
 }
 
@@ -128,12 +156,25 @@ struct Side {
 
 impl Side {
     fn pool(&self) -> cairn_hbone::Pool {
-        let settings = PoolSettings { max_streams: 50_000, spread_tunnels: 1, ..PoolSettings::default() };
+        let settings = PoolSettings {
+            max_streams: 50_000,
+            spread_tunnels: 1,
+            ..PoolSettings::default()
+        };
         rig::client_as(self.identity.clone(), settings)
     }
 
     async fn open(&self, pool: &cairn_hbone::Pool, authority: &str) -> Opened {
-        pool.open(&Destination { address: self.proxy, trust: 0 }, authority, HeaderMap::new()).await.unwrap()
+        pool.open(
+            &Destination {
+                address: self.proxy,
+                trust: 0,
+            },
+            authority,
+            HeaderMap::new(),
+        )
+        .await
+        .unwrap()
     }
 
     async fn obey(&mut self, command: &str) {
@@ -141,7 +182,10 @@ impl Side {
         match words[..] {
             ["begin"] => {}
             ["drop"] => self.held.clear(),
-            ["load", authority, streams, milliseconds] => self.load(authority, streams.parse().unwrap(), milliseconds.parse().unwrap()).await,
+            ["load", authority, streams, milliseconds] => {
+                self.load(authority, streams.parse().unwrap(), milliseconds.parse().unwrap())
+                    .await
+            }
             [what, authority, count] => {
                 let pool = self.pool();
                 for _ in 0..count.parse::<usize>().unwrap() {
@@ -170,7 +214,10 @@ impl Side {
                 self.held.push(Box::new(stream));
             }
             "h1" => {
-                stream.write_all(b"GET / HTTP/1.1\r\nhost: web\r\nuser-agent: test\r\n\r\n").await.unwrap();
+                stream
+                    .write_all(b"GET / HTTP/1.1\r\nhost: web\r\nuser-agent: test\r\n\r\n")
+                    .await
+                    .unwrap();
                 let mut heard = Vec::new();
                 while !heard.ends_with(b"web / 0") {
                     let mut piece = [0; 1024];
@@ -183,7 +230,9 @@ impl Side {
             "h2" => {
                 let (mut sender, connection) = h2::client::handshake(stream).await.unwrap();
                 tokio::spawn(connection);
-                let (answer, _) = sender.send_request(Request::get("http://web/").body(()).unwrap(), true).unwrap();
+                let (answer, _) = sender
+                    .send_request(Request::get("http://web/").body(()).unwrap(), true)
+                    .unwrap();
                 let mut body = answer.await.unwrap().into_body();
                 while let Some(data) = body.data().await {
                     data.unwrap();
@@ -205,7 +254,10 @@ impl Side {
                 let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
                 tokio::spawn(connection);
                 while tokio::time::Instant::now() < until {
-                    let request = Request::get("/").header("host", "web").body(Full::<Bytes>::default()).unwrap();
+                    let request = Request::get("/")
+                        .header("host", "web")
+                        .body(Full::<Bytes>::default())
+                        .unwrap();
                     rig::send(&mut sender, request).await;
                 }
             }));

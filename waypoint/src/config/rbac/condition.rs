@@ -70,9 +70,9 @@ pub(super) fn permission(permission: Permission, layer: Layer, notes: &mut Notes
         None => return Err(notes.malformed("", "is empty")),
         Some(Rule::AndRules(permission::Set { rules })) => Condition::All(each("and_rules", rules, notes, compile)?),
         Some(Rule::OrRules(permission::Set { rules })) => Condition::AnyOf(each("or_rules", rules, notes, compile)?),
-        Some(Rule::NotRule(inner)) => {
-            Condition::Not(Box::new(notes.within("not_rule", |notes| self::permission(*inner, layer, notes))?))
-        }
+        Some(Rule::NotRule(inner)) => Condition::Not(Box::new(
+            notes.within("not_rule", |notes| self::permission(*inner, layer, notes))?,
+        )),
         Some(Rule::Any(any)) => always(any, notes)?,
         Some(Rule::Header(matcher)) => header(matcher, layer, notes)?,
         Some(Rule::UrlPath(matcher)) => path(matcher, notes)?,
@@ -100,9 +100,9 @@ pub(super) fn principal(principal: Principal, layer: Layer, notes: &mut Notes) -
         None => return Err(notes.malformed("", "is empty")),
         Some(Identifier::AndIds(principal::Set { ids })) => Condition::All(each("and_ids", ids, notes, compile)?),
         Some(Identifier::OrIds(principal::Set { ids })) => Condition::AnyOf(each("or_ids", ids, notes, compile)?),
-        Some(Identifier::NotId(inner)) => {
-            Condition::Not(Box::new(notes.within("not_id", |notes| self::principal(*inner, layer, notes))?))
-        }
+        Some(Identifier::NotId(inner)) => Condition::Not(Box::new(
+            notes.within("not_id", |notes| self::principal(*inner, layer, notes))?,
+        )),
         Some(Identifier::Any(any)) => always(any, notes)?,
         Some(Identifier::Authenticated(Authenticated { principal_name })) => match principal_name {
             None => Condition::Authenticated,
@@ -153,8 +153,7 @@ fn path(matcher: PathMatcher, notes: &mut Notes) -> Result<Condition, Malformed>
 fn template(config: TypedExtensionConfig, notes: &mut Notes) -> Result<Condition, Malformed> {
     let TypedExtensionConfig { name, typed_config } = config;
     let any = typed_config.ok_or_else(|| notes.malformed("uri_template", format!("{name} has no configuration")))?;
-    let UriTemplateMatchConfig { path_template } =
-        notes.within("uri_template", |notes| unpack(&any, Unknown::Refuses, notes))?;
+    let UriTemplateMatchConfig { path_template } = notes.within("uri_template", |notes| unpack(&any, Unknown::Refuses, notes))?;
     let template = UriTemplate::new(&path_template).map_err(|error| notes.malformed("uri_template", error.to_string()))?;
     Ok(Condition::Template(template))
 }
@@ -191,7 +190,10 @@ fn spiffe(field: &str, matcher: StringMatcher, notes: &mut Notes) -> Condition {
 
 fn custom(config: TypedExtensionConfig, notes: &mut Notes) -> Result<Condition, Malformed> {
     let TypedExtensionConfig { name, typed_config } = config;
-    let known = typed_config.filter(|any| any.type_url.ends_with("/envoy.extensions.rbac.principals.mtls_authenticated.v3.Config"));
+    let known = typed_config.filter(|any| {
+        any.type_url
+            .ends_with("/envoy.extensions.rbac.principals.mtls_authenticated.v3.Config")
+    });
     let Some(any) = known else {
         return Ok(refused("custom", format!("{name} is not supported"), notes));
     };
@@ -201,9 +203,20 @@ fn custom(config: TypedExtensionConfig, notes: &mut Notes) -> Result<Condition, 
     } = notes.within("custom", |notes| unpack(&any, Unknown::Refuses, notes))?;
     match (san_matcher, any_validated_client_certificate) {
         (None, true) => Ok(Condition::Authenticated),
-        (Some(SubjectAltNameMatcher { san_type, matcher, oid: _ }), false) => {
+        (
+            Some(SubjectAltNameMatcher {
+                san_type,
+                matcher,
+                oid: _,
+            }),
+            false,
+        ) => {
             if SanType::try_from(san_type) != Ok(SanType::Uri) {
-                return Ok(refused("custom.san_matcher", "names other than SPIFFE ids are not known", notes));
+                return Ok(refused(
+                    "custom.san_matcher",
+                    "names other than SPIFFE ids are not known",
+                    notes,
+                ));
             }
             let matcher = matcher.ok_or_else(|| notes.malformed("custom.san_matcher.matcher", "is missing"))?;
             let matcher = value::string("custom.san_matcher.matcher", matcher, notes)?;
@@ -224,7 +237,11 @@ fn filter_state(matcher: FilterStateMatcher, layer: Layer, notes: &mut Notes) ->
         }
     };
     if layer == Layer::Tunnel {
-        return Ok(refused("key", format!("object {key} is not looked up before a tunnel is accepted"), notes));
+        return Ok(refused(
+            "key",
+            format!("object {key} is not looked up before a tunnel is accepted"),
+            notes,
+        ));
     }
     let text = match key.as_str() {
         "io.istio.peer_principal" => Text::PeerPrincipal,

@@ -10,7 +10,9 @@ use cairn_proto::{
     envoy::{
         config::{
             core::v3::{CidrRange, TypedExtensionConfig},
-            rbac::v3::{MetadataSource, Permission, Principal, SourcedMetadata, permission::Rule, principal, principal::Identifier},
+            rbac::v3::{
+                MetadataSource, Permission, Principal, SourcedMetadata, permission::Rule, principal, principal::Identifier,
+            },
             route::v3::HeaderMatcher,
         },
         extensions::{
@@ -150,7 +152,11 @@ fn of_principal(identifier: Identifier, layer: Layer) -> Result<&'static str, St
 
 #[test]
 fn each_kind_of_permission_is_done_or_refused() {
-    let url = |path| Rule::UrlPath(PathMatcher { rule: Some(path_matcher::Rule::Path(path)) });
+    let url = |path| {
+        Rule::UrlPath(PathMatcher {
+            rule: Some(path_matcher::Rule::Path(path)),
+        })
+    };
     let from = |source: MetadataSource| {
         Rule::SourcedMetadata(SourcedMetadata {
             metadata_matcher: Some(claim()),
@@ -166,7 +172,11 @@ fn each_kind_of_permission_is_done_or_refused() {
         (Rule::UriTemplate(template("/a/*")), Layer::Http, "done"),
         (Rule::DestinationIp(range("10.0.0.0", 8)), Layer::Network, "done"),
         (Rule::DestinationPort(65_535), Layer::Network, "done"),
-        (Rule::DestinationPortRange(Int32Range { start: 1, end: 65_536 }), Layer::Network, "done"),
+        (
+            Rule::DestinationPortRange(Int32Range { start: 1, end: 65_536 }),
+            Layer::Network,
+            "done",
+        ),
         (Rule::RequestedServerName(exact("a")), Layer::Network, "done"),
         (Rule::Metadata(claim()), Layer::Http, "done"),
         (from(MetadataSource::Dynamic), Layer::Http, "done"),
@@ -190,11 +200,19 @@ fn each_kind_of_principal_is_done_or_refused() {
     );
     for (identifier, layer, expected) in [
         (Identifier::Any(true), Layer::Tunnel, "done"),
-        (Identifier::Authenticated(principal::Authenticated { principal_name: None }), Layer::Tunnel, "done"),
+        (
+            Identifier::Authenticated(principal::Authenticated { principal_name: None }),
+            Layer::Tunnel,
+            "done",
+        ),
         (prefix("spiffe://cluster.local/"), Layer::Tunnel, "done"),
         (prefix("spi"), Layer::Tunnel, "done"),
         (prefix("CN="), Layer::Tunnel, "refused"),
-        (authenticated(MatchPattern::Exact("client.example.com".into())), Layer::Tunnel, "refused"),
+        (
+            authenticated(MatchPattern::Exact("client.example.com".into())),
+            Layer::Tunnel,
+            "refused",
+        ),
         (Identifier::Custom(mtls), Layer::Tunnel, "done"),
         (Identifier::Custom(template("/a")), Layer::Http, "refused"),
         (Identifier::SourceIp(range("10.0.0.0", 8)), Layer::Network, "done"),
@@ -217,7 +235,11 @@ fn each_kind_of_principal_is_done_or_refused() {
             "refused",
         ),
     ] {
-        assert_eq!(of_principal(identifier.clone(), layer).as_deref(), Ok(expected), "{identifier:?}");
+        assert_eq!(
+            of_principal(identifier.clone(), layer).as_deref(),
+            Ok(expected),
+            "{identifier:?}"
+        );
     }
 }
 
@@ -225,16 +247,52 @@ fn each_kind_of_principal_is_done_or_refused() {
 fn what_envoy_rejects_is_malformed_and_says_where() {
     let set = principal::Set { ids: vec![] };
     for (outcome, told) in [
-        (of_permission(Rule::Any(false), Layer::Http), "rules.policies[p].permissions[0].any: may only be true"),
-        (of_permission(Rule::Header(header()), Layer::Network), "permissions[0].header: a TCP connection has no headers"),
-        (of_permission(Rule::DestinationPort(70_000), Layer::Http), "destination_port: 70000 is no port"),
-        (of_permission(Rule::DestinationPortRange(Int32Range { start: 5, end: 5 }), Layer::Http), "5 to 5 is no range of ports"),
-        (of_permission(Rule::DestinationIp(range("10.0.0", 8)), Layer::Http), "destination_ip: `10.0.0` is no IP address"),
-        (of_permission(Rule::UriTemplate(template("/**/*")), Layer::Http), "after `**` only text may follow"),
-        (of_principal(Identifier::RemoteIp(range("10.0.0.0", 40)), Layer::Http), "40 is too long for 10.0.0.0"),
-        (of_principal(Identifier::AndIds(set), Layer::Http), "principals[0].and_ids: is empty"),
-        (outcome(rules(EnvoyPolicy::default()), Layer::Http), "rules.policies[p].permissions: is empty"),
-        (outcome(EnvoyRules { action: 9, ..EnvoyRules::default() }, Layer::Http), "rules.action: 9 is not known"),
+        (
+            of_permission(Rule::Any(false), Layer::Http),
+            "rules.policies[p].permissions[0].any: may only be true",
+        ),
+        (
+            of_permission(Rule::Header(header()), Layer::Network),
+            "permissions[0].header: a TCP connection has no headers",
+        ),
+        (
+            of_permission(Rule::DestinationPort(70_000), Layer::Http),
+            "destination_port: 70000 is no port",
+        ),
+        (
+            of_permission(Rule::DestinationPortRange(Int32Range { start: 5, end: 5 }), Layer::Http),
+            "5 to 5 is no range of ports",
+        ),
+        (
+            of_permission(Rule::DestinationIp(range("10.0.0", 8)), Layer::Http),
+            "destination_ip: `10.0.0` is no IP address",
+        ),
+        (
+            of_permission(Rule::UriTemplate(template("/**/*")), Layer::Http),
+            "after `**` only text may follow",
+        ),
+        (
+            of_principal(Identifier::RemoteIp(range("10.0.0.0", 40)), Layer::Http),
+            "40 is too long for 10.0.0.0",
+        ),
+        (
+            of_principal(Identifier::AndIds(set), Layer::Http),
+            "principals[0].and_ids: is empty",
+        ),
+        (
+            outcome(rules(EnvoyPolicy::default()), Layer::Http),
+            "rules.policies[p].permissions: is empty",
+        ),
+        (
+            outcome(
+                EnvoyRules {
+                    action: 9,
+                    ..EnvoyRules::default()
+                },
+                Layer::Http,
+            ),
+            "rules.action: 9 is not known",
+        ),
     ] {
         let error = outcome.unwrap_err();
         assert!(error.contains(told), "{error}\n{told}");
@@ -326,19 +384,66 @@ fn captured_policies_decide_about_requests_as_envoy_does() {
         ("web", CLIENT, "GET", "/healthz?x=1", None, None),
         ("web", CLIENT, "GET", "/healthz/", None, none),
         ("web", CLIENT, "GET", "/HEALTHZ", None, none),
-        ("web", "spiffe://cluster.local/ns/clients/sa/runner", "GET", "/healthz", None, None),
+        (
+            "web",
+            "spiffe://cluster.local/ns/clients/sa/runner",
+            "GET",
+            "/healthz",
+            None,
+            None,
+        ),
         ("web", other, "GET", "/healthz", None, Some(gateway_deny)),
-        ("web", "spiffe://cluster.local/ns/application/sa/someone", "GET", "/healthz", None, Some(gateway_deny)),
+        (
+            "web",
+            "spiffe://cluster.local/ns/application/sa/someone",
+            "GET",
+            "/healthz",
+            None,
+            Some(gateway_deny),
+        ),
         ("web", "", "GET", "/healthz", None, Some(gateway_deny)),
-        ("web", CLIENT, "TRACE", "/healthz", None, Some("ns[istio-system]-policy[class-deny]-rule[0]")),
-        ("web", CLIENT, "GET", "/healthz", Some(("x-bad", "anything")), Some("ns[app]-policy[web-deny]-rule[2]")),
-        ("web", CLIENT, "GET", "/healthz", Some(("x-bad", "")), Some("ns[app]-policy[web-deny]-rule[2]")),
-        ("web", CLIENT, "PUT", "/admin/x", None, Some("ns[app]-policy[web-deny]-rule[0]")),
+        (
+            "web",
+            CLIENT,
+            "TRACE",
+            "/healthz",
+            None,
+            Some("ns[istio-system]-policy[class-deny]-rule[0]"),
+        ),
+        (
+            "web",
+            CLIENT,
+            "GET",
+            "/healthz",
+            Some(("x-bad", "anything")),
+            Some("ns[app]-policy[web-deny]-rule[2]"),
+        ),
+        (
+            "web",
+            CLIENT,
+            "GET",
+            "/healthz",
+            Some(("x-bad", "")),
+            Some("ns[app]-policy[web-deny]-rule[2]"),
+        ),
+        (
+            "web",
+            CLIENT,
+            "PUT",
+            "/admin/x",
+            None,
+            Some("ns[app]-policy[web-deny]-rule[0]"),
+        ),
         ("web", CLIENT, "GET", "/admin/x", None, none),
         ("open", CLIENT, "GET", "/healthz", None, none),
     ] {
-        let chain = snapshot.chains.get(&format!("inbound-vip|80|http|{to}.app.svc.cluster.local")).unwrap();
-        let ChainKind::Http(http) = &chain.kind else { panic!("{}", chain.name) };
+        let chain = snapshot
+            .chains
+            .get(&format!("inbound-vip|80|http|{to}.app.svc.cluster.local"))
+            .unwrap();
+        let ChainKind::Http(http) = &chain.kind else {
+            panic!("{}", chain.name)
+        };
         assert!(chain.refuse.is_none());
         let mut exchange = exchange("10.96.1.10:80", peer);
         let mut headers = HeaderMap::new();
@@ -353,7 +458,11 @@ fn captured_policies_decide_about_requests_as_envoy_does() {
             headers,
         });
         let details = denied_by.map(|policy| format!("rbac_access_denied_matched_policy[{policy}]"));
-        assert_eq!(request(&http.filters, &mut exchange), details, "{to} {peer} {method} {path} {field:?}");
+        assert_eq!(
+            request(&http.filters, &mut exchange),
+            details,
+            "{to} {peer} {method} {path} {field:?}"
+        );
     }
 }
 
@@ -364,14 +473,21 @@ fn captured_policies_decide_about_connections() {
         let snapshot = captured(scenario);
         let chain = snapshot.chains.get(chain).unwrap();
         assert!(chain.refuse.is_none());
-        let ChainKind::Tcp(tcp) = &chain.kind else { panic!("{}", chain.name) };
+        let ChainKind::Tcp(tcp) = &chain.kind else {
+            panic!("{}", chain.name)
+        };
         let decided = tcp.rbac.check(&mut exchange(authority, CLIENT));
         decided.err().map(|denied: Denied| denied.details())
     };
     let web = "inbound-vip|9000|tcp|web.app.svc.cluster.local";
     for (scenario, chain, authority, policy) in [
         ("20-authz", web, "10.96.1.10:9000", Some("ns[app]-policy[web-deny]-rule[0]")),
-        ("07-workload-waypoint", "direct-tcp", "10.244.0.20:9999", Some("ns[app]-policy[batch]-rule[0]")),
+        (
+            "07-workload-waypoint",
+            "direct-tcp",
+            "10.244.0.20:9999",
+            Some("ns[app]-policy[batch]-rule[0]"),
+        ),
         ("07-workload-waypoint", "direct-tcp", "10.244.0.20:8080", None),
     ] {
         let details = policy.map(|policy| format!("rbac_access_denied_matched_policy[{policy}]"));

@@ -26,7 +26,11 @@ pub(super) fn write(out: &mut String, filter: &Rbac, depth: usize) -> fmt::Resul
 
 fn names(rules: &Rules) -> String {
     let names: Vec<_> = rules.names().map(|name| &**name).collect();
-    if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }
+    if names.is_empty() {
+        "nothing".to_owned()
+    } else {
+        names.join(", ")
+    }
 }
 
 fn write_rules(out: &mut String, rules: &Rules) -> fmt::Result {
