@@ -167,6 +167,7 @@ impl Attempts<'_> {
             near: tail.exchange.connection.id,
             downstream: tail.exchange.protocol,
             upgrade: journey.upgrading,
+            spelling: &journey.extensions,
             informational: journey.relay.as_ref(),
         };
         let Some(head) = &tail.exchange.request else {
@@ -284,6 +285,7 @@ fn answer_client(
         lease,
         local_address: _,
         upgrade,
+        spelling,
     } = answer;
     let tail = &mut journey.tail;
     if let Some(source) = &tail.source {
@@ -302,7 +304,10 @@ fn answer_client(
             .insert(SERVICE_TIME, HeaderValue::from(u64::try_from(took).unwrap_or(u64::MAX)));
     }
     edit_response(&mut head, tail, found, weighted);
-    let response = request::finish_head(tail, Some(journey.http), head);
+    let mut response = request::finish_head(tail, Some(journey.http), head);
+    if journey.http.settings.preserve_header_case {
+        *response.extensions_mut() = spelling;
+    }
     leased.lease = Some(lease);
     let mut tail = journey.tail;
     tail.lease = Some(leased);

@@ -45,6 +45,7 @@ pub fn serve(inner: Arc<Inner>, io: InnerIo) -> impl Future<Output = ()> + Send 
         .max_buf_size(limits.max_head.max(MIN_BUFFER))
         .max_headers(limits.max_headers)
         .auto_date_header(false)
+        .preserve_header_case(limits.preserve_header_case)
         .serve_connection(io, service)
         .with_upgrades();
     let mut connection = Box::pin(connection);
@@ -76,6 +77,7 @@ struct Limits {
     max_headers: usize,
     head_timeout: Option<Duration>,
     idle_timeout: Option<Duration>,
+    preserve_header_case: bool,
 }
 
 /// Limits by the chain that serves the connection now.
@@ -86,6 +88,7 @@ fn limits(inner: &Inner) -> Limits {
         max_headers: settings.max_request_headers,
         head_timeout: settings.request_headers_timeout,
         idle_timeout: settings.idle_timeout,
+        preserve_header_case: settings.preserve_header_case,
     };
     match chain.as_ref().map(|chain| &chain.kind) {
         Some(ChainKind::Http(http)) => of(&http.settings),
@@ -113,6 +116,7 @@ async fn answer(inner: Arc<Inner>, mut request: Request<hyper::body::Incoming>) 
         body: Incoming::http1(body),
         upgrade,
         relay: relay.clone(),
+        extensions: parts.extensions,
     };
     let mut exchange = pin!(request::serve(inner, arrived));
     let Some(relay) = relay else { return Ok(exchange.await) };

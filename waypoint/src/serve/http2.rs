@@ -105,6 +105,7 @@ async fn answer(inner: Arc<Inner>, request: Request<RecvStream>, mut respond: Se
         body: Incoming::http2(body),
         upgrade: None,
         relay: Some(relay.clone()),
+        extensions: http::Extensions::new(),
     };
     let mut exchange = pin!(request::serve(inner, arrived));
     let response = poll_fn(|cx| {

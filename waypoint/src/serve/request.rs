@@ -40,6 +40,8 @@ pub struct Arrived {
     pub upgrade: Option<OnUpgrade>,
     /// Where informational answers go.
     pub relay: Option<Arc<InformationalRelay>>,
+    /// What its reader knows beside it: how the names of fields were spelled, where that is kept.
+    pub extensions: http::Extensions,
 }
 
 /// A request on its way; what the steps share.
@@ -56,6 +58,8 @@ pub struct Journey<'a> {
     pub upgrade: Option<OnUpgrade>,
     /// Where informational answers go.
     pub relay: Option<Arc<InformationalRelay>>,
+    /// How the names of fields were spelled, where that is kept.
+    pub extensions: http::Extensions,
     /// Whether the client asked for an upgrade that the chain serves.
     pub upgrading: bool,
 }
@@ -74,6 +78,7 @@ pub async fn serve(inner: Arc<Inner>, arrived: Arrived) -> Response<ResponseBody
         body,
         upgrade,
         relay,
+        extensions,
     } = arrived;
     let mut exchange = Exchange::begin(protocol, inner.connection.clone(), name, snapshot.version);
     let scheme_given = uri.scheme().is_some();
@@ -106,9 +111,16 @@ pub async fn serve(inner: Arc<Inner>, arrived: Arrived) -> Response<ResponseBody
         random: fastrand::u64(..),
         upgrade,
         relay,
+        extensions,
         upgrading: false,
     };
     journey.go(scheme_given, body).await
+}
+
+/// Whether an HTTP/1.0 client wants its connection to go on.
+fn asks_to_keep_alive(headers: &HeaderMap) -> bool {
+    let options = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    options.flat_map(|value| value.split(',')).any(|option| option.trim().eq_ignore_ascii_case("keep-alive"))
 }
 
 /// Takes a request apart into the form that all protocols share; the error is Envoy's reason for 400.
@@ -256,6 +268,8 @@ impl Journey<'_> {
         let Some(head) = exchange.request.as_mut() else {
             return Ok(());
         };
+        // hyper ends such a connection; HTTP/1.0 clients are told so all the same, as by Envoy.
+        self.tail.ends_connection = exchange.protocol == Protocol::Http10 && !asks_to_keep_alive(&head.headers);
         if head.authority.is_empty() && exchange.protocol != Protocol::Http10 {
             return Err(Box::new(reply::bad_request("missing_host_header")));
         }
@@ -511,6 +525,9 @@ pub fn finish_head(tail: &mut Tail, http: Option<&HttpChain>, mut head: Response
     }
     let elapsed = tail.exchange.elapsed();
     tail.exchange.moments.first_sent = Some(elapsed);
+    if tail.ends_connection {
+        head.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     let mut response = Response::new(());
     *response.status_mut() = head.status;
     *response.headers_mut() = head.headers;

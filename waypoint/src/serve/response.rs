@@ -45,6 +45,8 @@ pub struct Tail {
     pub lease: Option<Leased>,
     /// When the answer has to be complete.
     pub deadline: Option<Pin<Box<Sleep>>>,
+    /// The client's connection ends behind the answer.
+    pub ends_connection: bool,
     /// Everything is settled.
     settled: bool,
 }
@@ -366,6 +368,7 @@ impl Tail {
             source: None,
             lease: None,
             deadline: None,
+            ends_connection: false,
             settled: false,
         })
     }

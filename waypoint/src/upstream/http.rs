@@ -60,6 +60,8 @@ pub struct Attempt<'a> {
     pub downstream: Protocol,
     /// Whether the client asks for an upgrade.
     pub upgrade: bool,
+    /// How the names of the request's fields were spelled, where that is kept.
+    pub spelling: &'a http::Extensions,
     /// Where informational answers go.
     pub informational: Option<&'a Arc<InformationalRelay>>,
 }
@@ -85,6 +87,8 @@ pub struct Answer {
     pub local_address: Option<SocketAddr>,
     /// The byte stream after a 101.
     pub upgrade: Option<OnUpgrade>,
+    /// How the names of its fields were spelled, where that is kept.
+    pub spelling: http::Extensions,
 }
 
 /// The connection of an exchange.
@@ -152,6 +156,9 @@ impl Attempt<'_> {
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
         *message.headers_mut() = headers;
+        if self.cluster.settings.preserve_header_case {
+            *message.extensions_mut() = self.spelling.clone();
+        }
         if let Some(relay) = self.informational {
             let relay = relay.clone();
             hyper::ext::on_informational(&mut message, move |answer| relay.pass(answer.status(), answer.headers()));
@@ -190,6 +197,7 @@ impl Attempt<'_> {
                         lease: Lease::Http1(connection),
                         local_address,
                         upgrade,
+                        spelling: parts.extensions,
                     });
                 }
                 Err(mut failed) => match failed.take_message() {
@@ -208,6 +216,7 @@ impl Attempt<'_> {
         let connected = self.connect().await?;
         let (sender, connection) = hyper::client::conn::http1::Builder::new()
             .max_headers(MAX_RESPONSE_HEADERS)
+            .preserve_header_case(self.cluster.settings.preserve_header_case)
             .handshake(TokioIo::new(connected.io))
             .await
             .map_err(AttemptError::from)?;
@@ -274,6 +283,7 @@ impl Attempt<'_> {
             lease: Lease::Http2(lease),
             local_address,
             upgrade: None,
+            spelling: http::Extensions::new(),
         })
     }
 

@@ -33,7 +33,6 @@ use cairn_proto::{
     google::api::expr::v1alpha1::Expr,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, uri::PathAndQuery};
-use prost::Message as _;
 
 use super::*;
 use crate::{
