@@ -29,8 +29,8 @@ static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 /// Connections begun before the first look: what is made once is made then.
 const WARM: usize = 300;
 
+/// What the other tests run as a process of its own; by itself it has nothing to do.
 #[test]
-#[ignore = "the other side of the other tests"]
 fn the_other_side() {
     outside::play();
 }

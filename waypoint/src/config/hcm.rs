@@ -303,8 +303,14 @@ fn not_enforced_yet(settings: &HttpSettings, notes: &mut Notes) {
     for (field, limit) in [
         ("stream_idle_timeout", settings.stream_idle_timeout),
         ("request_timeout", settings.request_timeout),
-        ("common_http_protocol_options.max_stream_duration", settings.max_stream_duration),
-        ("common_http_protocol_options.max_connection_duration", settings.max_connection_duration),
+        (
+            "common_http_protocol_options.max_stream_duration",
+            settings.max_stream_duration,
+        ),
+        (
+            "common_http_protocol_options.max_connection_duration",
+            settings.max_connection_duration,
+        ),
     ] {
         if limit.is_some() {
             notes.ignore(field, "the limit is not enforced yet");

@@ -119,8 +119,13 @@ pub async fn serve(inner: Arc<Inner>, arrived: Arrived) -> Response<ResponseBody
 
 /// Whether an HTTP/1.0 client wants its connection to go on.
 fn asks_to_keep_alive(headers: &HeaderMap) -> bool {
-    let options = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
-    options.flat_map(|value| value.split(',')).any(|option| option.trim().eq_ignore_ascii_case("keep-alive"))
+    let options = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    options
+        .flat_map(|value| value.split(','))
+        .any(|option| option.trim().eq_ignore_ascii_case("keep-alive"))
 }
 
 /// Takes a request apart into the form that all protocols share; the error is Envoy's reason for 400.

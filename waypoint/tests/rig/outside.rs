@@ -62,7 +62,7 @@ impl Outside {
         let (mirror, web) = (rig.ip(10), rig.ip(11));
         let role = format!("{}|{}|{mirror}|{web}", certificates.path().display(), rig.address);
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args([PLAYER, "--exact", "--ignored", "--nocapture", "--test-threads=1"])
+            .args([PLAYER, "--exact", "--nocapture", "--test-threads=1"])
             .env(ROLE, role)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
