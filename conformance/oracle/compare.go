@@ -121,6 +121,9 @@ func compare(args []string) error {
 	}
 	fmt.Fprintf(output(*writePending), "%d cases, %d equal, %d differences listed, %d not listed, %d minor, %d complaints\n",
 		total.cases, total.equal, total.listed, total.unexplained, total.minor, total.complaints)
+	if err == nil && total.cases == 0 {
+		err = fmt.Errorf("no case was found in %s (requests, golden) for %s", p.root, p.istio)
+	}
 	if err == nil && total.unexplained+total.complaints > 0 && !*writePending {
 		err = errors.New("the proxies differ")
 	}

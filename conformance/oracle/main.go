@@ -27,6 +27,7 @@ const usage = `usage:
   oracle record     [--scenario NAME,…] [--only CASE]                    write golden files from Envoy
   oracle compare    [--scenario NAME,…] [--proxy-cmd CMD]                run another proxy against the golden files
   oracle churn      --changes N [--proxy-cmd CMD]                        change the configuration under load
+  oracle scale      [--pushes N] [--proxy-cmd CMD]                       one changed chain among 2,000 services, under load
   oracle live       --lab ISTIOD-LAB [--proxy-cmd CMD] [--step NAME,…]   run against a real istiod
   oracle echo       --client BIN --server BIN [--proxy-cmd CMD]          Istio's echo programs through the proxy
   oracle serve-xds  --dir CAPTURE --listen ADDR [--no-strip]             serve a capture to a proxy of your own
@@ -43,7 +44,7 @@ func main() {
 	}
 	commands := map[string]func([]string) error{
 		"record": record, "compare": compare, "serve-xds": serveXDS, "up": up, "strip": strip, "token": token, "experiment": experiment,
-		"churn": churn, "live": runLive, "echo": runEcho,
+		"churn": churn, "scale": scale, "live": runLive, "echo": runEcho,
 	}
 	command := commands[os.Args[1]]
 	if command == nil {

@@ -148,13 +148,7 @@ func (d *Discovery) Replace(url, name string, body proto.Message) error {
 		return err
 	}
 	d.mu.Lock()
-	r := d.set.Find(url, name)
-	if r == nil {
-		r = &capture.Resource{Name: name}
-		d.set.Types[url] = append(d.set.Types[url], r)
-	}
-	r.Body = packed
-	r.Version = fmt.Sprintf("changed-%d", d.nonce)
+	r := d.change(url, name, packed)
 	var targets []*adsStream
 	for s := range d.streams {
 		if s.wildcard[url] || s.subscriptions[url][name] {
@@ -168,6 +162,26 @@ func (d *Discovery) Replace(url, name string, body proto.Message) error {
 		}
 	}
 	return nil
+}
+
+// change stores a resource; the caller holds the lock.
+func (d *Discovery) change(url, name string, body *anypb.Any) *capture.Resource {
+	r := d.set.Find(url, name)
+	if r == nil {
+		r = &capture.Resource{Name: name}
+		d.set.Types[url] = append(d.set.Types[url], r)
+	}
+	r.Body = body
+	r.Version = fmt.Sprintf("changed-%d", d.nonce)
+	return r
+}
+
+// ReplaceInFull changes one resource and pushes every resource of its wildcard type, as istiod does.
+func (d *Discovery) ReplaceInFull(url, name string, body *anypb.Any) error {
+	d.mu.Lock()
+	d.change(url, name, body)
+	d.mu.Unlock()
+	return d.Resend(url)
 }
 
 // Resend pushes every resource of a wildcard type as it stands.
@@ -184,8 +198,9 @@ func (d *Discovery) Resend(url string) error {
 		}
 	}
 	d.mu.Unlock()
-	for _, s := range targets {
-		if err := d.send(s, proto.Clone(response).(*discovery.DeltaDiscoveryResponse)); err != nil {
+	for _, s := range targets { // each gets a nonce of its own; the resources are shared
+		one := &discovery.DeltaDiscoveryResponse{TypeUrl: url, Resources: response.Resources}
+		if err := d.send(s, one); err != nil {
 			return err
 		}
 	}

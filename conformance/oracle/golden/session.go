@@ -40,6 +40,10 @@ type Runner struct {
 	Destinations func(*Session) (stop func(), err error)
 	// TunnelsOnly is for a proxy without a readiness probe: it is ready when it accepts tunnels.
 	TunnelsOnly bool
+	// Unobserved leaves out the access logs that tell what the proxy itself noted.
+	Unobserved bool
+	// Plays chooses the destinations that exist; all when nil.
+	Plays func(backend.Host) bool
 	// Token is the service account token that the proxy finds.
 	Token string
 }
@@ -94,7 +98,7 @@ func (r *Runner) Open(f *File, manifests, captureDir string) (s *Session, err er
 			return s, err
 		}
 	}
-	if r.ControlPlane == nil {
+	if r.ControlPlane == nil && !r.Unobserved {
 		if err = s.Set.Observe(s.logPath); err != nil {
 			return s, err
 		}
@@ -106,6 +110,9 @@ func (r *Runner) Open(f *File, manifests, captureDir string) (s *Session, err er
 	}
 	if s.World, err = NewWorld(manifests, s.Set, f); err != nil {
 		return s, err
+	}
+	if r.Plays != nil {
+		s.World.Hosts = slices.DeleteFunc(s.World.Hosts, func(h backend.Host) bool { return !r.Plays(h) })
 	}
 	if s.Network, err = rig.Up(r.Prefix, rig.Plan{Clients: f.Clients(), Waypoint: s.World.Waypoint, Also: s.World.Also, Dest: s.World.Addresses()}); err != nil {
 		return s, err

@@ -60,6 +60,7 @@ var groups = [][]step{
 		{name: "address-type", run: addressType},
 		{name: "weight-change", run: weightChange},
 		{name: "service-added", run: serviceAdded},
+		{name: "every-address", proxy: true, run: everyAddress},
 		{name: "changes-under-load", run: changesUnderLoad},
 		{name: "istiod-restart-under-load", run: restartUnderLoad},
 	},
@@ -118,7 +119,7 @@ func runGroup(o Options, group []step, manifests, captured string) (passed, fail
 	}
 	for i, s := range group {
 		chosen := len(o.Steps) == 0 || slices.Contains(o.Steps, s.name) || i == 0 // the first brings the mesh up
-		if !chosen {
+		if !chosen || s.proxy && o.Runner.Command == "" {
 			continue
 		}
 		measured, err := "", down
@@ -170,7 +171,10 @@ func open(o Options, name, manifests, captured string) (*run, error) {
 		}
 		return func() { relay.Stop(); r.lab.stop() }, nil
 	}
-	file := &golden.File{Scenario: "live-" + name, Cases: []golden.Case{{Request: golden.Request{From: clientIP}}}}
+	file := &golden.File{
+		Scenario: "live-" + name, Cases: []golden.Case{{Request: golden.Request{From: clientIP}}},
+		Hosts: []golden.ExtraHost{{Name: outsideName, IP: outsideIP}},
+	}
 	var err error
 	r.session, err = runner.Open(file, manifests, captured)
 	if r.session != nil && r.session.Backend != nil {
@@ -473,6 +477,67 @@ func serviceAdded(r *run) (string, error) {
 		}
 		time.Sleep(2 * time.Millisecond)
 	}
+}
+
+// The destination outside the mesh that everyAddress brings in.
+const (
+	outsideName = "outside"
+	outsideIP   = "192.0.2.10"
+	outsideHost = "inline.example.com"
+)
+
+// outsideAddresses are the addresses of its ServiceEntry. istiod puts one of them into the matcher and takes
+// which from a map, so that only a proxy that goes by the addresses of the service serves all.
+var outsideAddresses = []string{"240.240.1.1", "240.240.1.2"}
+
+func outsideEntry() string {
+	return fmt.Sprintf(`apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: inline, namespace: app}
+spec:
+  hosts: [%s]
+  addresses: [%s]
+  ports:
+  - {number: 80, name: http, protocol: HTTP, targetPort: 8080}
+  resolution: STATIC
+  endpoints:
+  - {address: %s}
+`, outsideHost, strings.Join(outsideAddresses, ", "), outsideIP)
+}
+
+const outsideKey = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: inline, namespace: app}\n"
+
+// everyAddress adds a ServiceEntry with two addresses; a request to each is answered by its endpoint.
+func everyAddress(r *run) (string, error) {
+	const limit = 10 * time.Second
+	h2, err := r.dial()
+	if err != nil {
+		return "", err
+	}
+	defer h2.Close()
+	begun := time.Now()
+	if err := r.lab.apply(outsideEntry()); err != nil {
+		return "", err
+	}
+	defer r.lab.remove(outsideKey)
+	var answers []string
+	for _, address := range outsideAddresses {
+		for {
+			pod, err := r.request(h2, net.JoinHostPort(address, "80"), outsideHost)
+			if err == nil && pod == outsideName {
+				break
+			}
+			if err == nil {
+				return "", fmt.Errorf("%s is answered by %q, not by the endpoint %q", address, pod, outsideName)
+			}
+			if time.Since(begun) > limit {
+				return "", fmt.Errorf("the address %s of a ServiceEntry is not served after %v: %w", address, limit, err)
+			}
+			time.Sleep(2 * time.Millisecond)
+		}
+		answers = append(answers, fmt.Sprintf("%s after %v", address, time.Since(begun).Round(time.Millisecond)))
+	}
+	return "each address of a ServiceEntry is answered 200 by its endpoint: " + strings.Join(answers, ", "), nil
 }
 
 // underLoad starts every kind of exchange.

@@ -67,6 +67,10 @@ func (w *Watched) totals() Totals {
 
 // Load is a set of running exchanges.
 type Load struct {
+	// Answered, when set before the first exchange, gets when each good exchange began and how long it took.
+	// It is called from several goroutines.
+	Answered func(begun time.Time, took time.Duration)
+
 	dial    Dial
 	begun   time.Time
 	stop    context.CancelFunc
@@ -127,11 +131,15 @@ func (l *Load) watch(name string, pause time.Duration, connect func() (*exchange
 					continue
 				}
 			}
+			begun := time.Now()
 			err := beat(e)
 			var asked closingError
 			switch {
 			case err == nil:
 				w.done()
+				if l.Answered != nil {
+					l.Answered(begun, time.Since(begun))
+				}
 				continue
 			case l.over():
 				continue

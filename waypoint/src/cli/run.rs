@@ -10,8 +10,10 @@ use cairn_identity::{Identity, Source, generate::Authority};
 use clap::Args;
 
 use crate::{
+    admin,
     config::{Compiler, load},
     engine::{Engine, Parts, Runtimes},
+    logging::{self, LogSettings},
     proxy::DataSettings,
 };
 
@@ -33,6 +35,9 @@ pub struct Run {
     /// Listen for tunnels here instead of where the configuration says.
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<SocketAddr>,
+    /// Where administrative pages and metrics are served; without it nowhere.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    admin: Option<SocketAddr>,
     /// Threads for connections; without it one a core.
     #[arg(long, value_name = "N")]
     concurrency: Option<usize>,
@@ -60,8 +65,9 @@ fn serve(args: &Run) -> Result<()> {
         listen: args.listen,
         ..DataSettings::default()
     };
+    let _logging = logging::Handle::start(&LogSettings::default());
     let engine = Engine::new(Parts {
-        identity: identity(args)?,
+        identity: runtimes.control.block_on(ready(identity(args)?))?,
         network: args.network.clone(),
         version: super::ISTIO_VERSION.into(),
         settings,
@@ -77,6 +83,11 @@ fn serve(args: &Run) -> Result<()> {
     for item in compiler.unsupported().iter() {
         tracing::info!("not supported: {item}");
     }
+    if let Some(address) = args.admin {
+        let pages = admin::static_pages(&engine, compiler.store().clone());
+        let bound = runtimes.control.block_on(admin::serve(address, pages))?;
+        eprintln!("cairn run: administrative pages on http://{bound}/help");
+    }
     let engine = Arc::new(engine);
     let bound = runtimes.data.block_on(async { engine.listen() })?;
     anyhow::ensure!(
@@ -91,6 +102,21 @@ fn serve(args: &Run) -> Result<()> {
     runtimes.control.block_on(engine.logs.flush(super::FLUSH_TIMEOUT));
     Ok(())
 }
+
+/// Waits for certificates that come from files; what is wrong with them ends the command.
+async fn ready(identity: Identity) -> Result<Identity> {
+    if tokio::time::timeout(CERTIFICATES_TIMEOUT, identity.ready()).await.is_err() {
+        let why = identity
+            .status()
+            .last_error
+            .unwrap_or_else(|| "they were not read in time".into());
+        anyhow::bail!("there are no usable certificates: {why}");
+    }
+    Ok(identity)
+}
+
+/// How long certificates in files may take to be read.
+const CERTIFICATES_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
 
 fn identity(args: &Run) -> Result<Identity> {
     if let Some(dir) = &args.certs {

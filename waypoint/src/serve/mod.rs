@@ -1,9 +1,9 @@
 //! From a tunnel to answers: accept it, find out whose service it is and what is spoken, decide, forward, tell.
 //!
-//! * [`listener`] accepts connections, [`tunnel`] their CONNECT streams;
-//! * [`detect`] finds out what is spoken where the configuration does not say;
-//! * [`http1`] and [`http2`] read requests, [`request`] follows one through filters and route to its answer ([`response`]);
-//! * [`tcp`] passes bytes.
+//! * `listener` accepts connections, `tunnel` their CONNECT streams;
+//! * `detect` finds out what is spoken where the configuration does not say;
+//! * `http1` and `http2` read requests, `request` follows one through filters and route to its answer (`response`);
+//! * `tcp` passes bytes.
 
 mod date;
 mod detect;
