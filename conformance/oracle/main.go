@@ -150,11 +150,14 @@ func (p *places) each(f func(file *golden.File, manifests, captureDir, goldenPat
 	return nil
 }
 
-func (p *places) captureDir(root, name string) string {
+func (p *places) captureDir(root, name string) string { return p.captureIn("xds", root, name) }
+
+// captureIn finds a capture in a tree of captures, xds or scale.
+func (p *places) captureIn(tree, root, name string) string {
 	if absolute, err := filepath.Abs(root); err == nil { // the proxy runs in another directory
 		root = absolute
 	}
-	dir := filepath.Join(root, "xds", p.istio, name)
+	dir := filepath.Join(root, tree, p.istio, name)
 	if _, err := os.Stat(filepath.Join(dir, "capture.json")); err == nil {
 		return dir
 	}

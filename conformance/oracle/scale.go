@@ -58,7 +58,7 @@ func scale(args []string) error {
 	p.runner.Plays = func(h backend.Host) bool { return played[h.IP] }
 	const clientIP = "10.244.0.200"
 	file := &golden.File{Scenario: scaleScenario, Hosts: scalePods, Cases: []golden.Case{{Request: golden.Request{From: clientIP}}}}
-	s, err := p.runner.Open(file, filepath.Join(p.root, "scenarios", scaleManifests+".yaml"), p.captureDir(p.root, scaleScenario))
+	s, err := p.runner.Open(file, filepath.Join(p.root, "scenarios", scaleManifests+".yaml"), p.captureIn("scale", p.root, scaleScenario))
 	if s != nil {
 		defer s.Close()
 	}
@@ -94,10 +94,7 @@ func scale(args []string) error {
 	if !s.Proxy.Running() {
 		err = errors.Join(err, errors.New("the proxy exited"))
 	}
-	if err = errors.Join(err, l.Err()); err != nil {
-		return err
-	}
-	return m.judge(*limit, listenerBytes(s))
+	return errors.Join(err, l.Err(), m.judge(*limit, listenerBytes(s)))
 }
 
 // preparePushes prepares main_internal once for each push, so that the pushes cost the machine little else.
