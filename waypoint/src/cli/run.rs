@@ -75,7 +75,7 @@ fn serve(args: &Run) -> Result<()> {
     });
     let mut compiler = Compiler::new(engine.workloads.clone(), engine.snapshot.clone(), Some(engine.logs.clone()));
     for answer in answers {
-        let applied = compiler.apply(&answer.type_url, answer.resources, Vec::new());
+        let applied = compiler.apply(&answer.type_url, answer.resources, answer.removed);
         for error in applied.errors {
             eprintln!("cairn run: {error}");
         }

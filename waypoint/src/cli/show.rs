@@ -33,7 +33,7 @@ pub fn main(args: &Show) -> ExitCode {
     let mut compiler = Compiler::new(workloads, snapshot.clone(), None);
     let mut malformed = false;
     for answer in answers {
-        let applied = compiler.apply(&answer.type_url, answer.resources, Vec::new());
+        let applied = compiler.apply(&answer.type_url, answer.resources, answer.removed);
         for error in applied.errors {
             malformed |= error.consequence == Consequence::LastGoodStays;
             eprintln!("cairn show: {error}");

@@ -224,21 +224,25 @@ impl Clusters {
     fn has_endpoints(&self, compiled: &Compiled) -> bool {
         match &compiled.endpoints {
             Endpoints::Fixed(_) => true,
-            Endpoints::Eds(service) => self.assignments.get(service).is_some_and(|entry| entry.good.is_some()),
+            // One that came malformed has come: its cluster alone has no endpoints, and nothing else waits for it.
+            Endpoints::Eds(service) => self.assignments.contains_key(service),
         }
     }
 
     fn publishable(&self, name: &Arc<str>, state: Arc<crate::upstream::ClusterState>) -> Option<Cluster> {
         let active = self.entries.get(name)?.active.as_ref()?;
         let mut settings = active.settings.clone();
+        let mut transport_hash = active.transport_hash;
         if let Some(reason) = self.tunnel_refusals.get(&**name) {
+            // Connections that were made before are not used either.
+            transport_hash = !transport_hash;
             settings.transport = TransportTerms::Unsupported(reason.as_str().into());
             settings.tunnel = None;
         }
         Some(Cluster {
             facts: active.facts.clone(),
             settings,
-            transport_hash: active.transport_hash,
+            transport_hash,
             state,
         })
     }

@@ -18,7 +18,7 @@ use super::{
 const REDACTED: &str = "W3JlZGFjdGVkXQ==";
 
 /// Fields of a secret that nobody may see.
-const SECRET_FIELDS: [&str; 4] = ["private_key", "password", "session_ticket_keys", "generic_secret"];
+const SECRET_FIELDS: [&str; 5] = ["private_key", "pkcs12", "password", "session_ticket_keys", "generic_secret"];
 
 /// The whole page. `node` is the node of the bootstrap section; endpoints are shown on demand, as in Envoy.
 pub fn config_dump(store: &Store, node: Value, include_endpoints: bool) -> Value {
@@ -31,6 +31,8 @@ pub fn config_dump(store: &Store, node: Value, include_endpoints: bool) -> Value
         configs.push(endpoints(store));
     }
     configs.extend([listeners(store), routes(store), secrets(store), extensions(store)]);
+    // Not only in secrets: a key may stand in any transport socket that a user has patched in.
+    configs.iter_mut().for_each(redact);
     json!({ "configs": configs })
 }
 
@@ -160,9 +162,7 @@ fn secrets(store: &Store) -> Value {
     let of = |(name, stored): &(String, Stored)| {
         let mut entry = dynamic(store, SECRETS, stored, "secret");
         entry.insert("name".to_owned(), Value::from(name.as_str()));
-        let mut entry = Value::Object(entry);
-        redact(&mut entry);
-        entry
+        Value::Object(entry)
     };
     let secrets: Vec<Value> = store.resources(SECRETS).iter().map(of).collect();
     json!({ "@type": section("SecretsConfigDump"), "dynamic_active_secrets": secrets })

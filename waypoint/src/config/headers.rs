@@ -1,5 +1,6 @@
 //! Header edits and header matchers of routes (contract xds §4.4, §4.5).
 
+use cairn_exchange::format::Template;
 use cairn_policy::{
     headers::{EditAction, HeaderEdit, HeaderEdits},
     matcher::{HeaderMatch, HeaderMatcher, HeaderName, StringMatch, StringMatcher},
@@ -14,6 +15,9 @@ use super::{
     value,
 };
 
+/// Operators of the client's own TLS: inside a tunnel there is none, for Envoy either.
+const ABSENT_IN_TUNNELS: [&str; 2] = ["DOWNSTREAM_PEER_", "DOWNSTREAM_TLS_"];
+
 /// Compiles the edits of one level.
 pub(crate) fn edits(
     add: Vec<HeaderValueOption>,
@@ -25,6 +29,14 @@ pub(crate) fn edits(
         .into_iter()
         .map(|option| edit(option, field, notes))
         .collect::<Result<Vec<_>, _>>()?;
+    for edit in &add {
+        for operator in edit.template().into_iter().flat_map(Template::unrecorded) {
+            if !ABSENT_IN_TUNNELS.iter().any(|absent| operator.starts_with(absent)) {
+                let what = format!("%{operator}% in the value of {} is not known here", edit.name());
+                notes.refuse(&format!("{field}_to_add"), what);
+            }
+        }
+    }
     let removals = remove.iter().map(|name| {
         HeaderEdits::removal(name).map_err(|error| notes.malformed(&format!("{field}_to_remove"), error.to_string()))
     });

@@ -161,6 +161,7 @@ impl Attempts<'_> {
             original,
             key: Key {
                 transport: cluster.transport_hash,
+                tunnel: journey.snapshot.tunnel_terms(),
                 principal: tail.exchange.connection.peer.clone(),
                 original: endpoint.target.address().is_none().then_some(original).flatten(),
             },

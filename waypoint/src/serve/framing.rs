@@ -8,7 +8,7 @@
 use memchr::memmem;
 
 /// Longest line of a chunk's size and extensions.
-const MAX_CHUNK_LINE: usize = 4 * 1024;
+const MAX_CHUNK_LINE: usize = 17 * 1024;
 /// Length of the longest end of a head, from the line feed of its last field.
 const BLANK_LINE: usize = 3;
 

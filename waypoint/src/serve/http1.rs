@@ -129,7 +129,7 @@ async fn answer(inner: Arc<Inner>, mut request: Request<hyper::body::Incoming>) 
             response = Some(ready!(exchange.as_mut().poll(cx)));
         }
         if relay.queue.is_waiting() {
-            cx.waker().wake_by_ref();
+            // The flush that follows takes them, and wakes this task.
             return Poll::Pending;
         }
         match response.take() {

@@ -203,13 +203,17 @@ impl InnerIo {
         let (Some(watch), Some(stream)) = (&mut self.watch, &mut self.stream) else {
             return Poll::Ready(Ok(()));
         };
-        if begin && watch.writing.is_empty() {
+        loop {
+            while !watch.writing.is_empty() {
+                ready!(stream.poll_send(cx, &mut watch.writing, false))?;
+            }
+            if !begin || !watch.informational.is_waiting() {
+                return Poll::Ready(Ok(()));
+            }
             watch.writing = watch.informational.take_http1();
+            // The final answer may be waiting for these to be on their way.
+            cx.waker().wake_by_ref();
         }
-        while !watch.writing.is_empty() {
-            ready!(stream.poll_send(cx, &mut watch.writing, false))?;
-        }
-        Poll::Ready(Ok(()))
     }
 
     fn stream(&mut self) -> io::Result<Pin<&mut TunnelStream>> {
@@ -257,7 +261,7 @@ impl Watch {
         let is_hypers = from.len() <= LONGEST
             && from.starts_with(b"HTTP/1.1 4")
             && from.ends_with(b"\r\n\r\n")
-            && memchr::memmem::find(from, b"date: ").is_none();
+            && !from.windows(6).any(|word| word.eq_ignore_ascii_case(b"\ndate:"));
         let status = from
             .get(9..12)
             .filter(|_| is_hypers)

@@ -290,6 +290,11 @@ impl Journey<'_> {
             )));
         }
         underscores(settings.underscores, &mut head.headers)?;
+        // An offer to go on in HTTP/2, which some clients make with every request: not taken, and no reason to refuse.
+        if upgrade_kind(&head.headers).is_some_and(|kind| kind.eq_ignore_ascii_case("h2c")) {
+            head.headers.remove(header::UPGRADE);
+            head.headers.remove("http2-settings");
+        }
         if let Some(kind) = upgrade_kind(&head.headers).filter(|_| is_upgrade(&head.headers)) {
             let served = (settings.websocket && kind.eq_ignore_ascii_case("websocket"))
                 || settings.upgrades.iter().any(|other| kind.eq_ignore_ascii_case(other));

@@ -114,6 +114,13 @@ impl Snapshot {
         }
     }
 
+    /// Fingerprint of the terms under which tunnels to endpoints are made now.
+    pub fn tunnel_terms(&self) -> u64 {
+        self.clusters
+            .get(crate::upstream::ORIGINATE)
+            .map_or(0, |cluster| cluster.transport_hash)
+    }
+
     /// Another address of the service that owns this one, if the matcher knows that.
     fn sibling_address(&self, facts: &Facts<'_>) -> Option<std::net::IpAddr> {
         let address = facts.destination_ip?;

@@ -30,6 +30,8 @@ impl<'c> Picking<'c> {
     pub fn next(&mut self, random: u64) -> Option<Arc<Endpoint>> {
         let set = self.cluster.state.endpoints.load();
         let candidates = candidates(&set, self.cluster, random);
+        // Another number than the one that chose the priority: the two choices have nothing to do with each other.
+        let random = random.rotate_right(32);
         let fresh = |endpoint: &&Arc<Endpoint>| !self.tried.iter().any(|tried| tried.target == endpoint.target);
         let chosen = if self.tried.is_empty() {
             self.choose(candidates, random)
@@ -97,7 +99,7 @@ fn candidates<'s>(set: &'s EndpointSet, cluster: &Cluster, random: u64) -> Candi
             let shares = priority_shares(&health, DEFAULT_OVERPROVISIONING, threshold as u32);
             match shares
                 .choose(random)
-                .and_then(|(index, panic)| Some((several.get(index)?, panic)))
+                .and_then(|(index, _degraded)| Some((several.get(index)?, shares.panic.get(index) == Some(&true))))
             {
                 Some(chosen) => chosen,
                 None => {

@@ -1,6 +1,6 @@
 //! Opens the byte stream to an endpoint: through a tunnel, or plainly.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc};
 
 use cairn_hbone::{DialError, OpenError};
 use cairn_identity::{ClientTerms, Identity};
@@ -8,13 +8,13 @@ use http::{HeaderMap, StatusCode};
 use parking_lot::RwLock;
 use tokio::{net::TcpStream, time::timeout};
 
-use super::{Cluster, Endpoint, Target, UpstreamIo};
+use super::{Cluster, Endpoint, Target, TcpKeepalive, UpstreamIo};
 use crate::snapshot::Snapshot;
 
 /// The port on which every HBONE proxy listens (contract xds §5.8: `upstream_port_override`).
 pub const HBONE_PORT: u16 = 15008;
 /// The cluster whose TLS terms tunnels to endpoints use.
-const ORIGINATE: &str = "connect_originate";
+pub const ORIGINATE: &str = "connect_originate";
 
 /// Opens byte streams to endpoints.
 pub struct Connector {
@@ -115,7 +115,7 @@ impl Connector {
         let no_address = || ConnectError::Failed("the client asked for a name, and this cluster needs an address".into());
         match &endpoint.target {
             Target::Tunnel { address, gateway } => self.tunnel(snapshot, *address, *gateway).await,
-            Target::Plain(address) => plain(*address, cluster.settings.connect_timeout).await,
+            Target::Plain(address) => plain(*address, cluster).await,
             Target::Original { tunnel: true } => self.tunnel(snapshot, original.ok_or_else(no_address)?, None).await,
             Target::Original { tunnel: false } => {
                 let mut address = original.ok_or_else(no_address)?;
@@ -125,7 +125,7 @@ impl Connector {
                 {
                     address.set_port(port);
                 }
-                plain(address, cluster.settings.connect_timeout).await
+                plain(address, cluster).await
             }
         }
     }
@@ -163,19 +163,38 @@ impl Connector {
     }
 }
 
-async fn plain(address: SocketAddr, limit: Duration) -> Result<Connected, ConnectError> {
-    let stream = timeout(limit, TcpStream::connect(address))
+async fn plain(address: SocketAddr, cluster: &Cluster) -> Result<Connected, ConnectError> {
+    let stream = timeout(cluster.settings.connect_timeout, TcpStream::connect(address))
         .await
         .map_err(|_| ConnectError::Timeout)?
         .map_err(|error| ConnectError::Failed(in_envoys_words(&error)))?;
     stream
         .set_nodelay(true)
         .map_err(|error| ConnectError::Failed(in_envoys_words(&error)))?;
+    if let Some(keepalive) = &cluster.settings.tcp_keepalive {
+        // A kernel that does not take a value keeps its own; the connection is as good without.
+        let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&probes(keepalive));
+    }
     let local_address = stream.local_addr().ok();
     Ok(Connected {
         io: UpstreamIo::Plain(stream),
         local_address,
     })
+}
+
+/// A cluster's keepalive as the kernel takes it; what is not said stays the kernel's own.
+fn probes(keepalive: &TcpKeepalive) -> socket2::TcpKeepalive {
+    let mut probes = socket2::TcpKeepalive::new();
+    if let Some(time) = keepalive.time {
+        probes = probes.with_time(time);
+    }
+    if let Some(interval) = keepalive.interval {
+        probes = probes.with_interval(interval);
+    }
+    if let Some(count) = keepalive.probes {
+        probes = probes.with_retries(count);
+    }
+    probes
 }
 
 /// As Envoy writes it into `upstream_transport_failure_reason`.

@@ -36,6 +36,8 @@ const HTTP2_SPREAD: u32 = 100;
 pub struct Key {
     /// Fingerprint of the transport settings.
     pub transport: u64,
+    /// Fingerprint of the terms under which its tunnel was made.
+    pub tunnel: u64,
     /// Whose requests it carries.
     pub principal: Option<SpiffeId>,
     /// Where it goes, for endpoints that are wherever the client wanted to go.
@@ -152,7 +154,17 @@ impl Connections {
     pub fn take_http2(&self, key: &Key, settings: &ClusterSettings) -> Option<Http2Lease> {
         let at = now();
         let mut all = self.http2.lock();
-        all.retain(|connection| !connection.gone.load(Ordering::Acquire));
+        all.retain(|connection| {
+            let used_up = !is_young(
+                settings,
+                connection.made,
+                None,
+                connection.requests.load(Ordering::Relaxed),
+                at,
+            );
+            let idle = connection.active.load(Ordering::Acquire) == 0;
+            !(connection.gone.load(Ordering::Acquire) || used_up && idle && connection.key == *key)
+        });
         let usable = all
             .iter()
             .filter(|connection| connection.key == *key && connection.has_room(settings, at));
@@ -191,7 +203,9 @@ impl Connections {
         self.http2.lock().retain(|connection| {
             let busy = connection.active.load(Ordering::Acquire) > 0;
             let idle_since = *connection.idle_since.lock();
-            !connection.gone.load(Ordering::Acquire) && (busy || is_young(settings, connection.made, Some(idle_since), 0, at))
+            let requests = connection.requests.load(Ordering::Relaxed);
+            !connection.gone.load(Ordering::Acquire)
+                && (busy || is_young(settings, connection.made, Some(idle_since), requests, at))
         });
     }
 

@@ -155,6 +155,10 @@ impl Attempt<'_> {
         if body_ended && !has_no_body(&request.method) {
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
+        // hyper takes a GET or HEAD of unknown length for one without a body.
+        if !body_ended && !headers.contains_key(header::CONTENT_LENGTH) && message.body().size_hint().exact().is_none() {
+            headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
         *message.headers_mut() = headers;
         if self.cluster.settings.preserve_header_case {
             *message.extensions_mut() = self.spelling.clone();

@@ -13,7 +13,7 @@ pub use cluster::{
     Breakers, Cluster, ClusterSettings, ClusterState, Discovery, LbPolicy, NamedEndpoint, OriginalDestination, TcpKeepalive,
     TransportTerms, UpstreamProtocol,
 };
-pub use connect::{ConnectError, Connected, Connector};
+pub use connect::{ConnectError, Connected, Connector, ORIGINATE};
 pub use connections::Key;
 pub use endpoint::{Endpoint, EndpointSet, EndpointState, Health, Locality, LocalityGroup, Priority, Spread, Target};
 pub use http::{Answer, Attempt, AttemptError, InformationalRelay, Lease};
