@@ -320,3 +320,31 @@ async fn a_slow_answer_streams_while_it_comes() {
     let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
     assert_eq!(&first[..], b"half");
 }
+
+#[tokio::test]
+async fn the_body_of_a_get_reaches_the_pod_though_its_length_is_not_known() {
+    let rig = Rig::start().await;
+    let pod = rig.pod(10, echo_app("web")).await;
+    rig.serve(Config::default().http(WEB, &[pod.address])).await;
+    let request =
+        "GET /search HTTP/1.1\r\nhost: web\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+    let (answer, _) = raw(&rig, request).await;
+    assert!(answer.ends_with("web /search 5"), "{answer:?}");
+}
+
+#[tokio::test]
+async fn an_offer_to_go_on_in_http2_is_not_taken_and_no_reason_to_refuse() {
+    let rig = Rig::start().await;
+    let pod = rig.pod(10, echo_app("web")).await;
+    rig.serve(Config::default().http(WEB, &[pod.address])).await;
+    let mut client = rig.http1(WEB).await;
+    let request = Request::get("/a")
+        .header("host", "web")
+        .header("connection", "Upgrade, HTTP2-Settings")
+        .header("upgrade", "h2c")
+        .header("http2-settings", "AAMAAABkAAQCAAAAAAIAAAAA")
+        .body(Full::default())
+        .unwrap();
+    let (status, _, body) = send(&mut client, request).await;
+    assert_eq!((status, &body[..]), (StatusCode::OK, &b"web /a 0"[..]));
+}

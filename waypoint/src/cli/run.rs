@@ -58,7 +58,8 @@ pub fn main(args: &Run) -> ExitCode {
 }
 
 fn serve(args: &Run) -> Result<()> {
-    let answers = load::load(&args.config)?;
+    // The error tells its cause itself.
+    let answers = load::load(&args.config).map_err(|error| anyhow::anyhow!("{error}"))?;
     let runtimes = Runtimes::new(args.concurrency).context("the runtimes cannot be started")?;
     let _control = runtimes.control.enter();
     let settings = DataSettings {

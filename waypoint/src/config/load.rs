@@ -57,7 +57,7 @@ pub struct Answer {
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// A file cannot be read.
-    #[error("cannot read {path}: {source}")]
+    #[error("cannot read {path}: {source}; name the folder of a capture, or a file with Envoy's config_dump in JSON")]
     Read {
         /// The file.
         path: PathBuf,
@@ -83,7 +83,7 @@ pub enum LoadError {
         what: String,
     },
     /// A file is no JSON.
-    #[error("{path}: line {line}, column {column}: {what}")]
+    #[error("{path}: line {line}, column {column}: {what}; a file has to be Envoy's config_dump in JSON, a capture is a folder")]
     Json {
         /// The file.
         path: PathBuf,
