@@ -5,11 +5,13 @@
 pub mod clock;
 mod flags;
 pub mod format;
+mod metadata;
 mod record;
 mod spiffe;
 mod workload;
 
 pub use flags::ResponseFlags;
+pub use metadata::DynamicMetadata;
 pub use record::{
     ClusterFacts, Connection, Counts, Exchange, Moments, Protocol, RequestHead, Scheme, Service, ShadowDecision, Upstream,
     is_grpc_content_type,

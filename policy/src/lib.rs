@@ -7,6 +7,7 @@
 //! * [`path`]: the one form that a path takes before anything looks at it.
 //! * [`route`]: which route a request takes, and what that route makes of it.
 //! * [`headers`]: which headers are added, removed and believed.
+//! * [`jwt`]: which tokens a request must have, and whether they are good.
 //! * [`rbac`]: who may do what.
 //! * [`timeout`]: how long a request may take.
 //! * [`retry`]: whether, when and how often it is tried again.
@@ -14,6 +15,7 @@
 
 pub mod balance;
 pub mod headers;
+pub mod jwt;
 pub mod matcher;
 pub mod path;
 pub mod rbac;
