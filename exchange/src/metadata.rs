@@ -21,6 +21,9 @@ struct Entry {
 }
 
 impl DynamicMetadata {
+    /// Nothing was noted.
+    pub const NONE: &'static Self = &Self { entries: Vec::new() };
+
     /// Notes a value; one with the same namespace and key is replaced.
     pub fn set(&mut self, namespace: Arc<str>, key: Arc<str>, value: Arc<Value>) {
         let known = |entry: &&mut Entry| entry.namespace == namespace && entry.key == key;

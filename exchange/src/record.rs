@@ -12,7 +12,7 @@ use std::{
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, uri::PathAndQuery};
 
-use crate::{ResponseFlags, SpiffeId, clock::Instant, workload::Workload};
+use crate::{DynamicMetadata, ResponseFlags, SpiffeId, clock::Instant, workload::Workload};
 
 /// What is spoken inside a tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -202,6 +202,8 @@ pub struct Exchange {
     pub transport_failure: Option<Cow<'static, str>>,
     /// What rules that are only tried out would have done, in their order.
     pub shadow: Vec<ShadowDecision>,
+    /// What filters have noted.
+    pub metadata: DynamicMetadata,
     /// Whether an AUDIT policy matched: `access_log_hint`.
     pub audited: bool,
     /// Bytes and messages.
@@ -256,6 +258,7 @@ impl Exchange {
             termination_details: None,
             transport_failure: None,
             shadow: Vec::new(),
+            metadata: DynamicMetadata::default(),
             audited: false,
             counts: Counts::default(),
             moments: Moments::default(),

@@ -114,13 +114,13 @@ impl Authentication {
     }
 
     /// Decides about a request, tells behind what its good tokens say, and takes out what is not to be forwarded. `now` is in seconds
-    /// since 1970, `facts` are what rules match beside the head.
+    /// since 1970, `random` is the request's number.
     pub fn check(
         &self,
         per_route: Option<&PerRoute>,
         head: &mut RequestHead,
         metadata: &mut DynamicMetadata,
-        facts: Facts<'_>,
+        random: u64,
         now: u64,
         fetched: &dyn FetchedKeys,
     ) -> Checked {
@@ -136,7 +136,7 @@ impl Authentication {
             None => self
                 .rules
                 .iter()
-                .find(|rule| rule.matches.matches(head, facts))
+                .find(|rule| rule.matches.matches(head, Facts { random, metadata }))
                 .map(|rule| &rule.requires),
         };
         let Some(step) = step else { return Checked::Passed };

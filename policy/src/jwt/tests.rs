@@ -16,10 +16,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::{token::BASE64URL, *};
-use crate::{
-    matcher::{PathMatch, PathMatcher},
-    route::no_metadata,
-};
+use crate::matcher::{PathMatch, PathMatcher};
 
 const NOW: u64 = 1_800_000_000;
 
@@ -31,11 +28,13 @@ fn text(bytes: impl AsRef<[u8]>) -> String {
     BASE64URL.encode(bytes)
 }
 
+type Sign = dyn Fn(&[u8]) -> Vec<u8>;
+
 /// A key pair of any kind: what verifies, and a signer.
 struct Signer {
     jwk: Value,
     algorithm: &'static str,
-    sign: Box<dyn Fn(&[u8]) -> Vec<u8>>,
+    sign: Box<Sign>,
 }
 
 impl Signer {
@@ -190,11 +189,7 @@ fn settings(issuer: &str) -> ProviderSettings {
 }
 
 fn check_at(filter: &Authentication, head: &mut RequestHead, metadata: &mut DynamicMetadata, now: u64) -> Checked {
-    let facts = Facts {
-        random: 0,
-        metadata: &no_metadata,
-    };
-    filter.check(None, head, metadata, facts, now, &Fetched::default())
+    filter.check(None, head, metadata, 0, now, &Fetched::default())
 }
 
 /// What is said of a request with this `authorization`.
@@ -566,10 +561,6 @@ fn a_route_can_switch_it_off_or_name_a_requirement() {
     let providers = || vec![Provider::new(settings("a"), KeySource::Inline(Ok(Signer::edwards().keys())))];
     let named = vec![("open".into(), Requirement::Nothing)];
     let filter = Authentication::new(providers(), vec![(every(), requires)], named, true).unwrap();
-    let facts = || Facts {
-        random: 0,
-        metadata: &no_metadata,
-    };
     for (per_route, checked) in [
         (None, Checked::Refused(Problem::Missing)),
         (Some(PerRoute::Disabled), Checked::Passed),
@@ -580,14 +571,7 @@ fn a_route_can_switch_it_off_or_name_a_requirement() {
         ),
     ] {
         let (mut head, mut metadata) = (head("/", &[]), DynamicMetadata::default());
-        let found = filter.check(
-            per_route.as_ref(),
-            &mut head,
-            &mut metadata,
-            facts(),
-            NOW,
-            &Fetched::default(),
-        );
+        let found = filter.check(per_route.as_ref(), &mut head, &mut metadata, 0, NOW, &Fetched::default());
         assert_eq!(found, checked, "{per_route:?}");
     }
     let unknown = Requirement::All(vec![Requirement::Provider {
@@ -601,13 +585,9 @@ fn a_route_can_switch_it_off_or_name_a_requirement() {
 fn keys_that_are_elsewhere_are_asked_for_only_when_they_are_needed() {
     let signer = Signer::edwards();
     let filter = as_istiod(vec![Provider::new(settings("a"), KeySource::Remote)]);
-    let facts = || Facts {
-        random: 0,
-        metadata: &no_metadata,
-    };
     let ask = |claims: &Value, fetched: &Fetched| {
         let mut head = head("/", &[("authorization", &format!("Bearer {}", signer.token(claims)))]);
-        filter.check(None, &mut head, &mut DynamicMetadata::default(), facts(), NOW, fetched)
+        filter.check(None, &mut head, &mut DynamicMetadata::default(), 0, NOW, fetched)
     };
     let none = Fetched::default();
     assert_eq!(ask(&json!({"iss": "a"}), &none), Checked::NeedsKeys(0));

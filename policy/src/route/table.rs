@@ -2,14 +2,14 @@
 
 use std::{any::Any, collections::BTreeMap, sync::Arc};
 
-use cairn_exchange::RequestHead;
+use cairn_exchange::{DynamicMetadata, RequestHead};
 use http::Method;
 use smallvec::SmallVec;
 
 use super::{Decorator, Domain, Fraction, RouteAction, WeightedCluster, domains::DomainIndex, index::RouteIndex};
 use crate::{
     headers::HeaderEdits,
-    matcher::{HeaderMatcher, MetadataLookup, MetadataMatcher, MetadataValue, PathMatch, PathMatcher, QueryMatcher},
+    matcher::{HeaderMatcher, MetadataMatcher, PathMatch, PathMatcher, QueryMatcher},
 };
 
 /// Configuration of filters on a route, a virtual host or a weighted cluster, by the filter's name; only the filter knows its type.
@@ -112,7 +112,7 @@ pub struct Facts<'a> {
     /// would depend on each other.
     pub random: u64,
     /// Dynamic metadata.
-    pub metadata: MetadataLookup<'a>,
+    pub metadata: &'a DynamicMetadata,
 }
 
 /// A found route.
@@ -128,11 +128,6 @@ pub struct Found<'a> {
 
 /// Header edits in the order in which they are applied.
 pub type EditLevels<'a> = SmallVec<[&'a HeaderEdits; 4]>;
-
-/// No filter has noted anything.
-pub fn no_metadata(_: &str, _: &[Box<str>]) -> Option<MetadataValue> {
-    None
-}
 
 // === impl RouteMatch ===
 

@@ -10,7 +10,7 @@ use cairn_exchange::{Exchange, Protocol, RequestHead, ResponseFlags, Scheme, clo
 use cairn_filters::{LocalReply, ResponseHead, Run, Verdict};
 use cairn_policy::{
     headers::{TraceReason, incoming::Arrival, is_upgrade, upgrade_kind, with_trace_reason},
-    route::{Facts, Found, RouteAction, no_metadata, request_location},
+    route::{Facts, Found, RouteAction, request_location},
 };
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, header, uri::PathAndQuery};
 use http_body::Body as _;
@@ -184,7 +184,7 @@ impl Journey<'_> {
         };
         let facts = Facts {
             random: self.random,
-            metadata: &no_metadata,
+            metadata: &self.tail.exchange.metadata,
         };
         let Some(found) = self.http.routes.find(head, facts) else {
             return self.reply(reply::route_not_found());
@@ -359,7 +359,7 @@ impl Journey<'_> {
         }
         let facts = Facts {
             random: self.random,
-            metadata: &no_metadata,
+            metadata: &self.tail.exchange.metadata,
         };
         let found = self
             .tail
