@@ -3,21 +3,39 @@
 //! The client hands each answer to [`Watched`], which gives it to the one [`Compiler`] and tells [`Progress`] what came of it:
 //! readiness and start wait on that, metrics read it. It runs on a blocking thread of the control runtime (architecture rule 8).
 
-use std::time::Duration;
+use std::{
+    future::{Future, pending},
+    sync::Arc,
+    time::Duration,
+};
 
-use cairn_exchange::clock;
+use cairn_exchange::clock::{self, Instant};
 use cairn_telemetry::{Counter, Registry};
 use cairn_xds::{Consumer, Subscription, TypeUrl, Update, Verdict};
-use tokio::sync::watch;
+use parking_lot::Mutex;
+use tokio::{
+    sync::watch,
+    task::spawn_blocking,
+    time::{sleep, sleep_until},
+};
 
 use crate::config::{
     Compiler,
     compiler::{CLUSTERS, ENDPOINTS, EXTENSIONS, LISTENERS, SECRETS},
 };
 
+/// Pause before a deadline is looked at again, when what it led to has failed.
+const FAILED_PAUSE: Duration = Duration::from_secs(1);
+
 /// The compiler, watched.
 #[derive(Debug)]
 pub struct Watched {
+    /// Locked for one answer or deadline at a time, by blocking threads, never across an await.
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Debug)]
+struct Inner {
     compiler: Compiler,
     progress: watch::Sender<Progress>,
     applied: Counter,
@@ -31,6 +49,8 @@ pub struct Progress {
     pub missing: Vec<String>,
     /// Answers that were applied, in full or in part.
     pub answers: u64,
+    /// When something that waits has waited long enough.
+    pub due: Option<Instant>,
 }
 
 // === impl Watched ===
@@ -41,6 +61,7 @@ impl Watched {
         let (progress, receiver) = watch::channel(Progress {
             missing: compiler.missing(),
             answers: 0,
+            due: None,
         });
         let applied = registry.counter(
             "cairn_config_answers_total",
@@ -52,31 +73,76 @@ impl Watched {
             "Time spent on answers of istiod.",
             &[],
         );
-        (
-            Self {
-                compiler,
-                progress,
-                applied,
-                micros,
-            },
-            receiver,
-        )
+        let inner = Inner {
+            compiler,
+            progress,
+            applied,
+            micros,
+        };
+        let inner = Arc::new(Mutex::new(inner));
+        (Self { inner }, receiver)
+    }
+
+    /// Publishes what has waited long enough for something that istiod does not send, whether or not there is a stream to istiod.
+    /// Runs until the watched compiler is gone.
+    pub fn deadlines(&self) -> impl Future<Output = ()> + Send + 'static {
+        let weak = Arc::downgrade(&self.inner);
+        let mut progress = self.inner.lock().progress.subscribe();
+        async move {
+            loop {
+                let due = progress.borrow_and_update().due;
+                let over = async move {
+                    match due {
+                        Some(due) => sleep_until(due).await,
+                        None => pending().await,
+                    }
+                };
+                tokio::select! {
+                    changed = progress.changed() => if changed.is_err() { return },
+                    () = over => {
+                        let Some(inner) = weak.upgrade() else { return };
+                        if let Err(error) = spawn_blocking(move || inner.lock().overdue()).await {
+                            tracing::error!("what has waited long enough could not be published: {error}");
+                            sleep(FAILED_PAUSE).await;
+                        }
+                    }
+                }
+            }
+        }
     }
 }
 
 impl Consumer for Watched {
+    fn apply(&mut self, update: Update) -> Verdict {
+        self.inner.lock().apply(update)
+    }
+}
+
+// === impl Inner ===
+
+impl Inner {
     fn apply(&mut self, update: Update) -> Verdict {
         let begin = clock::now();
         let verdict = Consumer::apply(&mut self.compiler, update);
         let took: Duration = clock::now().duration_since(begin);
         self.micros.add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
         self.applied.inc();
-        let missing = self.compiler.missing();
+        self.tell(1);
+        verdict
+    }
+
+    fn overdue(&mut self) {
+        self.compiler.overdue();
+        self.tell(0);
+    }
+
+    fn tell(&self, answers: u64) {
+        let (missing, due) = (self.compiler.missing(), self.compiler.due());
         self.progress.send_modify(|progress| {
             progress.missing = missing;
-            progress.answers += 1;
+            progress.answers += answers;
+            progress.due = due;
         });
-        verdict
     }
 }
 
@@ -143,5 +209,42 @@ mod tests {
         );
         assert!(now.missing.iter().any(|item| item.contains("LDS")), "{now:?}");
         assert_eq!(registry.counter("cairn_config_answers_total", "", &[]).get(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_too_long_is_published_without_any_answer() {
+        use crate::config::load::load;
+        let workloads = Arc::new(Workloads::new(""));
+        let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::empty(workloads.clone())));
+        let (mut watched, mut progress) = Watched::new(Compiler::new(workloads, snapshot.clone(), None), &Registry::new());
+        let running = tokio::spawn(watched.deadlines());
+        let capture = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../conformance/fixtures/xds/istio-1.31.0-20260827/01-http-basic"
+        );
+        let begin = clock::now();
+        for answer in load(capture.as_ref()).unwrap() {
+            if answer.type_url == ENDPOINTS {
+                continue;
+            }
+            let changed = answer.resources.into_iter().map(|resource| cairn_xds::Changed {
+                name: resource.name,
+                version: resource.version,
+                aliases: Vec::new(),
+                type_url: resource.type_url.into(),
+                bytes: resource.bytes,
+            });
+            watched.apply(Update {
+                changed: changed.collect(),
+                ..update(&answer.type_url)
+            });
+        }
+        assert!(snapshot.load().matcher.is_none());
+        let all = progress.wait_for(|progress| progress.missing.is_empty()).await;
+        assert_eq!(all.unwrap().due, None);
+        assert_eq!(clock::now().duration_since(begin).as_secs(), 15);
+        assert!(snapshot.load().matcher.is_some());
+        drop(watched);
+        running.await.unwrap();
     }
 }

@@ -77,6 +77,9 @@ fn configuration(registry: &Registry, proxy: &Arc<Proxy>, store: &Arc<Store>) {
         &[],
         move || snapshot.load().version as f64,
     );
+    let waiting = store.clone();
+    let help = "Clusters and chains that wait for something that istiod has not sent, or are used without it.";
+    registry.gauge_fn("cairn_config_waiting", help, &[], move || waiting.pending().len() as f64);
     let effects = [
         ("refused", Effect::Refused),
         ("route_refused", Effect::RouteRefused),

@@ -91,6 +91,7 @@ async fn run(settings: Settings, arguments: &Arguments, logging: logging::Handle
     let compiler = Compiler::new(engine.workloads.clone(), engine.snapshot.clone(), Some(engine.logs.clone()));
     let store = compiler.store().clone();
     let (watched, progress) = Watched::new(compiler, &engine.registry);
+    tokio::spawn(watched.deadlines());
     let about = about(&settings.istiod.node, arguments, settings.workers, &settings.istio_version);
     let istiod = settings.istiod.address.to_string();
     let client = cairn_xds::Client::new(settings.istiod, consumer::subscriptions(settings.peers), watched)?;

@@ -17,6 +17,7 @@ use cairn_proto::envoy::{
         Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions, KeepaliveSettings,
         http_protocol_options::HeadersWithUnderscoresAction,
     },
+    config::route::v3::RouteConfiguration,
     extensions::{
         filters::network::http_connection_manager::v3::{
             HttpConnectionManager, HttpFilter, RequestIdExtension,
@@ -86,10 +87,18 @@ pub(crate) fn compile(manager: HttpConnectionManager, context: &mut Context, not
         Some(RouteSpecifier::RouteConfig(config)) => {
             notes.within("route_config", |notes| route::compile(config, context, notes))?
         }
+        // Envoy would take them, and what they say is not known: nothing of the chain is served.
         Some(RouteSpecifier::Rds(_)) => {
-            return Err(notes.malformed("rds", "routes by RDS are not supported: istiod never sends them"));
+            notes.refuse(
+                "rds",
+                "routes by RDS are not supported: istiod never sends them to a waypoint",
+            );
+            route::compile(RouteConfiguration::default(), context, notes)?
         }
-        Some(RouteSpecifier::ScopedRoutes(_)) => return Err(notes.malformed("scoped_routes", "is not supported")),
+        Some(RouteSpecifier::ScopedRoutes(_)) => {
+            notes.refuse("scoped_routes", "is not supported");
+            route::compile(RouteConfiguration::default(), context, notes)?
+        }
         None => return Err(notes.malformed("route_config", "is missing")),
     };
     Ok(HttpChain {
@@ -105,8 +114,13 @@ pub(crate) fn compile(manager: HttpConnectionManager, context: &mut Context, not
 /// Checks the routes of `connect_terminate`: every CONNECT goes to `main_internal`, nothing else goes anywhere
 /// (contract xds §2.2).
 pub(crate) fn check_tunnel_route(specifier: Option<RouteSpecifier>, notes: &mut Notes) -> Result<(), Malformed> {
-    let Some(RouteSpecifier::RouteConfig(config)) = specifier else {
-        return Err(notes.malformed("route_config", "is missing"));
+    let config = match specifier {
+        Some(RouteSpecifier::RouteConfig(config)) => config,
+        Some(RouteSpecifier::Rds(_) | RouteSpecifier::ScopedRoutes(_)) => {
+            notes.refuse("route_config", "is missing: other routes are not supported");
+            return Ok(());
+        }
+        None => return Err(notes.malformed("route_config", "is missing")),
     };
     notes.within("route_config", |notes| {
         let table = route::compile(config, &mut Context::default(), notes)?;

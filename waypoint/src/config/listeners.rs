@@ -18,6 +18,7 @@ use super::{
     compiler::Resource,
     listener, matcher,
     report::{Effect, Malformed, Notes, ResourceError, Unsupported},
+    store::Pending,
     wire,
 };
 use crate::snapshot::{Chain, Table, Terminate, matcher::Node};
@@ -209,13 +210,15 @@ impl Listeners {
             return false;
         }
         let mut notes = Notes::of(MAIN);
+        let mut refused = false;
         let compiled = listener::take(&rest, &mut notes).and_then(|parts| {
+            // What the matcher refuses it refuses where it stands.
+            refused = notes.refusal().is_some();
             let matcher = parts
                 .matcher
                 .ok_or_else(|| notes.malformed("filter_chain_matcher", "is missing"))?;
             notes.within("filter_chain_matcher", |notes| matcher::compile(&matcher, notes))
         });
-        let refused = notes.refusal().is_some();
         self.main.known = true;
         self.main.rest = rest;
         self.main.unsupported = notes.into_list();
@@ -223,14 +226,7 @@ impl Listeners {
             Ok(node) => {
                 self.main.malformed.clear();
                 // What refuses here may decide about every connection: then no chain is reached.
-                let node = if refused {
-                    Node::List {
-                        entries: Vec::new(),
-                        otherwise: None,
-                    }
-                } else {
-                    node
-                };
+                let node = if refused { Node::Refused } else { node };
                 self.main.latest = Some(Arc::new(node));
                 self.main.waits = true;
             }
@@ -344,6 +340,23 @@ impl Listeners {
     /// Chains that wait.
     pub(crate) fn waiting(&self) -> impl ExactSizeIterator<Item = &Arc<str>> {
         self.waiting.iter()
+    }
+
+    /// The same, with what each waits for; a matcher that waits for them is not counted twice.
+    pub(crate) fn pending(&self, clusters: &Clusters, list: &mut Vec<Pending>) {
+        for name in &self.waiting {
+            let latest = self.chains.get(name).and_then(|entry| entry.latest.as_ref());
+            let names = latest.iter().flat_map(|latest| latest.clusters.iter());
+            list.push(Pending {
+                resource: MAIN.to_owned(),
+                chain: Some(name.to_string()),
+                waits_for: names
+                    .filter(|cluster| clusters.is_coming(cluster))
+                    .map(|cluster| format!("cluster {cluster}"))
+                    .collect(),
+                overdue: false,
+            });
+        }
     }
 
     /// Listeners without which nothing is served, and that are not there.

@@ -50,4 +50,4 @@ mod tests;
 
 pub use compiler::{Applied, Compiler, Resource};
 pub use report::{Effect, ResourceError, Unsupported};
-pub use store::{Store, Stored};
+pub use store::{Pending, Store, Stored};

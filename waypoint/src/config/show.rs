@@ -136,6 +136,10 @@ fn matcher(out: &mut String, node: &Node, depth: usize) -> fmt::Result {
             indent(out, depth)?;
             return writeln!(out, "-> {name}");
         }
+        Node::Refused => {
+            indent(out, depth)?;
+            return writeln!(out, "-> refused: not supported");
+        }
         Node::Exact {
             input: of,
             map,
@@ -201,6 +205,7 @@ fn branch(out: &mut String, label: &str, next: &Node, depth: usize) -> fmt::Resu
     indent(out, depth)?;
     match next {
         Node::Chain(name) => writeln!(out, "{label} -> {name}"),
+        Node::Refused => writeln!(out, "{label} -> refused: not supported"),
         _ => {
             writeln!(out, "{label}")?;
             matcher(out, next, depth + 1)

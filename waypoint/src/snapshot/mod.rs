@@ -100,6 +100,7 @@ impl Snapshot {
         }
         match outcome {
             Outcome::Detect => Serves::Detect,
+            Outcome::Refused => Serves::Nobody("what chooses the chain of this service is not supported: see /unsupported"),
             Outcome::Nothing => Serves::Nobody("no service of this waypoint has this address and port"),
             Outcome::Chain(name) => match self.chains.get(name) {
                 None => Serves::Nobody("the chain of this service could not be applied"),
