@@ -66,13 +66,13 @@ pub const DEFAULT_JSON_FORMAT: [(&str, &str); 24] = [
 const KEPT_LINE_BYTES: usize = 16 * 1024;
 
 /// The access logs of a chain.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct AccessLog {
     sinks: Box<[Sink]>,
 }
 
 /// One log of a chain.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Sink {
     /// How a line looks.
     pub format: LogFormat,
@@ -83,7 +83,7 @@ pub struct Sink {
 }
 
 /// How a line looks.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum LogFormat {
     /// Text, which ends the line itself.
     Text {

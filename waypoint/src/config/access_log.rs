@@ -37,14 +37,50 @@ const FORMATTERS: [&str; 3] = [
 
 /// Compiles the logs of a chain. Without `files` (nothing is served) formats are checked and nothing is opened.
 pub(crate) fn compile(logs: Vec<EnvoyAccessLog>, files: Option<&LogFiles>, notes: &mut Notes) -> Result<AccessLog, Malformed> {
+    compile_those(logs, files, notes, |_, _| ())
+}
+
+/// Compiles the logs of tunnels. Refused ones have lines; a log that is not about those alone is listed.
+pub(crate) fn refusals(logs: Vec<EnvoyAccessLog>, files: Option<&LogFiles>, notes: &mut Notes) -> Result<AccessLog, Malformed> {
+    compile_those(logs, files, notes, |filter, notes| {
+        if !is_about_refusals(filter) {
+            notes.ignore("filter", "only tunnels that are refused are written");
+        }
+    })
+}
+
+fn compile_those(
+    logs: Vec<EnvoyAccessLog>,
+    files: Option<&LogFiles>,
+    notes: &mut Notes,
+    check: fn(&Filter, &mut Notes),
+) -> Result<AccessLog, Malformed> {
     let mut sinks = Vec::new();
     for (index, log) in logs.into_iter().enumerate() {
-        sinks.extend(notes.at("access_log", index, |notes| compile_sink(log, files, notes))?);
+        let sink = notes.at("access_log", index, |notes| compile_sink(log, files, notes, check))?;
+        sinks.extend(sink);
     }
     Ok(AccessLog::new(sinks))
 }
 
-fn compile_sink(log: EnvoyAccessLog, files: Option<&LogFiles>, notes: &mut Notes) -> Result<Option<Sink>, Malformed> {
+/// Whether nothing passes that was answered 200.
+fn is_about_refusals(filter: &Filter) -> bool {
+    match filter {
+        Filter::Status(Comparison::AtLeast, status) => *status > 200,
+        Filter::Status(Comparison::Equal, status) => *status != 200,
+        Filter::Status(Comparison::NotEqual, status) => *status == 200,
+        Filter::All(all) => all.iter().any(is_about_refusals),
+        Filter::Any(any) => any.iter().all(is_about_refusals),
+        Filter::Always | Filter::Status(Comparison::AtMost, _) | Filter::Duration(..) | Filter::Flags(_) => false,
+    }
+}
+
+fn compile_sink(
+    log: EnvoyAccessLog,
+    files: Option<&LogFiles>,
+    notes: &mut Notes,
+    check: fn(&Filter, &mut Notes),
+) -> Result<Option<Sink>, Malformed> {
     let EnvoyAccessLog {
         name,
         filter,
@@ -74,6 +110,7 @@ fn compile_sink(log: EnvoyAccessLog, files: Option<&LogFiles>, notes: &mut Notes
         Some(Ok(filter)) => filter,
         Some(Err(NotDone)) => return Ok(None),
     };
+    check(&filter, notes);
     let Some(files) = files else { return Ok(None) };
     match files.open(&path) {
         Ok(file) => Ok(Some(Sink { format, filter, file })),

@@ -16,10 +16,10 @@ use super::{
     chain,
     clusters::Clusters,
     compiler::Resource,
-    listener, matcher,
+    listener, matcher, originate,
     report::{Effect, Malformed, Notes, ResourceError, Unsupported},
     store::Pending,
-    wire,
+    terminate, wire,
 };
 use crate::snapshot::{Chain, Table, Terminate, matcher::Node};
 
@@ -97,9 +97,10 @@ impl Listeners {
             match resource.name.as_str() {
                 MAIN => any |= self.apply_main(resource, errors),
                 TERMINATE => {
+                    let files = self.log_files.as_ref();
                     any |= self
                         .terminate
-                        .apply(resource, || listener::terminate(TERMINATE, &resource.bytes));
+                        .apply(resource, || terminate::terminate(TERMINATE, &resource.bytes, files));
                     errors.extend(self.terminate.errors());
                 }
                 name => {
@@ -212,6 +213,12 @@ impl Listeners {
         let mut notes = Notes::of(MAIN);
         let mut refused = false;
         let compiled = listener::take(&rest, &mut notes).and_then(|parts| {
+            if !parts.access_log.is_empty() {
+                notes.ignore(
+                    "access_log",
+                    "connections without a chain have no lines; their refused CONNECTs have",
+                );
+            }
             // What the matcher refuses it refuses where it stands.
             refused = notes.refusal().is_some();
             let matcher = parts
@@ -378,8 +385,8 @@ impl Listeners {
 
 /// Compiles a listener that is neither of the two that serve: those that open tunnels, and ones that we do not know.
 fn other(name: &str, bytes: &Bytes) -> Result<(Option<String>, Vec<Unsupported>), Malformed> {
-    if listener::is_originate(name) {
-        return listener::originate(name, bytes);
+    if originate::is_originate(name) {
+        return originate::originate(name, bytes);
     }
     let what = "this listener is not known; nothing listens for it".to_owned();
     let item = Unsupported {

@@ -69,6 +69,8 @@ fn tunnels(out: &mut String, terminate: &Terminate) -> fmt::Result {
         keepalive,
         rbac,
         server: _,
+        // They are opened only where something is served.
+        access_logs: _,
         refuse,
     } = terminate;
     let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();

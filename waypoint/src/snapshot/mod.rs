@@ -48,6 +48,8 @@ pub struct Terminate {
     pub rbac: cairn_policy::rbac::Filters,
     /// What becomes of the `server` header of answers to CONNECT.
     pub server: cairn_policy::headers::outgoing::ServerHeader,
+    /// Told of CONNECTs that are refused.
+    pub access_logs: cairn_telemetry::access_log::AccessLog,
     /// Why every tunnel is refused, when the listener has something that we cannot enforce.
     pub refuse: Option<Refusal>,
 }

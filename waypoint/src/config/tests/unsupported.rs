@@ -419,3 +419,113 @@ fn a_malformed_workload_is_refused_each_time_it_comes() {
     assert!(first.is_some());
     assert_eq!(bench.compiler.apply(ADDRESSES, vec![broken], vec![]).nack(), first);
 }
+
+/// Sends a listener around the chains changed, and says why it refuses its tunnels.
+fn send_around(name: &str, edit: impl FnOnce(&mut FilterChain)) -> (Option<String>, Bench) {
+    let answers = capture("01-http-basic");
+    let mut bench = Bench::with(&answers);
+    let mut listeners = of(&answers, LISTENERS).clone();
+    edit_listener(&mut listeners, name, |listener| edit(&mut listener.filter_chains[0]));
+    (bench.apply(&listeners).nack(), bench)
+}
+
+fn edit_route(chain: &mut FilterChain, edit: impl FnOnce(&mut cairn_proto::envoy::config::route::v3::Route)) {
+    edit_manager(chain, |manager| {
+        let Some(RouteSpecifier::RouteConfig(config)) = &mut manager.route_specifier else {
+            panic!("no routes")
+        };
+        edit(&mut config.virtual_hosts[0].routes[0]);
+    });
+}
+
+#[test]
+fn a_route_of_tunnels_that_changes_anything_refuses_them() {
+    use cairn_proto::envoy::config::route::v3::{QueryParameterMatcher, Route, RouteAction, route::Action};
+    fn action(route: &mut Route) -> &mut RouteAction {
+        match &mut route.action {
+            Some(Action::Route(action)) => action,
+            other => panic!("{other:?}"),
+        }
+    }
+    type Edit = fn(&mut Route);
+    let cases: [(&str, Edit); 4] = [
+        // As an override of an authorization filter would stand there.
+        ("typed_per_filter_config", |route| {
+            let off = any("envoy.config.route.v3.FilterConfig", vec![]);
+            route.typed_per_filter_config.insert("connect_authority".into(), off);
+        }),
+        ("changes nothing", |route| {
+            route.r#match.as_mut().unwrap().query_parameters = vec![QueryParameterMatcher {
+                name: "x".into(),
+                ..Default::default()
+            }];
+        }),
+        ("changes nothing", |route| {
+            route.response_headers_to_add = vec![HeaderValueOption {
+                header: Some(HeaderValue {
+                    key: "x-a".into(),
+                    value: "b".into(),
+                    raw_value: vec![],
+                }),
+                ..Default::default()
+            }];
+        }),
+        ("changes nothing", |route| {
+            use cairn_proto::envoy::config::route::v3::route_action::HostRewriteSpecifier;
+            action(route).host_rewrite_specifier = Some(HostRewriteSpecifier::HostRewriteLiteral("elsewhere".into()));
+        }),
+    ];
+    for (words, edit) in cases {
+        let (nack, bench) = send_around("connect_terminate", |chain| edit_route(chain, edit));
+        let nack = nack.unwrap();
+        assert!(nack.contains(words), "{nack}");
+        assert!(bench.snapshot().terminate.as_ref().unwrap().refuse.is_some(), "{nack}");
+    }
+}
+
+#[test]
+fn a_tunnel_listener_is_looked_at_in_full() {
+    use cairn_proto::envoy::{
+        config::{core::v3::TransportSocket, listener::v3::FilterChainMatch},
+        extensions::filters::network::tcp_proxy::v3::tcp_proxy::OnDemand,
+    };
+    type Edit = fn(&mut FilterChain);
+    fn edit_proxy(chain: &mut FilterChain, edit: impl FnOnce(&mut TcpProxy)) {
+        let last = chain.filters.last_mut().unwrap();
+        let Some(ConfigType::TypedConfig(any)) = &mut last.config_type else {
+            panic!("no configuration")
+        };
+        let mut proxy = TcpProxy::decode(any.value.as_slice()).unwrap();
+        edit(&mut proxy);
+        any.value = proxy.encode_to_vec();
+    }
+    let cases: [(&str, Edit); 4] = [
+        ("filter_chains[0].transport_socket", |chain| {
+            chain.transport_socket = Some(TransportSocket::default());
+        }),
+        ("filter_chains[0].filter_chain_match", |chain| {
+            chain.filter_chain_match = Some(FilterChainMatch::default());
+        }),
+        ("on_demand", |chain| {
+            edit_proxy(chain, |proxy| proxy.on_demand = Some(OnDemand::default()));
+        }),
+        ("metadata_match", |chain| {
+            edit_proxy(chain, |proxy| proxy.metadata_match = Some(Default::default()));
+        }),
+    ];
+    for (words, edit) in cases {
+        let (nack, bench) = send_around("connect_originate", edit);
+        let nack = nack.unwrap_or_else(|| panic!("{words} was not seen"));
+        assert!(nack.contains(words), "{nack}");
+        let snapshot = bench.snapshot();
+        assert!(
+            snapshot.clusters.get("connect_originate").unwrap().settings.tunnel.is_none(),
+            "{words}"
+        );
+    }
+    // One that ends nowhere opens no tunnels: the last good one stays.
+    let (nack, _) = send_around("connect_originate", |chain| {
+        chain.filters.clear();
+    });
+    assert!(nack.unwrap().contains("open no tunnels"));
+}
