@@ -21,6 +21,7 @@ use tokio::{sync::watch, task::JoinSet};
 
 use crate::{
     ca::{self, CaSettings},
+    compliance::Compliance,
     config::{self, ConfigError},
     credentials::Credentials,
     files, peer, revocation,
@@ -66,6 +67,8 @@ pub struct Options {
     /// How often files are looked at. Polling by content sees every way that files are exchanged, Kubernetes' swap of a
     /// symbolic link to the whole directory included.
     pub file_poll: Duration,
+    /// What is allowed of TLS, whatever terms say.
+    pub compliance: Compliance,
     /// The time of day.
     pub wall: WallClock,
 }
@@ -131,6 +134,7 @@ pub(crate) struct Shared {
     generation: watch::Sender<u64>,
     parts: Mutex<Parts>,
     status: Mutex<Status>,
+    compliance: Compliance,
     wall: WallClock,
 }
 
@@ -176,7 +180,7 @@ impl Identity {
 
     /// As [`Identity::start`], with options.
     pub fn start_with(source: Source, options: Options) -> Self {
-        let shared = Arc::new(Shared::new(options.wall));
+        let shared = Arc::new(Shared::new(options.compliance, options.wall));
         let mut tasks = JoinSet::new();
         let poll = options.file_poll;
         if let Some(path) = options.revocation_file {
@@ -210,7 +214,7 @@ impl Identity {
 
     /// Credentials that never change; needs no runtime.
     pub fn fixed(credentials: Credentials) -> Self {
-        let shared = Arc::new(Shared::new(WallClock::default()));
+        let shared = Arc::new(Shared::new(Compliance::default(), WallClock::default()));
         shared.install(credentials, None);
         Self {
             shared,
@@ -253,14 +257,26 @@ impl Identity {
     /// [`Identity::server_config`], or the reason that there is none.
     pub fn try_server_config(&self, terms: &ServerTerms) -> Result<Arc<ServerConfig>, Unavailable> {
         let generation = self.shared.usable()?;
-        let build = || config::server(&generation.credentials, &generation.revocation_lists, terms);
+        let build = || {
+            config::server(
+                &generation.credentials,
+                &generation.revocation_lists,
+                &self.shared.compliance.server(terms),
+            )
+        };
         Ok(generation.servers.get(terms, build)?)
     }
 
     /// [`Identity::client_config`], or the reason that there is none.
     pub fn try_client_config(&self, terms: &ClientTerms) -> Result<Arc<ClientConfig>, Unavailable> {
         let generation = self.shared.usable()?;
-        let build = || config::client(&generation.credentials, &generation.revocation_lists, terms);
+        let build = || {
+            config::client(
+                &generation.credentials,
+                &generation.revocation_lists,
+                &self.shared.compliance.client(terms),
+            )
+        };
         Ok(generation.clients.get(terms, build)?)
     }
 
@@ -286,12 +302,13 @@ impl fmt::Debug for Identity {
 // === impl Shared ===
 
 impl Shared {
-    fn new(wall: WallClock) -> Self {
+    fn new(compliance: Compliance, wall: WallClock) -> Self {
         Self {
             current: ArcSwapOption::empty(),
             generation: watch::Sender::new(0),
             parts: Mutex::default(),
             status: Mutex::default(),
+            compliance,
             wall,
         }
     }
@@ -442,6 +459,7 @@ impl Default for Options {
         Self {
             revocation_file: None,
             file_poll: files::POLL,
+            compliance: Compliance::default(),
             wall: WallClock::default(),
         }
     }

@@ -16,6 +16,8 @@ use std::{
     time::Duration,
 };
 
+use cairn_identity::Compliance;
+
 pub(crate) use environment::flag;
 pub use environment::{Environment, SettingError};
 pub use pod::{Pod, Present};
@@ -58,6 +60,8 @@ pub struct Settings {
     pub peers: &'static str,
     /// How long start waits for endpoints, secrets and extensions.
     pub warm_timeout: Duration,
+    /// What is allowed of TLS, whatever istiod says.
+    pub compliance: Compliance,
 }
 
 /// Where metrics, readiness and administration are served (contract runtime §8.4).
@@ -90,6 +94,9 @@ impl Settings {
             environment: &environment,
             config: &config,
             pod,
+            compliance: environment
+                .parsed("COMPLIANCE_POLICY", "fips-140-2, fips-140-3 or pqc")?
+                .unwrap_or_default(),
         };
         Ok(Self {
             istiod: istiod::settings(&asked, &istio_version)?,
@@ -103,6 +110,7 @@ impl Settings {
             istio_version,
             peers: peers(&environment)?,
             warm_timeout: environment.duration("CAIRN_WARM_TIMEOUT", WARM_TIMEOUT)?,
+            compliance: asked.compliance,
         })
     }
 }
@@ -114,6 +122,7 @@ struct Asked<'a> {
     environment: &'a Environment,
     config: &'a ProxyConfig,
     pod: &'a Pod,
+    compliance: Compliance,
 }
 
 impl Asked<'_> {

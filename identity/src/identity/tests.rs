@@ -23,7 +23,10 @@ fn us() -> SpiffeId {
 
 /// An identity whose certificates of `life` come from memory, as long as `works`; counts what was asked.
 fn rotating(life: Duration, works: &Arc<AtomicBool>) -> (Identity, Arc<AtomicUsize>) {
-    let shared = Arc::new(Shared::new(WallClock::following_tokio(clock::wall())));
+    let shared = Arc::new(Shared::new(
+        crate::Compliance::default(),
+        WallClock::following_tokio(clock::wall()),
+    ));
     let (authority, asked) = (authority(), Arc::new(AtomicUsize::new(0)));
     let mut tasks = JoinSet::new();
     tasks.spawn({

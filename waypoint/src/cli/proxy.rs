@@ -7,7 +7,7 @@
 use std::{future::pending, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
-use cairn_identity::{Identity, Options};
+use cairn_identity::{Compliance, Identity, Options};
 use clap::Args;
 use parking_lot::Mutex;
 use serde_json::json;
@@ -78,8 +78,14 @@ fn say_what_was_ignored(arguments: &Arguments) {
 async fn run(settings: Settings, arguments: &Arguments, logging: logging::Handle, data: runtime::Handle) -> Result<()> {
     let options = Options {
         revocation_file: Some(REVOCATION_FILE.into()),
+        compliance: settings.compliance,
         ..Options::default()
     };
+    if matches!(settings.compliance, Compliance::Fips140V2 | Compliance::Fips140V3) {
+        tracing::warn!(
+            "COMPLIANCE_POLICY narrows versions, cipher suites and curves of TLS; the cryptographic module of this build is not a validated one"
+        );
+    }
     let identity = Identity::start_with(settings.identity, options);
     let engine = Arc::new(Engine::new(Parts {
         identity: identity.clone(),
