@@ -10,6 +10,7 @@ use std::{
 };
 
 use cairn_exchange::clock::{self, Instant};
+use cairn_identity::Identity;
 use cairn_telemetry::{Counter, Registry};
 use cairn_xds::{Consumer, Subscription, TypeUrl, Update, Verdict};
 use parking_lot::Mutex;
@@ -20,8 +21,9 @@ use tokio::{
 };
 
 use crate::config::{
-    Compiler,
-    compiler::{CLUSTERS, ENDPOINTS, EXTENSIONS, LISTENERS, SECRETS},
+    Compiler, Resource,
+    compiler::{CLUSTERS, ENDPOINTS, EXTENSIONS, LISTENERS, PROXY_CONFIG, SECRETS},
+    trust,
 };
 
 /// Pause before a deadline is looked at again, when what it led to has failed.
@@ -37,6 +39,8 @@ pub struct Watched {
 #[derive(Debug)]
 struct Inner {
     compiler: Compiler,
+    /// Believes the trust anchors that istiod sends.
+    identity: Option<Identity>,
     progress: watch::Sender<Progress>,
     applied: Counter,
     micros: Counter,
@@ -75,12 +79,20 @@ impl Watched {
         );
         let inner = Inner {
             compiler,
+            identity: None,
             progress,
             applied,
             micros,
         };
         let inner = Arc::new(Mutex::new(inner));
         (Self { inner }, receiver)
+    }
+
+    /// With an identity that believes the trust anchors that istiod sends.
+    #[must_use]
+    pub fn believing(self, identity: Identity) -> Self {
+        self.inner.lock().identity = Some(identity);
+        self
     }
 
     /// Publishes what has waited long enough for something that istiod does not send, whether or not there is a stream to istiod.
@@ -123,7 +135,10 @@ impl Consumer for Watched {
 impl Inner {
     fn apply(&mut self, update: Update) -> Verdict {
         let begin = clock::now();
-        let verdict = Consumer::apply(&mut self.compiler, update);
+        let verdict = match &self.identity {
+            Some(identity) if update.type_url.as_str() == PROXY_CONFIG => believe(identity, update),
+            _ => Consumer::apply(&mut self.compiler, update),
+        };
         let took: Duration = clock::now().duration_since(begin);
         self.micros.add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
         self.applied.inc();
@@ -146,17 +161,36 @@ impl Inner {
     }
 }
 
+/// Takes over trust anchors. Where they cannot be used, those before stay.
+fn believe(identity: &Identity, update: Update) -> Verdict {
+    if update.changed.is_empty() {
+        return Verdict::accepted();
+    }
+    let resources: Vec<Resource> = update.changed.into_iter().map(Resource::from).collect();
+    let believed = trust::anchors(&resources).and_then(|pem| {
+        identity
+            .set_trust_anchors(&pem)
+            .map_err(|error| format!("caCertificatesPem: {error}"))
+    });
+    believed.map_or_else(Verdict::refused, |()| Verdict::accepted())
+}
+
 /// What is asked of istiod, in the order in which answers can be used (contract xds §1.8). `peers`: the type by which workloads
-/// are asked for.
-pub fn subscriptions(peers: &'static str) -> Vec<Subscription> {
-    vec![
+/// are asked for; `trust_anchors`: whether roots beside those of the certificate are asked for.
+pub fn subscriptions(peers: &'static str, trust_anchors: bool) -> Vec<Subscription> {
+    let mut all = trust_anchors
+        .then(|| Subscription::wildcard(PROXY_CONFIG))
+        .into_iter()
+        .collect::<Vec<_>>();
+    all.extend([
         Subscription::wildcard(CLUSTERS),
         Subscription::by_name(ENDPOINTS),
         Subscription::wildcard(LISTENERS),
         Subscription::wildcard(peers),
         Subscription::by_name(EXTENSIONS),
         Subscription::by_name(SECRETS),
-    ]
+    ]);
+    all
 }
 
 /// Whether clusters and listeners are in: what is missing then can be waited for, but not for ever.
@@ -209,6 +243,43 @@ mod tests {
         );
         assert!(now.missing.iter().any(|item| item.contains("LDS")), "{now:?}");
         assert_eq!(registry.counter("cairn_config_answers_total", "", &[]).get(), 1);
+    }
+
+    #[test]
+    fn trust_anchors_of_istiod_are_believed_and_bad_ones_refused() {
+        use cairn_identity::generate::Authority;
+        use cairn_proto::istio::mesh::v1alpha1::ProxyConfig;
+        use prost::Message as _;
+        let us = "spiffe://cluster.local/ns/app/sa/waypoint".parse().unwrap();
+        let identity = Identity::fixed(Authority::new("ours").unwrap().issue(&us).unwrap());
+        let workloads = Arc::new(Workloads::new(""));
+        let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::empty(workloads.clone())));
+        let (watched, _progress) = Watched::new(Compiler::new(workloads, snapshot, None), &Registry::new());
+        let mut watched = watched.believing(identity.clone());
+        let mut send = |pem: String| {
+            let config = ProxyConfig {
+                ca_certificates_pem: vec![pem],
+                ..Default::default()
+            };
+            // istiod gives it no name.
+            let changed = cairn_xds::Changed {
+                name: String::new(),
+                version: String::new(),
+                aliases: Vec::new(),
+                type_url: PROXY_CONFIG.into(),
+                bytes: config.encode_to_vec().into(),
+            };
+            watched.apply(Update {
+                changed: vec![changed],
+                ..update(PROXY_CONFIG)
+            })
+        };
+        assert_eq!(send(Authority::new("theirs").unwrap().root_pem()).error, None);
+        assert_eq!(identity.status().anchors, 1);
+        let words = send("nothing".to_owned()).error.unwrap();
+        assert!(words.starts_with("caCertificatesPem: the "), "{words}");
+        assert_eq!(identity.status().anchors, 1);
+        assert_eq!(subscriptions("x", false).len() + 1, subscriptions("x", true).len());
     }
 
     #[tokio::test(start_paused = true)]

@@ -62,6 +62,8 @@ pub struct Settings {
     pub warm_timeout: Duration,
     /// What is allowed of TLS, whatever istiod says.
     pub compliance: Compliance,
+    /// Whether istiod is asked for roots beside those that come with the certificate.
+    pub trust_anchors: bool,
 }
 
 /// Where metrics, readiness and administration are served (contract runtime §8.4).
@@ -111,6 +113,7 @@ impl Settings {
             peers: peers(&environment)?,
             warm_timeout: environment.duration("CAIRN_WARM_TIMEOUT", WARM_TIMEOUT)?,
             compliance: asked.compliance,
+            trust_anchors: environment.flag("PROXY_CONFIG_XDS_AGENT", false)?,
         })
     }
 }

@@ -97,10 +97,15 @@ async fn run(settings: Settings, arguments: &Arguments, logging: logging::Handle
     let compiler = Compiler::new(engine.workloads.clone(), engine.snapshot.clone(), Some(engine.logs.clone()));
     let store = compiler.store().clone();
     let (watched, progress) = Watched::new(compiler, &engine.registry);
+    let watched = watched.believing(identity.clone());
     tokio::spawn(watched.deadlines());
     let about = about(&settings.istiod.node, arguments, settings.workers, &settings.istio_version);
     let istiod = settings.istiod.address.to_string();
-    let client = cairn_xds::Client::new(settings.istiod, consumer::subscriptions(settings.peers), watched)?;
+    let client = cairn_xds::Client::new(
+        settings.istiod,
+        consumer::subscriptions(settings.peers, settings.trust_anchors),
+        watched,
+    )?;
     let status = client.status();
     let listening: Arc<Mutex<Option<String>>> = Arc::default();
     let readiness = readiness(istiod, &status, &progress, &identity, &listening);

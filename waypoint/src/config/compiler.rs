@@ -38,6 +38,9 @@ pub const SECRETS: &str = "type.googleapis.com/envoy.extensions.transport_socket
 /// Type URL of extension configurations.
 pub const EXTENSIONS: &str = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig";
 
+/// Type URL of what istiod tells of trust anchors.
+pub const PROXY_CONFIG: &str = "type.googleapis.com/istio.mesh.v1alpha1.ProxyConfig";
+
 /// Names that a sentence about what is missing lists.
 const NAMES_IN_WORDS: usize = 5;
 

@@ -43,6 +43,7 @@ mod tcp;
 mod terminate;
 mod tls;
 mod transport;
+pub(crate) mod trust;
 mod upstream_http;
 mod value;
 mod wire;

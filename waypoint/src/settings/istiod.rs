@@ -116,6 +116,7 @@ fn node(asked: &Asked<'_>, address: &Address, istio_version: &str) -> Result<Nod
         environment,
         config,
         pod,
+        compliance: _,
     } = asked;
     let pod_namespace = asked.required("POD_NAMESPACE")?.to_owned();
     let instance_ip = asked.instance_ip()?.ok_or(SettingError::Missing {

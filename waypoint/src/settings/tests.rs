@@ -272,8 +272,12 @@ fn the_authority_is_asked_as_variables_say() {
 
 #[test]
 fn a_compliance_policy_holds_for_every_connection() {
-    let settings = settings(&[("COMPLIANCE_POLICY", "pqc"), ("OUTPUT_CERTS", "/etc/istio/proxy")]);
-    assert_eq!(settings.compliance, Compliance::PostQuantum);
+    let settings = settings(&[
+        ("COMPLIANCE_POLICY", "pqc"),
+        ("PROXY_CONFIG_XDS_AGENT", "true"),
+        ("OUTPUT_CERTS", "/etc/istio/proxy"),
+    ]);
+    assert_eq!((settings.compliance, settings.trust_anchors), (Compliance::PostQuantum, true));
     let ca = authority(&settings);
     assert_eq!(
         (ca.compliance, ca.output.as_deref()),
