@@ -7,6 +7,7 @@
 
 mod environment;
 mod identity;
+mod ignored;
 mod istiod;
 mod pod;
 mod proxy_config;
@@ -64,6 +65,8 @@ pub struct Settings {
     pub compliance: Compliance,
     /// Whether istiod is asked for roots beside those that come with the certificate.
     pub trust_anchors: bool,
+    /// Names of settings that are set and have no meaning here.
+    pub ignored: Vec<String>,
 }
 
 /// Where metrics, readiness and administration are served (contract runtime §8.4).
@@ -113,6 +116,7 @@ impl Settings {
             peers: peers(&environment)?,
             warm_timeout: environment.duration("CAIRN_WARM_TIMEOUT", WARM_TIMEOUT)?,
             compliance: asked.compliance,
+            ignored: ignored::names(&asked),
             trust_anchors: environment.flag("PROXY_CONFIG_XDS_AGENT", false)?,
         })
     }

@@ -54,7 +54,7 @@ fn start(arguments: &[String]) -> Result<()> {
     let environment = Environment::of_process();
     let settings = Settings::new(&arguments, &environment, &Pod::read())?;
     let logging = logging::Handle::start(&settings.log);
-    say_what_was_ignored(&arguments);
+    say_what_was_ignored(&arguments, &settings.ignored);
     let runtimes = Runtimes::new(settings.workers).context("the threads of the proxy cannot be started")?;
     let data = runtimes.data.handle().clone();
     let result = runtimes.control.block_on(run(settings, &arguments, logging, data));
@@ -64,10 +64,13 @@ fn start(arguments: &[String]) -> Result<()> {
     result
 }
 
-fn say_what_was_ignored(arguments: &Arguments) {
+fn say_what_was_ignored(arguments: &Arguments, settings: &[String]) {
     let (flags, scopes) = (arguments.unknown(), arguments.unknown_scopes());
     if !flags.is_empty() {
         tracing::warn!("accepted, but without meaning here: {}", flags.join(" "));
+    }
+    if !settings.is_empty() {
+        tracing::warn!("set, but not supported here: {}", settings.join(", "));
     }
     if !scopes.is_empty() {
         tracing::warn!("log levels were given for parts that are not here: {}", scopes.join(", "));

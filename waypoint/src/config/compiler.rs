@@ -44,9 +44,10 @@ pub const PROXY_CONFIG: &str = "type.googleapis.com/istio.mesh.v1alpha1.ProxyCon
 /// Names that a sentence about what is missing lists.
 const NAMES_IN_WORDS: usize = 5;
 
-/// How long anything waits for what it needs, as in Envoy (`initial_fetch_timeout`): the proxy with being ready for secrets and extension
-/// configurations (contract xds §1.11: istiod leaves out what the proxy may not have, and what needs it refuses by itself), and a
-/// cluster, with the chains that name it, for its endpoints.
+/// How long anything waits for what it needs: the proxy with being ready for secrets and extension configurations, as Envoy does
+/// (contract xds §1.11: istiod leaves out what the proxy may not have, and what needs it refuses by itself); and a cluster, with the
+/// chains that name it, for its endpoints. There Envoy waits without end, as istiod tells it to, and a policy that came with the
+/// chain waits with it.
 pub(crate) const FETCH_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Bytes of a NACK's words, after which only the number of further errors is told.

@@ -271,6 +271,21 @@ fn the_authority_is_asked_as_variables_say() {
 }
 
 #[test]
+fn what_has_no_meaning_here_is_named() {
+    let settings = settings(&[
+        ("ECC_SIGNATURE_ALGORITHM", "ECDSA"),
+        ("WORKLOAD_RSA_KEY_SIZE", "4096"),
+        ("ISTIO_META_DNS_CAPTURE", "false"),
+        (
+            "PROXY_CONFIG",
+            r#"{"concurrency":2,"privateKeyProvider":{"cryptomb":{}},"runtimeValues":null}"#,
+        ),
+    ]);
+    assert_eq!(settings.ignored, ["WORKLOAD_RSA_KEY_SIZE", "PROXY_CONFIG.privateKeyProvider"]);
+    assert_eq!(self::settings(&[]).ignored, [""; 0]);
+}
+
+#[test]
 fn a_compliance_policy_holds_for_every_connection() {
     let settings = settings(&[
         ("COMPLIANCE_POLICY", "pqc"),
