@@ -118,6 +118,8 @@ pub(crate) fn take(bytes: &Bytes, notes: &mut Notes) -> Result<Parts, Malformed>
             addresses.push(address);
             Ok(())
         }
+        // What is listed refuses the listener.
+        Place::Elsewhere => Ok(()),
         Place::Host(..) | Place::Internal(..) => Err(notes.malformed("address", "is no IP address and port")),
     };
     if let Some(address) = address {

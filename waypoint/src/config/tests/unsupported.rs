@@ -529,3 +529,30 @@ fn a_tunnel_listener_is_looked_at_in_full() {
     });
     assert!(nack.unwrap().contains("open no tunnels"));
 }
+
+#[test]
+fn an_endpoint_that_cannot_be_reached_is_left_out_and_the_others_serve() {
+    use cairn_proto::envoy::config::{
+        core::v3::{Address, Pipe, address},
+        endpoint::v3::lb_endpoint::HostIdentifier,
+    };
+    let answers = capture("01-http-basic");
+    let mut bench = Bench::with(&answers);
+    let mut endpoints = of(&answers, ENDPOINTS).clone();
+    let assignment = resource(&mut endpoints, WEB);
+    let mut message = ClusterLoadAssignment::decode(assignment.bytes.clone()).unwrap();
+    let Some(HostIdentifier::Endpoint(endpoint)) = &mut message.endpoints[0].lb_endpoints[0].host_identifier else {
+        panic!("no endpoint")
+    };
+    endpoint.address = Some(Address {
+        address: Some(address::Address::Pipe(Pipe {
+            path: "/run/app.sock".into(),
+            mode: 0,
+        })),
+    });
+    assignment.bytes = message.encode_to_vec().into();
+    let nack = bench.apply(&endpoints).nack().unwrap();
+    assert!(nack.contains("address.pipe: is not supported"), "{nack}");
+    let snapshot = bench.snapshot();
+    assert_eq!(snapshot.clusters.get(WEB).unwrap().state.endpoints.load().iter().count(), 1);
+}
