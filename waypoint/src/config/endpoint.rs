@@ -201,6 +201,7 @@ fn compile_endpoint(
             });
             return Ok(());
         }
+        Place::Elsewhere => return Ok(()),
         Place::Internal(listener, id) => match behind(&listener, &id, metadata.as_ref(), notes)? {
             Some(target) => (target, format!("envoy://{listener}/{id}")),
             None => return Ok(()),

@@ -16,9 +16,10 @@ use super::{
     chain,
     clusters::Clusters,
     compiler::Resource,
-    listener, matcher,
+    listener, matcher, originate,
     report::{Effect, Malformed, Notes, ResourceError, Unsupported},
-    wire,
+    store::Pending,
+    terminate, wire,
 };
 use crate::snapshot::{Chain, Table, Terminate, matcher::Node};
 
@@ -96,9 +97,10 @@ impl Listeners {
             match resource.name.as_str() {
                 MAIN => any |= self.apply_main(resource, errors),
                 TERMINATE => {
+                    let files = self.log_files.as_ref();
                     any |= self
                         .terminate
-                        .apply(resource, || listener::terminate(TERMINATE, &resource.bytes));
+                        .apply(resource, || terminate::terminate(TERMINATE, &resource.bytes, files));
                     errors.extend(self.terminate.errors());
                 }
                 name => {
@@ -209,13 +211,21 @@ impl Listeners {
             return false;
         }
         let mut notes = Notes::of(MAIN);
+        let mut refused = false;
         let compiled = listener::take(&rest, &mut notes).and_then(|parts| {
+            if !parts.access_log.is_empty() {
+                notes.ignore(
+                    "access_log",
+                    "connections without a chain have no lines; their refused CONNECTs have",
+                );
+            }
+            // What the matcher refuses it refuses where it stands.
+            refused = notes.refusal().is_some();
             let matcher = parts
                 .matcher
                 .ok_or_else(|| notes.malformed("filter_chain_matcher", "is missing"))?;
             notes.within("filter_chain_matcher", |notes| matcher::compile(&matcher, notes))
         });
-        let refused = notes.refusal().is_some();
         self.main.known = true;
         self.main.rest = rest;
         self.main.unsupported = notes.into_list();
@@ -223,14 +233,7 @@ impl Listeners {
             Ok(node) => {
                 self.main.malformed.clear();
                 // What refuses here may decide about every connection: then no chain is reached.
-                let node = if refused {
-                    Node::List {
-                        entries: Vec::new(),
-                        otherwise: None,
-                    }
-                } else {
-                    node
-                };
+                let node = if refused { Node::Refused } else { node };
                 self.main.latest = Some(Arc::new(node));
                 self.main.waits = true;
             }
@@ -346,6 +349,23 @@ impl Listeners {
         self.waiting.iter()
     }
 
+    /// The same, with what each waits for; a matcher that waits for them is not counted twice.
+    pub(crate) fn pending(&self, clusters: &Clusters, list: &mut Vec<Pending>) {
+        for name in &self.waiting {
+            let latest = self.chains.get(name).and_then(|entry| entry.latest.as_ref());
+            let names = latest.iter().flat_map(|latest| latest.clusters.iter());
+            list.push(Pending {
+                resource: MAIN.to_owned(),
+                chain: Some(name.to_string()),
+                waits_for: names
+                    .filter(|cluster| clusters.is_coming(cluster))
+                    .map(|cluster| format!("cluster {cluster}"))
+                    .collect(),
+                overdue: false,
+            });
+        }
+    }
+
     /// Listeners without which nothing is served, and that are not there.
     pub(crate) fn missing(&self) -> impl Iterator<Item = &'static str> {
         let terminate = self.terminate.compiled.is_none().then_some(TERMINATE);
@@ -365,8 +385,8 @@ impl Listeners {
 
 /// Compiles a listener that is neither of the two that serve: those that open tunnels, and ones that we do not know.
 fn other(name: &str, bytes: &Bytes) -> Result<(Option<String>, Vec<Unsupported>), Malformed> {
-    if listener::is_originate(name) {
-        return listener::originate(name, bytes);
+    if originate::is_originate(name) {
+        return originate::originate(name, bytes);
     }
     let what = "this listener is not known; nothing listens for it".to_owned();
     let item = Unsupported {

@@ -69,6 +69,8 @@ fn tunnels(out: &mut String, terminate: &Terminate) -> fmt::Result {
         keepalive,
         rbac,
         server: _,
+        // They are opened only where something is served.
+        access_logs: _,
         refuse,
     } = terminate;
     let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
@@ -136,6 +138,10 @@ fn matcher(out: &mut String, node: &Node, depth: usize) -> fmt::Result {
             indent(out, depth)?;
             return writeln!(out, "-> {name}");
         }
+        Node::Refused => {
+            indent(out, depth)?;
+            return writeln!(out, "-> refused: not supported");
+        }
         Node::Exact {
             input: of,
             map,
@@ -201,6 +207,7 @@ fn branch(out: &mut String, label: &str, next: &Node, depth: usize) -> fmt::Resu
     indent(out, depth)?;
     match next {
         Node::Chain(name) => writeln!(out, "{label} -> {name}"),
+        Node::Refused => writeln!(out, "{label} -> refused: not supported"),
         _ => {
             writeln!(out, "{label}")?;
             matcher(out, next, depth + 1)

@@ -219,6 +219,7 @@ impl Rig {
             keepalive: None,
             rbac: config.guard.clone(),
             server: Default::default(),
+            access_logs: config.tunnel_logs.clone(),
             refuse: None,
         }));
         snapshot.matcher = Some(Arc::new(config.matcher()));
@@ -456,6 +457,8 @@ pub struct Config {
     streams: Option<u32>,
     /// Who may ask for tunnels.
     guard: cairn_policy::rbac::Filters,
+    /// Where refused CONNECTs are written.
+    tunnel_logs: cairn_telemetry::access_log::AccessLog,
 }
 
 impl Config {
@@ -564,6 +567,12 @@ impl Config {
             streams: Some(most),
             ..self
         }
+    }
+
+    /// Refused CONNECTs are written to these logs.
+    #[must_use]
+    pub fn tunnel_logs(self, tunnel_logs: cairn_telemetry::access_log::AccessLog) -> Self {
+        Self { tunnel_logs, ..self }
     }
 
     /// Tunnels are for whom these filters let pass.
