@@ -6,7 +6,7 @@
 //! (architecture rule 3).
 //!
 //! * [`compiler`] and `listeners`, `clusters`: the state between answers;
-//! * `chain`, `hcm`, `http_filters`, `route`, `tcp`, `matcher`, `cluster`, `endpoint`, `workload`, …: one message each;
+//! * `chain`, `hcm`, `http_filters`, `per_route`, `route`, `tcp`, `matcher`, `cluster`, `endpoint`, `workload`, …: one message each;
 //! * [`store`]: the resources as they came;
 //! * [`load`]: the same resources from files;
 //! * [`dump`] and [`show`]: for tools and for people.
@@ -19,16 +19,24 @@ mod chain;
 mod cluster;
 mod clusters;
 pub mod compiler;
+mod cors;
 pub mod dump;
 mod endpoint;
+mod fault;
+mod grpc_service;
 mod hcm;
 mod header_mutation;
 mod headers;
 mod http_filters;
 mod listener;
 mod listeners;
+mod live;
 pub mod load;
+mod local_ratelimit;
 mod matcher;
+mod per_route;
+mod rate_limits;
+mod ratelimit;
 mod rbac;
 pub mod report;
 mod retry;
@@ -37,6 +45,7 @@ mod route_action;
 pub mod show;
 mod state;
 pub mod store;
+mod structure;
 mod tcp;
 mod tls;
 mod transport;
