@@ -178,6 +178,8 @@ pub struct Exchange {
     pub chain: Arc<str>,
     /// Name of the chosen route.
     pub route: Option<Arc<str>>,
+    /// A filter has changed what routes look at, and asks for the route to be chosen again.
+    pub reroute: bool,
     /// The chosen cluster.
     pub cluster: Option<Arc<ClusterFacts>>,
     /// The endpoint of the last attempt.
@@ -246,6 +248,7 @@ impl Exchange {
             request: None,
             chain,
             route: None,
+            reroute: false,
             cluster: None,
             upstream: None,
             upstream_protocol: None,

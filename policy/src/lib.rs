@@ -12,12 +12,18 @@
 //! * [`timeout`]: how long a request may take.
 //! * [`retry`]: whether, when and how often it is tried again.
 //! * [`balance`]: who gets the next request.
+//! * [`rate_limit`]: what a request counts as, and how much is left.
+//! * [`cors`]: which origins may call.
+//! * [`fault`]: which requests are delayed or fail on purpose.
 
 pub mod balance;
+pub mod cors;
+pub mod fault;
 pub mod headers;
 pub mod jwt;
 pub mod matcher;
 pub mod path;
+pub mod rate_limit;
 pub mod rbac;
 pub mod retry;
 pub mod route;

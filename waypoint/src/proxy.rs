@@ -1,7 +1,7 @@
 //! What all connections of the proxy share.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -28,6 +28,17 @@ pub struct DataSettings {
     pub detect_timeout: Duration,
     /// How tunnels are accepted.
     pub tunnel_server: cairn_hbone::ServerSettings,
+    /// Who the proxy is to services that its filters ask.
+    pub node: Node,
+}
+
+/// Who the proxy is to services that its filters ask.
+#[derive(Clone, Debug, Default)]
+pub struct Node {
+    /// The cluster of its node: `waypoint.app`.
+    pub cluster: Arc<str>,
+    /// Its address.
+    pub address: Option<IpAddr>,
 }
 
 /// Told of each finished request and connection.
@@ -95,6 +106,7 @@ impl Default for DataSettings {
             listen: None,
             detect_timeout: DETECT_TIMEOUT,
             tunnel_server: cairn_hbone::ServerSettings::default(),
+            node: Node::default(),
         }
     }
 }

@@ -20,6 +20,7 @@ use crate::{
     consumer::{self, Progress, Watched},
     engine::{Engine, Parts, Runtimes},
     logging,
+    proxy::{DataSettings, Node},
     settings::{Environment, Pod, Ports, Settings},
     shutdown,
 };
@@ -90,11 +91,20 @@ async fn run(settings: Settings, arguments: &Arguments, logging: logging::Handle
         );
     }
     let identity = Identity::start_with(settings.identity, options);
+    let node = &settings.istiod.node;
+    let data_settings = DataSettings {
+        node: Node {
+            cluster: node.cluster.as_str().into(),
+            // TYPE~ADDRESS~POD~DOMAIN
+            address: node.id.split('~').nth(1).and_then(|address| address.parse().ok()),
+        },
+        ..settings.data
+    };
     let engine = Arc::new(Engine::new(Parts {
         identity: identity.clone(),
         network: settings.network,
         version: settings.istio_version.clone(),
-        settings: settings.data,
+        settings: data_settings,
         observer: None,
     }));
     let compiler = Compiler::new(engine.workloads.clone(), engine.snapshot.clone(), Some(engine.logs.clone()));

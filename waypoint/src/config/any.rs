@@ -34,6 +34,14 @@ named! {
     "envoy.config.listener.v3.Listener" => proto::envoy::config::listener::v3::Listener,
     "envoy.extensions.access_loggers.file.v3.FileAccessLog" => proto::envoy::extensions::access_loggers::file::v3::FileAccessLog,
     "envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig" => proto::envoy::extensions::clusters::dynamic_forward_proxy::v3::ClusterConfig,
+    "envoy.extensions.filters.http.buffer.v3.Buffer" => proto::envoy::extensions::filters::http::buffer::v3::Buffer,
+    "envoy.extensions.filters.http.buffer.v3.BufferPerRoute" => proto::envoy::extensions::filters::http::buffer::v3::BufferPerRoute,
+    "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit" => proto::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit,
+    "envoy.extensions.filters.http.ratelimit.v3.RateLimit" => proto::envoy::extensions::filters::http::ratelimit::v3::RateLimit,
+    "envoy.extensions.filters.http.ratelimit.v3.RateLimitPerRoute" => proto::envoy::extensions::filters::http::ratelimit::v3::RateLimitPerRoute,
+    "envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit" => proto::envoy::extensions::filters::network::local_ratelimit::v3::LocalRateLimit,
+    "envoy.extensions.filters.http.rbac.v3.RBACPerRoute" => proto::envoy::extensions::filters::http::rbac::v3::RbacPerRoute,
+    "envoy.extensions.filters.http.cors.v3.CorsPolicy" => proto::envoy::extensions::filters::http::cors::v3::CorsPolicy,
     "envoy.extensions.filters.http.cors.v3.Cors" => proto::envoy::extensions::filters::http::cors::v3::Cors,
     "envoy.extensions.filters.http.fault.v3.HTTPFault" => proto::envoy::extensions::filters::http::fault::v3::HttpFault,
     "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" => proto::envoy::extensions::filters::http::grpc_stats::v3::FilterConfig,
@@ -117,7 +125,7 @@ impl Typed<'_> {
     }
 }
 
-/// Looks through `TypedStruct`.
+/// Looks through `TypedStruct`; [`structure::unwrapped`](super::structure::unwrapped) makes those messages that stand for one.
 pub(crate) fn typed<'a>(any: &'a prost_types::Any, notes: &mut Notes) -> Result<Typed<'a>, Malformed> {
     use proto::{udpa, xds};
     let name = type_name(&any.type_url);

@@ -135,7 +135,8 @@ impl Compiler {
                 self.apply_workloads(type_url, &changed, &removed, &mut errors);
                 false
             }
-            SECRETS | EXTENSIONS => true,
+            EXTENSIONS => self.listeners.apply_extensions(&changed, &mut errors),
+            SECRETS => true,
             other => {
                 let what = format!("{other} was not asked for");
                 errors.push(ResourceError::malformed(

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use cairn_filters::FilterChain;
 use cairn_policy::{
     headers::{incoming::Incoming, outgoing::ServerHeader},
     matcher::CidrSet,
@@ -80,7 +81,7 @@ pub(crate) fn compile(manager: HttpConnectionManager, context: &mut Context, not
             "connections inside a tunnel live with the tunnel",
         );
     }
-    let filters = http_filters::compile(http_filters, context, notes)?;
+    let mut filters = http_filters::compile(http_filters, context, notes)?;
     settings.suppress_envoy_headers = filters.suppress_envoy_headers;
     let routes = match route_specifier {
         Some(RouteSpecifier::RouteConfig(config)) => {
@@ -100,9 +101,10 @@ pub(crate) fn compile(manager: HttpConnectionManager, context: &mut Context, not
         }
         None => return Err(notes.malformed("route_config", "is missing")),
     };
+    filters.drop_inert(context);
     Ok(HttpChain {
         settings,
-        filters: filters.chain,
+        filters: FilterChain::of(filters.chain),
         routes,
         access_logs: access_log::compile(access_log, context.log_files.as_ref(), notes)?,
         metrics: filters.metrics,

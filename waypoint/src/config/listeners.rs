@@ -10,13 +10,17 @@ use std::{
 };
 
 use bytes::Bytes;
+use cairn_proto::envoy::config::core::v3::TypedExtensionConfig;
 use cairn_telemetry::access_log::LogFiles;
 
 use super::{
-    chain,
+    any::{Unknown, decode},
+    chain::{self, Extensions},
     clusters::Clusters,
     compiler::Resource,
-    listener, matcher, originate,
+    listener,
+    live::Live,
+    matcher, originate,
     report::{Effect, Malformed, Notes, ResourceError, Unsupported},
     store::Pending,
     terminate, wire,
@@ -32,6 +36,8 @@ const MAIN: &str = "main_internal";
 #[derive(Debug, Default)]
 pub(crate) struct Listeners {
     log_files: Option<LogFiles>,
+    live: Arc<Live>,
+    extensions: Arc<Extensions>,
     chains: HashMap<Arc<str>, Entry>,
     /// Chains of which a version waits.
     waiting: BTreeSet<Arc<str>>,
@@ -187,7 +193,7 @@ impl Listeners {
             entry.bytes = bytes;
             return back;
         }
-        let compiled = chain::compile(MAIN, name, &bytes, self.log_files.as_ref());
+        let compiled = self.compile_chain(name, &bytes);
         let entry = self.chains.entry(name.clone()).or_insert_with(|| Entry {
             bytes: Bytes::new(),
             latest: None,
@@ -202,6 +208,57 @@ impl Listeners {
                 self.waiting.insert(name.clone());
             }
             Err(malformed) => entry.malformed = Some(ResourceError::malformed(MAIN, Some(name), malformed)),
+        }
+        true
+    }
+
+    fn compile_chain(&self, name: &str, bytes: &Bytes) -> Result<chain::Compiled, Malformed> {
+        chain::compile(MAIN, name, bytes, self.log_files.as_ref(), &self.live, &self.extensions)
+    }
+
+    /// Takes over extension configurations; chains that name one are compiled anew. They are only ever replaced.
+    pub(crate) fn apply_extensions(&mut self, changed: &[Resource], errors: &mut Vec<ResourceError>) -> bool {
+        let mut news = HashSet::new();
+        for resource in changed {
+            let mut notes = Notes::of(&resource.name);
+            let config = decode(&resource.bytes, Unknown::Refuses, &mut notes);
+            let config = config.and_then(|TypedExtensionConfig { name: _, typed_config }| {
+                typed_config.ok_or_else(|| notes.malformed("typed_config", "is missing"))
+            });
+            match config {
+                Ok(config) if self.extensions.get(&resource.name) == Some(&config) => {}
+                Ok(config) => {
+                    Arc::make_mut(&mut self.extensions).insert(resource.name.clone(), config);
+                    news.insert(resource.name.as_str());
+                }
+                Err(malformed) => errors.push(ResourceError::malformed(&resource.name, None, malformed)),
+            }
+        }
+        let names = |entry: &Entry| {
+            let named = entry.latest.as_ref().map(|latest| &latest.extensions);
+            named.is_some_and(|named| named.iter().any(|name| news.contains(name.as_str())))
+        };
+        let affected: Vec<_> = self
+            .chains
+            .iter()
+            .filter(|(_, entry)| names(entry))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in affected {
+            let Some(bytes) = self.chains.get(&name).map(|entry| entry.bytes.clone()) else {
+                continue;
+            };
+            let compiled = self.compile_chain(&name, &bytes);
+            let Some(entry) = self.chains.get_mut(&name) else { continue };
+            match compiled {
+                Ok(compiled) => {
+                    entry.latest = Some(Arc::new(compiled));
+                    entry.malformed = None;
+                    self.waiting.insert(name.clone());
+                }
+                Err(malformed) => entry.malformed = Some(ResourceError::malformed(MAIN, Some(&name), malformed)),
+            }
+            errors.extend(self.chains.get(&name).iter().flat_map(|entry| entry.errors()));
         }
         true
     }
@@ -250,7 +307,11 @@ impl Listeners {
             .iter()
             .filter(|name| {
                 let latest = self.chains.get(*name).and_then(|entry| entry.latest.as_ref());
-                latest.is_none_or(|latest| !latest.clusters.iter().any(|cluster| clusters.is_coming(cluster)))
+                // Until a configuration of a filter is there, what was there before serves, as with Envoy; without that it refuses.
+                let served = self.chains.get(*name).is_some_and(|entry| entry.active.is_some());
+                latest.is_none_or(|latest| {
+                    !latest.clusters.iter().any(|cluster| clusters.is_coming(cluster)) && !(served && latest.extensions_missing)
+                })
             })
             .cloned()
             .collect();

@@ -6,7 +6,7 @@
 //! (architecture rule 3).
 //!
 //! * [`compiler`] and `listeners`, `clusters`: the state between answers;
-//! * `chain`, `hcm`, `http_filters`, `route`, `tcp`, `matcher`, `cluster`, `endpoint`, `workload`, …: one message each;
+//! * `chain`, `hcm`, `http_filters`, `per_route`, `route`, `tcp`, `matcher`, `cluster`, `endpoint`, `workload`, …: one message each;
 //! * [`store`]: the resources as they came;
 //! * [`load`]: the same resources from files;
 //! * [`dump`] and [`show`]: for tools and for people.
@@ -19,18 +19,26 @@ mod chain;
 mod cluster;
 mod clusters;
 pub mod compiler;
+mod cors;
 pub mod dump;
 mod endpoint;
+mod fault;
+mod grpc_service;
 mod hcm;
 mod header_mutation;
 mod headers;
 mod http_filters;
 mod listener;
 mod listeners;
+mod live;
 pub mod load;
+mod local_ratelimit;
 mod matcher;
 mod originate;
+mod per_route;
 mod protocol_options;
+mod rate_limits;
+mod ratelimit;
 mod rbac;
 pub mod report;
 mod retry;
@@ -39,6 +47,7 @@ mod route_action;
 pub mod show;
 mod state;
 pub mod store;
+mod structure;
 mod tcp;
 mod terminate;
 mod tls;

@@ -5,6 +5,7 @@
 //! compared line by line.
 
 mod cluster;
+mod filters;
 mod rbac;
 mod route;
 
@@ -363,8 +364,17 @@ fn write_tcp(out: &mut String, chain: &TcpChain) -> fmt::Result {
         access_logs,
         metrics,
         rbac,
+        limits,
     } = chain;
     rbac.iter().try_for_each(|filter| rbac::write(out, filter, 2))?;
+    for limit in limits {
+        writeln!(
+            out,
+            "    at most {} new connections at once, {} a second",
+            limit.room(),
+            limit.rate()
+        )?;
+    }
     match targets.as_slice() {
         [(only, _)] => writeln!(out, "    to {only}")?,
         several => {

@@ -245,6 +245,9 @@ fn leads_inside(forward: &Forward) -> bool {
         append_x_forwarded_host: _,
         hash_policies: _,
         mirrors,
+        // Only their filters read them, and those refuse here.
+        cors: _,
+        rate_limits: _,
         // CONNECT itself.
         upgrades: _,
     } = forward;

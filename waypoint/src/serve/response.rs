@@ -16,7 +16,7 @@ use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::time::Sleep;
 
-use super::Inner;
+use super::{Inner, pace::Pace};
 use crate::{
     body::{BodyError, Incoming, RequestSource},
     snapshot::{Chain, ChainKind, HttpChain},
@@ -27,6 +27,8 @@ use crate::{
 pub struct ResponseBody {
     incoming: Incoming,
     tail: Option<Box<Tail>>,
+    /// It is slowed down.
+    pace: Option<Box<Pace>>,
 }
 
 /// What the end of an exchange has to settle.
@@ -138,6 +140,15 @@ impl Tail {
         }
     }
 
+    /// Bytes a second that the answer may have.
+    fn answer_rate(&mut self) -> Option<u64> {
+        let chain = self.chain.clone()?;
+        match &chain.kind {
+            ChainKind::Http(http) if http.filters.may_slow_down() => self.run.with(|run| http.filters.answer_rate(run)),
+            _ => None,
+        }
+    }
+
     /// A piece of the answer passes.
     fn pass(&mut self, data: &mut Bytes, end: bool) {
         self.exchange.counts.sent += data.len() as u64;
@@ -200,10 +211,12 @@ impl Tail {
 
 impl ResponseBody {
     /// The body of an answer; the exchange ends with it.
-    pub fn new(incoming: Incoming, tail: Box<Tail>) -> Self {
+    pub fn new(incoming: Incoming, mut tail: Box<Tail>) -> Self {
+        let pace = tail.answer_rate().map(|rate| Box::new(Pace::new(rate)));
         let mut body = Self {
             incoming,
             tail: Some(tail),
+            pace,
         };
         if body.incoming.is_empty() {
             body.end(true);
@@ -216,6 +229,7 @@ impl ResponseBody {
         Self {
             incoming: Incoming::Empty,
             tail: None,
+            pace: None,
         }
     }
 
@@ -248,7 +262,11 @@ impl Body for ResponseBody {
             this.fail(ResponseFlags::UPSTREAM_REQUEST_TIMEOUT, "response_timeout");
             return Poll::Ready(Some(Err(BodyError::Timeout)));
         }
-        match ready!(Pin::new(&mut this.incoming).poll_frame(cx)) {
+        let next = match &mut this.pace {
+            None => Pin::new(&mut this.incoming).poll_frame(cx),
+            Some(pace) => pace.poll(&mut this.incoming, cx),
+        };
+        match ready!(next) {
             None => {
                 this.end(true);
                 Poll::Ready(None)
@@ -259,7 +277,7 @@ impl Body for ResponseBody {
                 Poll::Ready(Some(Err(error)))
             }
             Some(Ok(frame)) => {
-                let end = this.incoming.is_end_stream();
+                let end = this.is_end_stream();
                 let frame = match frame.into_data() {
                     Ok(mut data) => {
                         if let Some(tail) = &mut this.tail {
@@ -268,10 +286,11 @@ impl Body for ResponseBody {
                         Frame::data(data)
                     }
                     Err(mut frame) => {
-                        if let (Some(tail), Some(trailers)) = (&mut this.tail, frame.trailers_mut()) {
-                            tail.trailers(trailers);
-                        }
-                        frame
+                        let instead = match (&mut this.tail, frame.trailers_mut()) {
+                            (Some(tail), Some(trailers)) => tail.trailers(trailers),
+                            _ => None,
+                        };
+                        instead.map_or(frame, Frame::data)
                     }
                 };
                 if end {
@@ -283,7 +302,7 @@ impl Body for ResponseBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        self.incoming.is_end_stream() && self.pace.as_ref().is_none_or(|pace| pace.is_empty())
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -302,15 +321,19 @@ impl Body for ResponseBody {
 }
 
 impl Tail {
-    fn trailers(&mut self, trailers: &mut http::HeaderMap) {
+    /// The answer's trailers pass; what is returned goes out as the end of the body in their place.
+    fn trailers(&mut self, trailers: &mut http::HeaderMap) -> Option<Bytes> {
         if self.exchange.grpc_status.is_none() {
             self.exchange.grpc_status = grpc_status(trailers);
         }
         if let Some(chain) = self.chain.clone()
             && let ChainKind::Http(http) = &chain.kind
         {
-            self.run.with(|run| http.filters.encode_trailers(run, trailers));
+            let instead = self.run.with(|run| http.filters.encode_trailers(run, trailers))?;
+            self.exchange.counts.sent += instead.len() as u64;
+            return Some(instead);
         }
+        None
     }
 }
 

@@ -14,6 +14,7 @@ use std::{
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use cairn_exchange::{Exchange, Protocol, ResponseFlags, Upstream, clock};
+use cairn_filters::local_ratelimit;
 use cairn_hbone::{Connect, TunnelStream};
 use cairn_telemetry::istio::TcpReport;
 use http::StatusCode;
@@ -226,6 +227,11 @@ impl Passage {
                 why,
                 denied: true,
             });
+        }
+        if !tcp.limits.iter().all(|limit| limit.take(1, local_ratelimit::now())) {
+            exchange.termination_details = Some("local_ratelimit_close_over_limit".into());
+            let why = format!("more connections to {} than its limit allows", chain.name);
+            return Err(refused(exchange, ResponseFlags::NONE, why));
         }
         let Some(cluster) = cluster else {
             let why = format!("the cluster of {} does not exist", chain.name);

@@ -560,6 +560,15 @@ impl Config {
         self
     }
 
+    /// The same with other settings.
+    #[must_use]
+    pub fn cluster_with(mut self, name: &str, endpoints: &[SocketAddr], change: impl FnOnce(&mut ClusterSettings)) -> Self {
+        let mut settings = cluster_settings();
+        change(&mut settings);
+        self.clusters.push(cluster_with(name, endpoints.to_vec(), settings));
+        self
+    }
+
     /// A client's tunnel may have so many streams.
     #[must_use]
     pub fn streams(self, most: u32) -> Self {
@@ -672,6 +681,7 @@ fn tcp_chain(name: &Arc<str>, port: u16) -> Chain {
         hash_source_ip: false,
         access_logs: Default::default(),
         metrics: Some(Duration::from_secs(5)),
+        limits: Vec::new(),
         rbac: Default::default(),
     };
     Chain {

@@ -281,9 +281,13 @@ fn a_filter_is_configured_by_the_most_specific_level() {
         overrides: at(1),
         ..VirtualHost::any("h", vec![Arc::new(route)])
     };
-    let table = RouteTable::new("t", vec![Arc::new(host)]).unwrap();
+    let mut table = RouteTable::new("t", vec![Arc::new(host)]).unwrap();
+    for (filter, value) in [("f", 0u8), ("t", 9)] {
+        table.overrides.insert(filter.into(), Arc::new(value));
+    }
     let head = head("GET", "web", "/");
     let found = table.find(&head, facts()).unwrap();
+    assert!(found.has_overrides(None));
     let cluster = WeightedCluster {
         overrides: at(3),
         ..WeightedCluster::new("c", 1)
@@ -294,10 +298,11 @@ fn a_filter_is_configured_by_the_most_specific_level() {
         ("f", Some(&plain), Some(2)),
         ("f", None, Some(2)),
         ("g", None, None),
+        ("t", None, Some(9)),
     ] {
         let found = found
-            .override_of(filter, cluster)
-            .and_then(|value| value.downcast_ref::<u8>())
+            .override_levels(cluster)
+            .find_map(|level| level.get(filter)?.downcast_ref::<u8>())
             .copied();
         assert_eq!(found, value);
     }
