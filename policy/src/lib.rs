@@ -15,6 +15,7 @@
 pub mod balance;
 pub mod headers;
 pub mod matcher;
+pub mod outlier;
 pub mod path;
 pub mod rbac;
 pub mod retry;

@@ -14,7 +14,10 @@ use cairn_hbone::drain;
 use cairn_identity::Identity;
 use cairn_telemetry::IstioStats;
 
-use crate::{snapshot::Snapshot, upstream::Connector};
+use crate::{
+    snapshot::Snapshot,
+    upstream::{Connector, Outliers},
+};
 
 /// How long a client may be silent on a port of unknown protocol before bytes are passed without knowing (architecture §6).
 pub const DETECT_TIMEOUT: Duration = Duration::from_millis(50);
@@ -28,6 +31,8 @@ pub struct DataSettings {
     pub detect_timeout: Duration,
     /// How tunnels are accepted.
     pub tunnel_server: cairn_hbone::ServerSettings,
+    /// Where it is logged which endpoints are taken out and back.
+    pub outlier_log: Option<std::path::PathBuf>,
 }
 
 /// Told of each finished request and connection.
@@ -39,6 +44,8 @@ pub struct Proxy {
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     /// Opens streams to endpoints.
     pub connector: Connector,
+    /// Takes out endpoints that fail.
+    pub outliers: Outliers,
     /// Who we are.
     pub identity: Identity,
     /// Istio's metrics.
@@ -95,6 +102,7 @@ impl Default for DataSettings {
             listen: None,
             detect_timeout: DETECT_TIMEOUT,
             tunnel_server: cairn_hbone::ServerSettings::default(),
+            outlier_log: None,
         }
     }
 }

@@ -48,6 +48,8 @@ pub struct Forward {
     pub mirrors: Vec<Mirror>,
     /// Upgrades that differ from those of the chain.
     pub upgrades: Vec<Upgrade>,
+    /// The cluster's limits for requests of high priority count.
+    pub high_priority: bool,
 }
 
 /// Where requests are sent.
@@ -184,6 +186,7 @@ impl Forward {
             hash_policies: Vec::new(),
             mirrors: Vec::new(),
             upgrades: Vec::new(),
+            high_priority: false,
         }
     }
 

@@ -190,8 +190,14 @@ impl Clusters {
         let Some(assignment) = assignment else { return };
         let state = self.states.cluster(name);
         entry.endpoints_unsupported.clear();
+        let _writing = state.writing.lock();
         let previous = state.endpoints.load_full();
-        let endpoints = assignment.endpoints(name, &active.matched, &previous, &mut entry.endpoints_unsupported);
+        if active.settings.outlier.is_none() {
+            // Nobody would take them back.
+            previous.iter().for_each(|endpoint| endpoint.state.monitor.take_back());
+        }
+        let listed = &mut entry.endpoints_unsupported;
+        let endpoints = assignment.endpoints(name, &active.settings, &active.matched, &previous, listed);
         state.endpoints.store(Arc::new(endpoints));
     }
 

@@ -15,6 +15,7 @@
 
 mod access_log;
 mod any;
+mod balancing;
 mod chain;
 mod cluster;
 mod clusters;
@@ -25,6 +26,7 @@ mod hcm;
 mod header_mutation;
 mod headers;
 mod http_filters;
+mod limits;
 mod listener;
 mod listeners;
 pub mod load;

@@ -22,6 +22,7 @@ use cairn_proto::envoy::{
 use super::{
     any::{Unknown, type_name, unpack},
     report::{Malformed, Notes, ignore_set, refuse_set, unneeded},
+    route_action,
     value::limit,
 };
 use crate::upstream::{ClusterSettings, UpstreamProtocol};
@@ -69,7 +70,11 @@ fn http_options(options: HttpProtocolOptions, settings: &mut ClusterSettings, no
         request_mirror_policies,
         retry_policy
     );
-    ignore_set!(notes, outlier_detection, hash_policy);
+    ignore_set!(notes, outlier_detection);
+    for (index, policy) in hash_policy.into_iter().enumerate() {
+        let compiled = notes.at("hash_policy", index, |notes| route_action::hash(policy, notes))?;
+        settings.hash_policies.extend(compiled);
+    }
     if let Some(common) = common_http_protocol_options {
         notes.within("common_http_protocol_options", |notes| {
             common_options(common, settings, notes)

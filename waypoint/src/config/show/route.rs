@@ -200,7 +200,9 @@ fn write_forward(out: &mut String, forward: &Forward) -> fmt::Result {
         hash_policies,
         mirrors,
         upgrades,
+        high_priority,
     } = forward;
+    let level = if *high_priority { ", high priority" } else { "" };
     match target {
         Target::Cluster(name) => writeln!(out, "        to {name} (without it {})", cluster_not_found.as_u16())?,
         Target::Weighted(weighted) => {
@@ -220,7 +222,7 @@ fn write_forward(out: &mut String, forward: &Forward) -> fmt::Result {
             }
         }
     }
-    writeln!(out, "        {}", timeout_words(timeouts))?;
+    writeln!(out, "        {}{level}", timeout_words(timeouts))?;
     if let Some(retry) = retry {
         writeln!(out, "        {}", retry_words(retry))?;
     }
@@ -359,7 +361,11 @@ fn redirect_words(redirect: &Redirect) -> String {
 
 fn hash_words(policy: &HashPolicy) -> String {
     let words = match &policy.source {
-        HashSource::Header(name) => format!("header {}", header_name(name)),
+        HashSource::Header { name, rewrite: None } => format!("header {}", header_name(name)),
+        HashSource::Header {
+            name,
+            rewrite: Some(rewrite),
+        } => format!("header {} with {} replaced", header_name(name), rewrite.pattern()),
         HashSource::Cookie {
             name,
             ttl,
@@ -371,7 +377,6 @@ fn hash_words(policy: &HashPolicy) -> String {
         },
         HashSource::SourceIp => "client's address".to_owned(),
         HashSource::Query(name) => format!("query {name}"),
-        HashSource::FilterState(key) => format!("filter state {key}"),
     };
     if policy.terminal {
         format!("{words}, if it is there")
