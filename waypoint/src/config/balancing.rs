@@ -462,3 +462,6 @@ fn common_balancing(config: Option<CommonLbConfig>, settings: &mut ClusterSettin
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -240,3 +240,6 @@ pub(crate) fn outlier(detection: OutlierDetection, notes: &mut Notes) -> Result<
         },
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -274,3 +274,6 @@ impl List {
         best.map(|(endpoint, _)| endpoint)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,11 +7,12 @@ mod connect;
 pub mod connections;
 mod endpoint;
 mod endpoint_set;
+#[cfg(test)]
+mod fixtures;
 mod http;
 mod io;
 mod monitor;
 mod outlier;
-mod outlier_log;
 
 pub use balance::{Avoid, Picking};
 pub use breakers::{Breakers, Counted, Counts, Level, Resource, Thresholds, Usage};

@@ -4,6 +4,8 @@
 //! happens here: the decision, the time out, the looks at rates at each interval, and the event log. An ejection makes a new set of
 //! endpoints for the cluster, as an answer of istiod does.
 
+mod log;
+
 use std::{
     collections::HashMap,
     sync::{Arc, Weak},
@@ -15,7 +17,7 @@ use cairn_policy::outlier::{EjectionKind, OutlierSettings, Rate, Report, Verdict
 use cairn_telemetry::access_log::LogFile;
 use tokio::{sync::mpsc, time::sleep_until};
 
-use super::{Cluster, Endpoint, outlier_log as log};
+use super::{Cluster, Endpoint};
 use crate::proxy::Proxy;
 
 /// Limits reached that may wait to be looked at; more are looked at when the row is that long again.
@@ -296,3 +298,6 @@ fn compare<'s>(case: &Case<'_>, endpoints: impl Iterator<Item = &'s Arc<Endpoint
     }
     changed
 }
+
+#[cfg(test)]
+mod tests;

@@ -30,8 +30,8 @@ use cairn_waypoint::{
         matcher::{Input, Node, Ranges},
     },
     upstream::{
-        Cluster, ClusterSettings, ClusterState, Endpoint, EndpointSet, EndpointState, Health, Locality, LocalityGroup, Resource,
-        Target,
+        Breakers, Cluster, ClusterSettings, ClusterState, Endpoint, EndpointSet, EndpointState, Health, Locality, LocalityGroup,
+        Resource, Target, Thresholds,
     },
 };
 use http::{HeaderMap, Request, Response, StatusCode};
@@ -602,7 +602,19 @@ impl Config {
 }
 
 fn cluster_settings() -> ClusterSettings {
+    // No limits where nothing is said, as istiod sends it.
+    let unlimited = Thresholds {
+        max_connections: u32::MAX,
+        max_pending_requests: u32::MAX,
+        max_requests: u32::MAX,
+        max_retries: u32::MAX,
+        retry_budget: None,
+    };
     ClusterSettings {
+        breakers: Breakers {
+            default: unlimited,
+            ..Breakers::default()
+        },
         panic_threshold: 0.0,
         connect_timeout: Duration::from_secs(2),
         ..ClusterSettings::default()

@@ -7,7 +7,7 @@ use cairn_policy::outlier::{EjectionKind, Rate, Verdict};
 use serde::Serialize;
 use time::{OffsetDateTime, macros::format_description};
 
-use super::Endpoint;
+use crate::upstream::Endpoint;
 
 /// An event; fields in the order in which Envoy writes them.
 #[derive(Serialize)]
@@ -46,7 +46,7 @@ struct TooOften {
 struct Nothing {}
 
 /// An endpoint was taken out, or would have been.
-pub(super) fn ejection(
+pub fn ejection(
     cluster: &str,
     endpoint: &Endpoint,
     kind: EjectionKind,
@@ -82,7 +82,7 @@ pub(super) fn ejection(
 }
 
 /// An endpoint was taken back.
-pub(super) fn return_(cluster: &str, endpoint: &Endpoint, now: Instant) -> Vec<u8> {
+pub fn return_(cluster: &str, endpoint: &Endpoint, now: Instant) -> Vec<u8> {
     let history = endpoint.state.monitor.history();
     line(&event(cluster, endpoint, history.ejections, since(history.ejected, now)))
 }
