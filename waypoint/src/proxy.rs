@@ -31,6 +31,8 @@ pub struct DataSettings {
     pub detect_timeout: Duration,
     /// How tunnels are accepted.
     pub tunnel_server: cairn_hbone::ServerSettings,
+    /// Least request goes by how long endpoints take, beside how many requests they have.
+    pub peak_ewma: bool,
     /// Where it is logged which endpoints are taken out and back.
     pub outlier_log: Option<std::path::PathBuf>,
 }
@@ -102,6 +104,7 @@ impl Default for DataSettings {
             listen: None,
             detect_timeout: DETECT_TIMEOUT,
             tunnel_server: cairn_hbone::ServerSettings::default(),
+            peak_ewma: false,
             outlier_log: None,
         }
     }

@@ -216,6 +216,7 @@ fn data(arguments: &Arguments, environment: &Environment) -> Result<DataSettings
     Ok(DataSettings {
         listen: environment.parsed("CAIRN_LISTEN", "ADDRESS:PORT")?,
         detect_timeout: environment.duration("CAIRN_DETECT_TIMEOUT", defaults.detect_timeout)?,
+        peak_ewma: environment.flag("CAIRN_PEAK_EWMA", defaults.peak_ewma)?,
         outlier_log: arguments
             .value("outlierLogPath")
             .filter(|path| !path.is_empty())

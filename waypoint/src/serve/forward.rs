@@ -86,7 +86,9 @@ pub async fn forward(mut journey: Journey<'_>, found: Found<'_>, to: &Forward) -
     let deadline = request::latest(timeouts.global);
     let level = if to.high_priority { Level::High } else { Level::Default };
     let mut attempts = Attempts {
-        picking: Picking::new(&cluster).hashed(hash),
+        picking: Picking::new(&cluster)
+            .hashed(hash)
+            .by_latency(journey.tail.inner.proxy.settings.peak_ewma),
         level,
         policy,
         plan,
@@ -225,6 +227,10 @@ impl Attempts<'_> {
         tail.exchange.moments.first_upstream_sent.get_or_insert(sent_at);
         match result {
             Ok((answer, counted)) => {
+                if tail.inner.proxy.settings.peak_ewma {
+                    let took = tail.exchange.elapsed().saturating_sub(sent_at);
+                    endpoint.state.latency.observe(took, clock::now());
+                }
                 leased.counted = Some(counted);
                 tail.exchange.moments.first_upstream_received = Some(tail.exchange.elapsed());
                 if let Some(upstream) = &mut tail.exchange.upstream {

@@ -23,6 +23,7 @@ pub struct Picking<'c> {
     tried: SmallVec<[Tried; 2]>,
     others: bool,
     hash: Option<u64>,
+    by_latency: bool,
 }
 
 struct Tried {
@@ -49,6 +50,7 @@ impl<'c> Picking<'c> {
             tried: SmallVec::new(),
             others: false,
             hash: None,
+            by_latency: false,
         }
     }
 
@@ -56,6 +58,12 @@ impl<'c> Picking<'c> {
     #[must_use]
     pub fn hashed(self, hash: Option<u64>) -> Self {
         Self { hash, ..self }
+    }
+
+    /// The same, with how long endpoints take counting where the number of their requests does (least request).
+    #[must_use]
+    pub fn by_latency(self, by_latency: bool) -> Self {
+        Self { by_latency, ..self }
     }
 
     /// The endpoint for the next attempt.
@@ -187,11 +195,20 @@ impl<'c> Picking<'c> {
                 Some(slow) => list.by_changing_weight(random, |endpoint| warmth(slow, endpoint)),
                 None => list.in_turn(),
             },
-            LbPolicy::LeastRequest(least) if warming.is_some() || list.spread.is_some() => list
-                .by_changing_weight(random, |endpoint| {
-                    warming.map_or(1.0, |slow| warmth(slow, endpoint)) * leisure(endpoint, least.bias)
-                }),
-            LbPolicy::LeastRequest(LeastRequest { choices, .. }) => list.least_busy(*choices, random),
+            LbPolicy::LeastRequest(least) if warming.is_some() || list.spread.is_some() => {
+                list.by_changing_weight(random, |endpoint| {
+                    let leisure = if self.by_latency {
+                        cost(endpoint).recip()
+                    } else {
+                        leisure(endpoint, least.bias)
+                    };
+                    warming.map_or(1.0, |slow| warmth(slow, endpoint)) * leisure
+                })
+            }
+            LbPolicy::LeastRequest(LeastRequest { choices, .. }) if self.by_latency => list.least_of(*choices, random, cost),
+            LbPolicy::LeastRequest(LeastRequest { choices, .. }) => {
+                list.least_of(*choices, random, |endpoint| endpoint.state.active.load(Relaxed))
+            }
             LbPolicy::Random | LbPolicy::RingHash(_) | LbPolicy::Maglev { .. } | LbPolicy::ClusterProvided => {
                 list.at(random % list.endpoints.len() as u64)
             }
@@ -208,6 +225,12 @@ fn warmth(slow: &SlowStart, endpoint: &Endpoint) -> f64 {
 fn leisure(endpoint: &Endpoint, bias: f64) -> f64 {
     let busy = f64::from(endpoint.state.active.load(Relaxed)) + 1.0;
     if bias == 1.0 { busy.recip() } else { busy.powf(-bias) }
+}
+
+/// Seconds until an endpoint would have answered all its requests and one more.
+fn cost(endpoint: &Endpoint) -> f64 {
+    let requests = f64::from(endpoint.state.active.load(Relaxed)) + 1.0;
+    requests * endpoint.state.latency.expected(clock::now())
 }
 
 /// A random number from another one.
@@ -252,11 +275,16 @@ impl List {
         endpoint(chosen)
     }
 
-    /// The least busy of some chosen at random, or of all.
-    fn least_busy(&self, choices: Option<u32>, mut random: u64) -> Option<&Arc<Endpoint>> {
+    /// The one with the least load of some chosen at random, or of all.
+    fn least_of<L: PartialOrd + Copy>(
+        &self,
+        choices: Option<u32>,
+        mut random: u64,
+        load: impl Fn(&Endpoint) -> L,
+    ) -> Option<&Arc<Endpoint>> {
         let count = self.endpoints.len() as u64;
         let tries = choices.map_or(count, |choices| u64::from(choices.max(1)));
-        let mut best: Option<(&Arc<Endpoint>, u32)> = None;
+        let mut best: Option<(&Arc<Endpoint>, L)> = None;
         for number in 0..tries {
             // All of them from a random one on, so that of equals not always the first is taken.
             let candidate = match choices {
@@ -266,9 +294,9 @@ impl List {
             if choices.is_some() {
                 random = another(random);
             }
-            let active = candidate.state.active.load(Relaxed);
-            if best.is_none_or(|(_, least)| active < least) {
-                best = Some((candidate, active));
+            let mine = load(candidate);
+            if best.is_none_or(|(_, least)| mine < least) {
+                best = Some((candidate, mine));
             }
         }
         best.map(|(endpoint, _)| endpoint)

@@ -10,7 +10,7 @@ use std::{
 
 use cairn_exchange::clock::Instant;
 
-use super::Monitor;
+use super::{Latency, Monitor};
 
 /// How an endpoint is reached.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -66,6 +66,8 @@ pub struct EndpointState {
     pub connections: crate::upstream::connections::Connections,
     /// How it does.
     pub monitor: Monitor,
+    /// How long it takes, where that decides.
+    pub latency: Latency,
 }
 
 /// One endpoint of a cluster.

@@ -92,6 +92,10 @@ pub struct Answer {
 }
 
 /// The connection of an exchange.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "it stands in a box already, and the large variant is the usual one"
+)]
 pub enum Lease {
     /// For this exchange alone; to be put back when both sides are done.
     Http1(Http1),

@@ -11,6 +11,7 @@ mod endpoint_set;
 mod fixtures;
 mod http;
 mod io;
+mod latency;
 mod monitor;
 mod outlier;
 
@@ -26,5 +27,6 @@ pub use endpoint::{Endpoint, EndpointState, Health, Locality, LocalityGroup, Tar
 pub use endpoint_set::{Arrangement, EndpointSet, List, Priority, Spread};
 pub use http::{Answer, Attempt, AttemptError, InformationalRelay, Lease};
 pub use io::UpstreamIo;
+pub use latency::Latency;
 pub use monitor::{History, Monitor};
 pub use outlier::{Outliers, Signals};

@@ -139,6 +139,31 @@ async fn a_new_endpoint_warms_up() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_slow_endpoint_is_spared_where_latency_decides() {
+    for weights in [[1, 1], [2, 1]] {
+        let cluster = cluster(vec![locality(0, "a", 1, weighted(&weights))], of(least()));
+        let endpoints: Vec<_> = cluster.state.endpoints.load().iter().cloned().collect();
+        endpoints[0].state.latency.observe(Duration::from_millis(500), clock::now());
+        endpoints[1].state.latency.observe(Duration::from_millis(5), clock::now());
+        let slow = |by_latency: bool| {
+            let mut random = fastrand::Rng::with_seed(5);
+            let mut pick = || {
+                Picking::new(&cluster)
+                    .by_latency(by_latency)
+                    .next(random.u64(..), Avoid::default())
+                    .unwrap()
+            };
+            (0..1000).filter(|_| number(&pick()) == 0).count()
+        };
+        assert!(slow(false) > 400, "{weights:?}: {}", slow(false));
+        // Of two chosen at random it is both in a quarter of the cases.
+        assert!(slow(true) < 300, "{weights:?}: {}", slow(true));
+        tokio::time::advance(Duration::from_secs(120)).await;
+        assert!(slow(true) > 400, "it is tried again: {}", slow(true));
+    }
+}
+
 #[test]
 fn localities_share_by_weight_and_lose_it_with_their_endpoints() {
     let settings = ClusterSettings {

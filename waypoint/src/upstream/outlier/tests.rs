@@ -1,9 +1,6 @@
 //! Ejections under a clock that stands still.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{sync::Arc, time::Duration};
 
 use cairn_identity::{Identity, generate::Authority};
 use cairn_policy::outlier::{OutlierSettings, Report, Rule};
@@ -225,7 +222,7 @@ async fn a_share_of_zero_only_tells_and_the_log_is_envoys() {
     assert!(bench.out().is_empty());
     bench.engine.logs.flush(Duration::from_secs(5)).await;
     let text = std::fs::read_to_string(&path).unwrap();
-    let year = humantime::format_rfc3339(SystemTime::now()).to_string()[..4].to_owned();
+    let year = humantime::format_rfc3339(cairn_exchange::clock::wall()).to_string()[..4].to_owned();
     let lines: Vec<String> = text
         .lines()
         .map(|line| {
