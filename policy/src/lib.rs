@@ -22,6 +22,7 @@ pub mod fault;
 pub mod headers;
 pub mod jwt;
 pub mod matcher;
+pub mod outlier;
 pub mod path;
 pub mod rate_limit;
 pub mod rbac;

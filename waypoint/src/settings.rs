@@ -110,7 +110,7 @@ impl Settings {
             drain: drain(&asked)?,
             workers: workers(&asked)?,
             log: arguments.log_settings()?,
-            data: data(&environment)?,
+            data: data(arguments, &environment)?,
             network: environment.text_or("ISTIO_META_NETWORK", "").to_owned(),
             istio_version,
             peers: peers(&environment)?,
@@ -227,11 +227,16 @@ fn workers(asked: &Asked<'_>) -> Result<Option<usize>, SettingError> {
 /// More threads than this serve nobody.
 const MAX_WORKERS: usize = 1024;
 
-fn data(environment: &Environment) -> Result<DataSettings, SettingError> {
+fn data(arguments: &Arguments, environment: &Environment) -> Result<DataSettings, SettingError> {
     let defaults = DataSettings::default();
     Ok(DataSettings {
         listen: environment.parsed("CAIRN_LISTEN", "ADDRESS:PORT")?,
         detect_timeout: environment.duration("CAIRN_DETECT_TIMEOUT", defaults.detect_timeout)?,
+        peak_ewma: environment.flag("CAIRN_PEAK_EWMA", defaults.peak_ewma)?,
+        outlier_log: arguments
+            .value("outlierLogPath")
+            .filter(|path| !path.is_empty())
+            .map(Into::into),
         ..defaults
     })
 }

@@ -54,6 +54,8 @@ pub struct Forward {
     pub cors: Option<Arc<CorsPolicy>>,
     /// What requests count as.
     pub rate_limits: RateLimits,
+    /// The cluster's limits for requests of high priority count.
+    pub high_priority: bool,
 }
 
 /// Where requests are sent.
@@ -192,6 +194,7 @@ impl Forward {
             upgrades: Vec::new(),
             cors: None,
             rate_limits: RateLimits::default(),
+            high_priority: false,
         }
     }
 

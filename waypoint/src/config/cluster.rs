@@ -1,9 +1,7 @@
 //! Clusters (contract xds §5.1–§5.9): settings, the service that they stand for, and endpoints that are written in them.
 //!
-//! A cluster with something that can decide and that we cannot do is kept, with transport terms that refuse its requests. What only
-//! changes which endpoint is preferred (outlier ejection, warm-up, retry budgets) is left out and listed.
+//! A cluster with something that can decide and that we cannot do is kept, with transport terms that refuse its requests.
 
-mod balancing;
 mod discovery;
 
 use std::{hash::BuildHasher as _, sync::Arc, time::Duration};
@@ -11,20 +9,22 @@ use std::{hash::BuildHasher as _, sync::Arc, time::Duration};
 use bytes::Bytes;
 use cairn_exchange::{ClusterFacts, Service};
 use cairn_proto::envoy::config::{
-    cluster::v3::{CircuitBreakers, Cluster as EnvoyCluster, UpstreamConnectionOptions, circuit_breakers::Thresholds},
+    cluster::v3::{Cluster as EnvoyCluster, UpstreamConnectionOptions},
     core::v3::{Metadata, TcpKeepalive as EnvoyKeepalive},
 };
 use foldhash::quality::FixedState;
 
 use super::{
     any::{Unknown, decode, text, typed},
+    balancing,
     endpoint::Assignment,
+    limits,
     report::{Malformed, Notes, Present as _, Unsupported, ignore_set, refuse_set, unneeded},
     transport::{self, MatchedTransports},
     upstream_http,
     value::duration,
 };
-use crate::upstream::{Breakers, ClusterSettings, TcpKeepalive, TransportTerms};
+use crate::upstream::{ClusterSettings, TcpKeepalive, TransportTerms};
 
 /// Clusters that carry tunnels.
 pub(crate) const TUNNEL_CLUSTERS: [&str; 3] = ["connect_originate", "inner_connect_originate", "outer_connect_originate"];
@@ -149,7 +149,6 @@ pub(crate) fn compile(name: &str, bytes: &Bytes) -> Result<Compiled, Malformed> 
         upstream_bind_config,
         lb_subset_config,
         protocol_selection,
-        load_balancing_policy,
         upstream_config,
     );
     ignore_set!(
@@ -157,7 +156,6 @@ pub(crate) fn compile(name: &str, bytes: &Bytes) -> Result<Compiled, Malformed> 
         health_checks,
         close_connections_on_host_health_failure,
         ignore_health_on_host_removal,
-        outlier_detection
     );
     check_filters(&filters, notes)?;
 
@@ -169,12 +167,17 @@ pub(crate) fn compile(name: &str, bytes: &Bytes) -> Result<Compiled, Malformed> 
         }
     }
     settings.max_requests_per_connection = max_requests_per_connection.filter(|max| *max > 0);
-    settings.breakers = notes.within("circuit_breakers", |notes| breakers(circuit_breakers, notes));
+    settings.breakers = notes.within("circuit_breakers", |notes| limits::breakers(circuit_breakers, notes))?;
+    if let Some(detection) = outlier_detection {
+        settings.outlier = Some(notes.within("outlier_detection", |notes| limits::outlier(detection, notes))?);
+    }
     settings.tcp_keepalive = keepalive(upstream_connection_options, notes);
-    settings.lb = balancing::policy(lb_policy, lb_config, &mut settings.discovery, notes)?;
-    notes.within("common_lb_config", |notes| {
-        balancing::common(common_lb_config, &mut settings, notes)
-    });
+    balancing::legacy(lb_policy, lb_config, common_lb_config, &mut settings, notes)?;
+    if let Some(policy) = load_balancing_policy {
+        notes.within("load_balancing_policy", |notes| {
+            balancing::typed(policy, &mut settings, notes)
+        })?;
+    }
     upstream_http::apply(&typed_extension_protocol_options, &mut settings, notes)?;
 
     let endpoints = discovery::endpoints(
@@ -260,55 +263,6 @@ fn check_filters(filters: &[cairn_proto::envoy::config::cluster::v3::Filter], no
         })?;
     }
     Ok(())
-}
-
-fn breakers(breakers: Option<CircuitBreakers>, notes: &mut Notes) -> Breakers {
-    let mut limits = Breakers::default();
-    let Some(CircuitBreakers {
-        thresholds,
-        per_host_thresholds,
-    }) = breakers
-    else {
-        return limits;
-    };
-    ignore_set!(notes, per_host_thresholds);
-    for (index, threshold) in thresholds.into_iter().enumerate() {
-        let Thresholds {
-            priority,
-            max_connections,
-            max_pending_requests,
-            max_requests,
-            max_retries,
-            retry_budget,
-            track_remaining,
-            max_connection_pools,
-        } = threshold;
-        notes.at("thresholds", index, |notes| {
-            unneeded!(track_remaining);
-            ignore_set!(notes, retry_budget, max_connection_pools);
-            if priority != 0 {
-                notes.ignore("priority", "high priority is not supported");
-                return;
-            }
-            for (field, limit) in [
-                ("max_connections", max_connections),
-                ("max_pending_requests", max_pending_requests),
-                ("max_requests", max_requests),
-                ("max_retries", max_retries),
-            ] {
-                if limit.is_some_and(|limit| limit != u32::MAX) {
-                    notes.ignore(field, "the limit is not enforced yet");
-                }
-            }
-            limits = Breakers {
-                max_connections: max_connections.unwrap_or(limits.max_connections),
-                max_pending_requests: max_pending_requests.unwrap_or(limits.max_pending_requests),
-                max_requests: max_requests.unwrap_or(limits.max_requests),
-                max_retries: max_retries.unwrap_or(limits.max_retries),
-            };
-        });
-    }
-    limits
 }
 
 fn keepalive(options: Option<UpstreamConnectionOptions>, notes: &mut Notes) -> Option<TcpKeepalive> {

@@ -199,13 +199,19 @@ impl Clusters {
                 .and_then(|entry| entry.good.as_ref())
                 .map(|(assignment, _)| assignment),
         };
+        let _writing = state.writing.lock();
         let Some(assignment) = assignment else {
             // Those that it had under another name are not its own any more.
             state.endpoints.store(Arc::new(EndpointSet::default()));
             return;
         };
         let previous = state.endpoints.load_full();
-        let endpoints = assignment.endpoints(name, &active.matched, &previous, &mut entry.endpoints_unsupported);
+        if active.settings.outlier.is_none() {
+            // Nobody would take them back.
+            previous.iter().for_each(|endpoint| endpoint.state.monitor.take_back());
+        }
+        let listed = &mut entry.endpoints_unsupported;
+        let endpoints = assignment.endpoints(name, &active.settings, &active.matched, &previous, listed);
         state.endpoints.store(Arc::new(endpoints));
     }
 

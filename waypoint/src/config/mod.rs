@@ -15,6 +15,7 @@
 
 mod access_log;
 mod any;
+mod balancing;
 mod chain;
 mod cluster;
 mod clusters;
@@ -28,6 +29,7 @@ mod hcm;
 mod header_mutation;
 mod headers;
 mod http_filters;
+mod limits;
 mod listener;
 mod listeners;
 mod live;

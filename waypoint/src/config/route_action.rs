@@ -13,6 +13,7 @@ use cairn_policy::{
     timeout::{MaxStreamDuration, RouteTimeouts},
 };
 use cairn_proto::envoy::{
+    config::core::v3::RoutingPriority,
     config::route::v3::{
         DirectResponseAction, RedirectAction, RouteAction as EnvoyAction, WeightedCluster as EnvoyWeighted,
         redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier},
@@ -105,7 +106,7 @@ fn forward(action: EnvoyAction, around: &Around, context: &mut Context, notes: &
         host_rewrite_specifier,
     } = action;
     unneeded!(early_data_policy, max_internal_redirects);
-    ignore_set!(notes, priority, flush_timeout, hedge_policy);
+    ignore_set!(notes, flush_timeout, hedge_policy);
     refuse_set!(
         notes,
         metadata_match,
@@ -125,6 +126,10 @@ fn forward(action: EnvoyAction, around: &Around, context: &mut Context, notes: &
             include_host: include_vh_rate_limits == Some(true),
         };
     }
+    forward.high_priority = match RoutingPriority::try_from(priority) {
+        Ok(priority) => priority == RoutingPriority::High,
+        Err(_) => return Err(notes.malformed("priority", format!("{priority} is no priority"))),
+    };
     forward.cluster_not_found = match ClusterNotFoundResponseCode::try_from(cluster_not_found_response_code) {
         Ok(ClusterNotFoundResponseCode::ServiceUnavailable) => StatusCode::SERVICE_UNAVAILABLE,
         Ok(ClusterNotFoundResponseCode::NotFound) => StatusCode::NOT_FOUND,
@@ -332,7 +337,7 @@ fn mirror(policy: RequestMirrorPolicy, notes: &mut Notes) -> Result<Option<Mirro
 }
 
 /// A part of the hash key. It says which endpoint is preferred, so what cannot be done is left out.
-fn hash(policy: EnvoyHash, notes: &mut Notes) -> Result<Option<HashPolicy>, Malformed> {
+pub(crate) fn hash(policy: EnvoyHash, notes: &mut Notes) -> Result<Option<HashPolicy>, Malformed> {
     let EnvoyHash {
         terminal,
         policy_specifier,
@@ -340,11 +345,13 @@ fn hash(policy: EnvoyHash, notes: &mut Notes) -> Result<Option<HashPolicy>, Malf
     let source = match policy_specifier {
         None => return Err(notes.malformed("", "is empty")),
         Some(PolicySpecifier::Header(header)) => {
-            let regex_rewrite = header.regex_rewrite;
-            ignore_set!(notes, regex_rewrite);
+            let rewrite = header
+                .regex_rewrite
+                .map(|rewrite| substitution("header.regex_rewrite", rewrite, notes))
+                .transpose()?;
             let name = HeaderName::parse(&header.header_name)
                 .map_err(|_| notes.malformed("header.header_name", format!("`{}` is no header name", header.header_name)))?;
-            HashSource::Header(name)
+            HashSource::Header { name, rewrite }
         }
         Some(PolicySpecifier::Cookie(cookie)) => HashSource::Cookie {
             name: cookie.name.into(),
@@ -363,7 +370,10 @@ fn hash(policy: EnvoyHash, notes: &mut Notes) -> Result<Option<HashPolicy>, Malf
         Some(PolicySpecifier::ConnectionProperties(properties)) if properties.source_ip => HashSource::SourceIp,
         Some(PolicySpecifier::ConnectionProperties(_)) => return Ok(None),
         Some(PolicySpecifier::QueryParameter(parameter)) => HashSource::Query(parameter.name.into()),
-        Some(PolicySpecifier::FilterState(state)) => HashSource::FilterState(state.key.into()),
+        Some(PolicySpecifier::FilterState(state)) => {
+            notes.ignore("filter_state", format!("there is nothing to hash under {}", state.key));
+            return Ok(None);
+        }
     };
     Ok(Some(HashPolicy { source, terminal }))
 }

@@ -250,6 +250,7 @@ fn leads_inside(forward: &Forward) -> bool {
         rate_limits: _,
         // CONNECT itself.
         upgrades: _,
+        high_priority: _,
     } = forward;
     matches!(target, Target::Cluster(name) if &**name == "main_internal")
         && path_rewrite.is_none()

@@ -19,6 +19,7 @@ use super::{
     any::{Unknown, unpack},
     protocol_options::{self, Http1, Http2},
     report::{Malformed, Notes, ignore_set, refuse_set, unneeded},
+    route_action,
     value::limit,
 };
 use crate::upstream::{ClusterSettings, UpstreamProtocol};
@@ -66,7 +67,11 @@ fn http_options(options: HttpProtocolOptions, settings: &mut ClusterSettings, no
         request_mirror_policies,
         retry_policy
     );
-    ignore_set!(notes, outlier_detection, hash_policy);
+    ignore_set!(notes, outlier_detection);
+    for (index, policy) in hash_policy.into_iter().enumerate() {
+        let compiled = notes.at("hash_policy", index, |notes| route_action::hash(policy, notes))?;
+        settings.hash_policies.extend(compiled);
+    }
     if let Some(common) = common_http_protocol_options {
         notes.within("common_http_protocol_options", |notes| {
             common_options(common, settings, notes)

@@ -18,7 +18,7 @@ use crate::{
     body::{Incoming, RequestBody, RequestSource},
     proxy::Proxy,
     snapshot::Snapshot,
-    upstream::{Answer, Attempt, AttemptError, Key, Picking},
+    upstream::{Answer, Attempt, AttemptError, Avoid, Key, Level, Picking},
 };
 
 /// A frame's flag and length (gRPC over HTTP/2, "Length-Prefixed-Message").
@@ -35,7 +35,7 @@ pub async fn call(proxy: &Proxy, snapshot: &Snapshot, call: &GrpcCall) -> Result
     let cluster = snapshot.clusters.get(&*service.cluster).cloned();
     let cluster = cluster.ok_or_else(|| GrpcError::Unreachable(format!("there is no cluster {}", service.cluster)))?;
     let nobody = || GrpcError::Unreachable(format!("nobody is available in cluster {}", service.cluster));
-    let endpoint = Picking::new(&cluster).next(fastrand::u64(..)).ok_or_else(nobody)?;
+    let endpoint = Picking::new(&cluster).next(fastrand::u64(..), Avoid::default()).ok_or_else(nobody)?;
     let head = head(call, proxy.settings.node.address)?;
     let framed = Incoming::whole(frame(&call.message)?, None);
     let body = RequestBody::next_attempt(&Arc::new(Mutex::new(RequestSource::new(framed, false))));
@@ -51,6 +51,7 @@ pub async fn call(proxy: &Proxy, snapshot: &Snapshot, call: &GrpcCall) -> Result
             tunnel: snapshot.tunnel_terms(),
             principal: None,
             original: None,
+            level: Level::default(),
         },
         near: 0,
         downstream: Protocol::Http2,
@@ -58,7 +59,8 @@ pub async fn call(proxy: &Proxy, snapshot: &Snapshot, call: &GrpcCall) -> Result
         spelling: &http::Extensions::new(),
         informational: None,
     };
-    let answer = attempt.send(&head, body).await.map_err(failed)?;
+    // A call counts as a request of its cluster until its answer has been read.
+    let (answer, _counted) = attempt.send(&head, body).await.map_err(failed)?;
     let message = read(answer, service.max_answer).await;
     drop(counted);
     message

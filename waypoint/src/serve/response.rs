@@ -20,7 +20,7 @@ use super::{Inner, pace::Pace};
 use crate::{
     body::{BodyError, Incoming, RequestSource},
     snapshot::{Chain, ChainKind, HttpChain},
-    upstream::{Cluster, Endpoint, Lease},
+    upstream::{Cluster, Counted, Endpoint, Lease},
 };
 
 /// The body of an answer, with all that its end has to settle.
@@ -57,6 +57,8 @@ pub struct Tail {
 pub struct Leased {
     /// The connection.
     pub lease: Option<Lease>,
+    /// The request, as the cluster's limits count it.
+    pub counted: Option<Counted>,
     /// The endpoint.
     pub endpoint: Arc<Endpoint>,
     /// The cluster.
@@ -104,9 +106,9 @@ impl Leased {
     pub fn begin(endpoint: Arc<Endpoint>, cluster: Arc<Cluster>) -> Self {
         endpoint.state.active.fetch_add(1, Ordering::Relaxed);
         endpoint.state.total.fetch_add(1, Ordering::Relaxed);
-        cluster.state.requests.fetch_add(1, Ordering::Relaxed);
         Self {
             lease: None,
+            counted: None,
             endpoint,
             cluster,
         }
@@ -126,7 +128,6 @@ impl Leased {
 impl Drop for Leased {
     fn drop(&mut self) {
         self.endpoint.state.active.fetch_sub(1, Ordering::Relaxed);
-        self.cluster.state.requests.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

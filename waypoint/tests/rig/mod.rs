@@ -30,7 +30,8 @@ use cairn_waypoint::{
         matcher::{Input, Node, Ranges},
     },
     upstream::{
-        Cluster, ClusterSettings, ClusterState, Endpoint, EndpointSet, EndpointState, Health, Locality, LocalityGroup, Target,
+        Breakers, Cluster, ClusterSettings, ClusterState, Endpoint, EndpointSet, EndpointState, Health, Locality, LocalityGroup,
+        Resource, Target, Thresholds,
     },
 };
 use http::{HeaderMap, Request, Response, StatusCode};
@@ -182,7 +183,7 @@ impl Rig {
             for endpoint in cluster.state.endpoints.load().iter() {
                 left[2] += u64::from(endpoint.state.active.load(Ordering::SeqCst));
             }
-            left[3] += u64::from(cluster.state.requests.load(Ordering::SeqCst));
+            left[3] += u64::from(cluster.state.usage.total(Resource::Request) + cluster.state.usage.total(Resource::Pending));
         }
         left
     }
@@ -619,7 +620,19 @@ impl Config {
 }
 
 fn cluster_settings() -> ClusterSettings {
+    // No limits where nothing is said, as istiod sends it.
+    let unlimited = Thresholds {
+        max_connections: u32::MAX,
+        max_pending_requests: u32::MAX,
+        max_requests: u32::MAX,
+        max_retries: u32::MAX,
+        retry_budget: None,
+    };
     ClusterSettings {
+        breakers: Breakers {
+            default: unlimited,
+            ..Breakers::default()
+        },
         panic_threshold: 0.0,
         connect_timeout: Duration::from_secs(2),
         ..ClusterSettings::default()
@@ -718,19 +731,21 @@ fn cluster_of(name: &str, targets: Vec<Target>, settings: ClusterSettings) -> Cl
                 health: Health::Healthy,
                 weight: 1,
                 locality: locality.clone(),
+                hostname: None,
+                hash_key: None,
+                healthy_since: cairn_exchange::clock::now(),
                 state: Arc::new(EndpointState::default()),
             })
         })
         .collect();
     let state = ClusterState::default();
-    state.endpoints.store(Arc::new(EndpointSet::new(vec![(
-        0,
-        LocalityGroup {
-            locality,
-            weight: 1,
-            endpoints,
-        },
-    )])));
+    let group = LocalityGroup {
+        locality,
+        weight: 1,
+        endpoints,
+    };
+    let set = EndpointSet::new(vec![(0, group)], settings.arrangement(None));
+    state.endpoints.store(Arc::new(set));
     let facts = ClusterFacts {
         name: name.into(),
         alt_stat_name: None,

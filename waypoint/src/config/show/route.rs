@@ -208,7 +208,9 @@ fn write_forward(out: &mut String, forward: &Forward) -> fmt::Result {
         upgrades,
         cors,
         rate_limits: RateLimits { own, include_host },
+        high_priority,
     } = forward;
+    let level = if *high_priority { ", high priority" } else { "" };
     if cors.is_some() {
         writeln!(out, "        cross-origin sharing of its own")?;
     }
@@ -236,7 +238,7 @@ fn write_forward(out: &mut String, forward: &Forward) -> fmt::Result {
             }
         }
     }
-    writeln!(out, "        {}", timeout_words(timeouts))?;
+    writeln!(out, "        {}{level}", timeout_words(timeouts))?;
     if let Some(retry) = retry {
         writeln!(out, "        {}", retry_words(retry))?;
     }
@@ -375,7 +377,11 @@ fn redirect_words(redirect: &Redirect) -> String {
 
 fn hash_words(policy: &HashPolicy) -> String {
     let words = match &policy.source {
-        HashSource::Header(name) => format!("header {}", header_name(name)),
+        HashSource::Header { name, rewrite: None } => format!("header {}", header_name(name)),
+        HashSource::Header {
+            name,
+            rewrite: Some(rewrite),
+        } => format!("header {} with {} replaced", header_name(name), rewrite.pattern()),
         HashSource::Cookie {
             name,
             ttl,
@@ -387,7 +393,6 @@ fn hash_words(policy: &HashPolicy) -> String {
         },
         HashSource::SourceIp => "client's address".to_owned(),
         HashSource::Query(name) => format!("query {name}"),
-        HashSource::FilterState(key) => format!("filter state {key}"),
     };
     if policy.terminal {
         format!("{words}, if it is there")
