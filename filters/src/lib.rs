@@ -6,6 +6,7 @@
 //! * [`grpc_stats`] counts the messages of gRPC calls;
 //! * [`header_mutation`] edits headers;
 //! * [`rbac`] denies by policy;
+//! * [`jwt_authn`] asks for tokens;
 //! * [`fault`] delays and aborts, [`cors`] lets other origins call;
 //! * [`local_ratelimit`] counts requests here, [`ratelimit`] by a service;
 //! * [`buffer`] waits for whole requests.
@@ -19,6 +20,7 @@ pub mod cors;
 pub mod fault;
 pub mod grpc_stats;
 pub mod header_mutation;
+pub mod jwt_authn;
 pub mod local_ratelimit;
 pub mod on_route;
 pub mod ratelimit;
@@ -28,4 +30,6 @@ pub mod services;
 pub use chain::{Filter, FilterChain, Placed, Run};
 pub use contract::{BodyNeed, HttpFilter, LocalReply, Needs, ResponseHead, Resume, Slot, Verdict};
 pub use on_route::{OnRoute, PerRoute, RouteConfig, Scope};
-pub use services::{GrpcAnswer, GrpcCall, GrpcError, GrpcService, NoServices, Services};
+pub use services::{
+    GrpcAnswer, GrpcCall, GrpcError, GrpcService, HttpAnswer, HttpCall, HttpError, HttpReply, NoServices, Services,
+};

@@ -10,6 +10,7 @@ use std::{any::Any, fmt, sync::Arc};
 use cairn_policy::{
     cors::CorsPolicy,
     fault::Faults,
+    jwt,
     rbac::Rbac,
     route::{Forward, Found, RouteAction, WeightedCluster},
 };
@@ -38,6 +39,8 @@ pub enum RouteConfig {
     LocalRateLimit(Arc<LocalLimit>),
     /// Of `buffer`: most bytes, or not at all.
     Buffer(Option<usize>),
+    /// Of `jwt_authn`.
+    Jwt(jwt::PerRoute),
     /// Of `ratelimit`.
     RateLimit(Arc<OnItsRoute>),
 }

@@ -36,6 +36,8 @@ named! {
     "envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig" => proto::envoy::extensions::clusters::dynamic_forward_proxy::v3::ClusterConfig,
     "envoy.extensions.filters.http.buffer.v3.Buffer" => proto::envoy::extensions::filters::http::buffer::v3::Buffer,
     "envoy.extensions.filters.http.buffer.v3.BufferPerRoute" => proto::envoy::extensions::filters::http::buffer::v3::BufferPerRoute,
+    "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication" => proto::envoy::extensions::filters::http::jwt_authn::v3::JwtAuthentication,
+    "envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig" => proto::envoy::extensions::filters::http::jwt_authn::v3::PerRouteConfig,
     "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit" => proto::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit,
     "envoy.extensions.filters.http.ratelimit.v3.RateLimit" => proto::envoy::extensions::filters::http::ratelimit::v3::RateLimit,
     "envoy.extensions.filters.http.ratelimit.v3.RateLimitPerRoute" => proto::envoy::extensions::filters::http::ratelimit::v3::RateLimitPerRoute,

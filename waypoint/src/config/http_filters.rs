@@ -15,7 +15,7 @@ use prost_types::{Struct, value::Kind};
 use super::{
     any::{Typed, Unknown, typed, unpack},
     chain::{self, Context},
-    fault, header_mutation, local_ratelimit, ratelimit, rbac,
+    fault, header_mutation, jwt_authn, local_ratelimit, ratelimit, rbac,
     report::{Malformed, Notes, Present as _, ignore_set, refuse_set, unneeded},
     structure,
 };
@@ -148,6 +148,11 @@ fn compile_filter(
                 let limit = local_ratelimit::compile(unpack(any, Unknown::Refuses, notes)?, context, notes)?;
                 let limit = Arc::new(limit);
                 Some(Filter::Other(Arc::new(LocalRateLimit { limit })))
+            }
+            "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication" => {
+                let filter = jwt_authn::compile(unpack(any, Unknown::Refuses, notes)?, context, notes)?;
+                // Keys and tokens that are known stay known while the filter stays the same.
+                Some(Filter::Other(context.keep("jwt_authn", &any.value, || filter)))
             }
             "envoy.extensions.filters.http.buffer.v3.Buffer" => {
                 let limit = buffer_limit(unpack(any, Unknown::Refuses, notes)?, notes)?;

@@ -29,6 +29,7 @@ mod hcm;
 mod header_mutation;
 mod headers;
 mod http_filters;
+mod jwt_authn;
 mod limits;
 mod listener;
 mod listeners;

@@ -21,7 +21,7 @@ use super::{
     chain::Context,
     cors, fault,
     http_filters::buffer_limit,
-    local_ratelimit, ratelimit, rbac,
+    jwt_authn, local_ratelimit, ratelimit, rbac,
     report::{Malformed, Notes, unneeded},
     structure::unwrapped,
 };
@@ -108,6 +108,9 @@ fn config(any: &Any, context: &mut Context, notes: &mut Notes) -> Result<Option<
                 Some(BufferOverride::Buffer(buffer)) => RouteConfig::Buffer(Some(buffer_limit(buffer, notes)?)),
                 Some(BufferOverride::Disabled(false)) | None => return Err(notes.malformed("", "says nothing")),
             }
+        }
+        "envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig" => {
+            RouteConfig::Jwt(jwt_authn::on_route(unpack(any, Unknown::Refuses, notes)?, notes)?)
         }
         "envoy.extensions.filters.http.ratelimit.v3.RateLimitPerRoute" => {
             RouteConfig::RateLimit(Arc::new(ratelimit::on_route(unpack(any, Unknown::Refuses, notes)?, notes)?))

@@ -288,7 +288,7 @@ fn compile_decorator(decorator: EnvoyDecorator, notes: &mut Notes) -> Option<Dec
     }
 }
 
-fn compile_match(matches: EnvoyMatch, notes: &mut Notes) -> Result<RouteMatch, Malformed> {
+pub(crate) fn compile_match(matches: EnvoyMatch, notes: &mut Notes) -> Result<RouteMatch, Malformed> {
     let EnvoyMatch {
         case_sensitive,
         runtime_fraction,

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use cairn_filters::{GrpcAnswer, GrpcCall, GrpcError, Services};
+use cairn_filters::{GrpcAnswer, GrpcCall, GrpcError, HttpAnswer, HttpCall, HttpError, Services};
 use tokio::time::timeout;
 
-use super::{Inner, grpc};
+use super::{Inner, call, grpc};
 use crate::{proxy::Proxy, snapshot::Snapshot};
 
 /// Asks for one request, with the configuration that the request sees.
@@ -34,6 +34,17 @@ impl Services for FromRequest<'_> {
             match call.service.timeout {
                 None => answer.await,
                 Some(limit) => timeout(limit, answer).await.unwrap_or(Err(GrpcError::Timeout)),
+            }
+        })
+    }
+
+    fn http(&self, call: HttpCall) -> HttpAnswer {
+        let (proxy, snapshot) = (self.proxy.clone(), self.snapshot.clone());
+        Box::pin(async move {
+            let answer = call::http(&proxy, &snapshot, &call);
+            match call.timeout {
+                None => answer.await,
+                Some(limit) => timeout(limit, answer).await.unwrap_or(Err(HttpError::Timeout)),
             }
         })
     }

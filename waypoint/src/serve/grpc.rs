@@ -1,25 +1,18 @@
 //! Calls of gRPC methods for filters: one message to a cluster's endpoint, one message back.
 //!
-//! They go the way of the traffic, over the same endpoints, tunnels and connections, with the fields that Envoy's own client adds. A
-//! call is made once: what becomes of a request whose call fails is for its filter to say.
+//! They have the fields that Envoy's own client adds.
 
-use std::{net::IpAddr, sync::Arc};
+use std::net::IpAddr;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use cairn_exchange::{Protocol, RequestHead, Scheme};
+use cairn_exchange::{RequestHead, Scheme};
 use cairn_filters::{GrpcCall, GrpcError, GrpcService};
 use cairn_policy::timeout::grpc_timeout_value;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, uri::PathAndQuery};
 use http_body::Body as _;
-use parking_lot::Mutex;
 
-use super::response::Leased;
-use crate::{
-    body::{Incoming, RequestBody, RequestSource},
-    proxy::Proxy,
-    snapshot::Snapshot,
-    upstream::{Answer, Attempt, AttemptError, Avoid, Key, Level, Picking},
-};
+use super::call::{self, Sent};
+use crate::{proxy::Proxy, snapshot::Snapshot, upstream::Answer};
 
 /// A frame's flag and length (gRPC over HTTP/2, "Length-Prefixed-Message").
 const FRAME_HEAD: usize = 5;
@@ -32,45 +25,10 @@ const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 /// Calls a method; bounded in time by the caller.
 pub async fn call(proxy: &Proxy, snapshot: &Snapshot, call: &GrpcCall) -> Result<Bytes, GrpcError> {
     let service = &*call.service;
-    let cluster = snapshot.clusters.get(&*service.cluster).cloned();
-    let cluster = cluster.ok_or_else(|| GrpcError::Unreachable(format!("there is no cluster {}", service.cluster)))?;
-    let nobody = || GrpcError::Unreachable(format!("nobody is available in cluster {}", service.cluster));
-    let endpoint = Picking::new(&cluster).next(fastrand::u64(..), Avoid::default()).ok_or_else(nobody)?;
     let head = head(call, proxy.settings.node.address)?;
-    let framed = Incoming::whole(frame(&call.message)?, None);
-    let body = RequestBody::next_attempt(&Arc::new(Mutex::new(RequestSource::new(framed, false))));
-    let counted = Leased::begin(endpoint.clone(), cluster.clone());
-    let attempt = Attempt {
-        connector: &proxy.connector,
-        snapshot,
-        cluster: &cluster,
-        endpoint: &endpoint,
-        original: None,
-        key: Key {
-            transport: cluster.transport_hash,
-            tunnel: snapshot.tunnel_terms(),
-            principal: None,
-            original: None,
-            level: Level::default(),
-        },
-        near: 0,
-        downstream: Protocol::Http2,
-        upgrade: false,
-        spelling: &http::Extensions::new(),
-        informational: None,
-    };
-    // A call counts as a request of its cluster until its answer has been read.
-    let (answer, _counted) = attempt.send(&head, body).await.map_err(failed)?;
-    let message = read(answer, service.max_answer).await;
-    drop(counted);
-    message
-}
-
-fn failed(error: AttemptError) -> GrpcError {
-    GrpcError::Unreachable(match error {
-        AttemptError::Connect(error) => error.to_string(),
-        other => format!("the service's connection failed: {other:?}"),
-    })
+    let sent = call::send(proxy, snapshot, &service.cluster, &head, frame(&call.message)?).await;
+    let sent = sent.map_err(GrpcError::Unreachable)?;
+    read(sent, service.max_answer).await
 }
 
 fn head(call: &GrpcCall, own_address: Option<IpAddr>) -> Result<RequestHead, GrpcError> {
@@ -119,8 +77,8 @@ fn frame(message: &Bytes) -> Result<Bytes, GrpcError> {
     Ok(framed.freeze())
 }
 
-async fn read(answer: Answer, limit: usize) -> Result<Bytes, GrpcError> {
-    let Answer { head, mut body, .. } = answer;
+async fn read(sent: Sent, limit: usize) -> Result<Bytes, GrpcError> {
+    let Answer { head, mut body, .. } = sent.answer;
     if head.status != StatusCode::OK {
         return Err(GrpcError::Malformed(format!("the service answered {}", head.status.as_u16())));
     }

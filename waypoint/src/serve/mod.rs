@@ -2,10 +2,11 @@
 //!
 //! * `listener` accepts connections, `tunnel` their CONNECT streams;
 //! * `detect` finds out what is spoken where the configuration does not say;
-//! * `http1` and `http2` read requests, `request` follows one through route and filters to its answer (`response`), `ask` and `grpc` make the calls of filters;
+//! * `http1` and `http2` read requests, `request` follows one through route and filters to its answer (`response`), `ask`, `call` and `grpc` make the calls of filters;
 //! * `tcp` passes bytes.
 
 mod ask;
+mod call;
 mod date;
 mod detect;
 mod forward;

@@ -5,6 +5,7 @@ use std::fmt::{self, Write as _};
 use cairn_filters::{PerRoute, RouteConfig};
 use cairn_policy::{
     fault::{Aborted, Faults},
+    jwt,
     rate_limit::{Action, RateLimit},
     route::{Fraction, Overrides},
 };
@@ -61,6 +62,8 @@ fn config_words(config: &RouteConfig) -> String {
         RouteConfig::RateLimit(here) => format!("limits of the virtual host: {:?}", here.host_limits),
         RouteConfig::Buffer(None) => "off".to_owned(),
         RouteConfig::Buffer(Some(limit)) => format!("at most {limit} bytes"),
+        RouteConfig::Jwt(jwt::PerRoute::Disabled) => "asks for no token".to_owned(),
+        RouteConfig::Jwt(jwt::PerRoute::Requirement(name)) => format!("requirement {name}"),
         RouteConfig::Cors(policy) => format!("{} origins", policy.allow_origins.len()),
     }
 }
