@@ -18,7 +18,7 @@ use std::{
 
 use bytes::Bytes;
 use cairn_policy::retry::{RetryBudget, RetryOn};
-use cairn_waypoint::upstream::{Breakers, ClusterSettings, Thresholds, UpstreamProtocol};
+use cairn_waypoint::upstream::{Breakers, ClusterSettings, EndpointSet, Resource, Thresholds, UpstreamProtocol};
 use futures_util::future::join_all;
 use http::{HeaderMap, Response, StatusCode};
 use http_body_util::Full;
@@ -319,4 +319,36 @@ async fn connections_of_bytes_are_limited_too() {
     rig.settled().await;
     drop(rig.open(DB).await.unwrap());
     rig.settled().await;
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_gone_finishes_its_requests_and_loses_its_idle_connections() {
+    let rig = Rig::start().await;
+    let gate = Gate::new();
+    gate.let_in(1);
+    let pod = rig.pod(10, gate.app()).await;
+    web(&rig, &pod, |_| {}).await;
+    let mut client = rig.http1(WEB).await;
+    assert_eq!(fetch(&mut client, "/").await.0, StatusCode::OK);
+    rig.quiet().await;
+    let snapshot = rig.engine.snapshot.load_full();
+    let cluster = snapshot.clusters.get(CLUSTER).unwrap();
+    let open = || cluster.state.usage.total(Resource::Connection);
+    assert_eq!(open(), 1);
+    // One is idle, and another request is under way on it.
+    let last = tokio::spawn(async move { fetch(&mut client, "/").await.0 });
+    gate.seen(2).await;
+    let nobody = EndpointSet::new(Vec::new(), cluster.settings.arrangement(None));
+    cluster.state.endpoints.store(Arc::new(nobody));
+    assert_eq!(fetch(&mut rig.http1(WEB).await, "/").await.0, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(open(), 1);
+    gate.let_in(1);
+    assert_eq!(last.await.unwrap(), StatusCode::OK);
+    for _ in 0..2000 {
+        if open() == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("{} connections are still open", open());
 }

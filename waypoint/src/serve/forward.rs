@@ -5,7 +5,10 @@
 
 use std::{
     borrow::Cow,
-    sync::{Arc, LazyLock},
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -94,6 +97,8 @@ pub async fn forward(mut journey: Journey<'_>, found: Found<'_>, to: &Forward) -
         plan,
         unsent: 0,
         last_unsent: false,
+        begun: clock::now(),
+        sent: AtomicBool::new(false),
         retrying: None,
         overflowed: false,
     };
@@ -167,6 +172,10 @@ struct Attempts<'c> {
     unsent: u32,
     /// Nothing was sent the last time.
     last_unsent: bool,
+    /// When the last attempt began.
+    begun: clock::Instant,
+    /// Whether a connection has taken it.
+    sent: AtomicBool,
     /// The retry that is under way, as the cluster's limits count it.
     retrying: Option<Counted>,
     /// The cluster's limits have kept the request from another try.
@@ -192,6 +201,8 @@ impl Attempts<'_> {
             None => RequestBody::empty(),
             Some(source) => RequestBody::next_attempt(source),
         };
+        self.begun = clock::now();
+        self.sent.store(false, Relaxed);
         let mut leased = Leased::begin(endpoint.clone(), cluster.clone());
         let attempt = Attempt {
             connector: &tail.inner.proxy.connector,
@@ -207,6 +218,7 @@ impl Attempts<'_> {
                 level: self.level,
             },
             near: tail.exchange.connection.id,
+            sent: &self.sent,
             downstream: tail.exchange.protocol,
             upgrade: journey.upgrading,
             spelling: &journey.extensions,
@@ -304,8 +316,15 @@ impl Attempts<'_> {
 
     /// The attempt took too long: that is its endpoint's failure.
     fn timed_out(&self, journey: &Journey<'_>, cluster: &Arc<Cluster>) {
-        if let Some(endpoint) = self.picking.last() {
-            journey.tail.inner.proxy.outliers.report(cluster, endpoint, Report::TimedOut);
+        // While it waits for one of too few connections, that is nobody's failure.
+        let Some(endpoint) = self.picking.last().filter(|_| self.sent.load(Relaxed)) else {
+            return;
+        };
+        let proxy = &journey.tail.inner.proxy;
+        proxy.outliers.report(cluster, endpoint, Report::TimedOut);
+        if proxy.settings.peak_ewma {
+            let now = clock::now();
+            endpoint.state.latency.observe(now.saturating_duration_since(self.begun), now);
         }
     }
 

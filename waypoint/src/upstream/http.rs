@@ -56,6 +56,8 @@ pub struct Attempt<'a> {
     pub key: Key,
     /// Chooses the stack of idle connections.
     pub near: u64,
+    /// Set when a connection has taken the request.
+    pub sent: &'a AtomicBool,
     /// What the client speaks.
     pub downstream: Protocol,
     /// Whether the client asks for an upgrade.
@@ -222,7 +224,9 @@ impl Attempt<'_> {
     /// The request begins.
     fn request(&self) -> Option<Counted> {
         let breakers = &self.cluster.settings.breakers;
-        Counted::within(&self.cluster.state, breakers, self.key.level, Resource::Request)
+        let counted = Counted::within(&self.cluster.state, breakers, self.key.level, Resource::Request)?;
+        self.sent.store(true, Ordering::Relaxed);
+        Some(counted)
     }
 
     /// The request waits for a connection.
