@@ -17,6 +17,9 @@ use super::{
 /// How often one is drawn again that was tried before, until the others are looked at one by one.
 const REDRAWS: u32 = 8;
 
+/// Endpoints that differ by less are equally warm.
+const NO_COOLER: f64 = 0.01;
+
 /// The choice of endpoints for one request: read anew at each attempt, and away from those that failed it.
 pub struct Picking<'c> {
     cluster: &'c Cluster,
@@ -243,9 +246,12 @@ impl List {
         self.endpoints.get(usize::try_from(index).ok()?)
     }
 
+    /// Whether some are less warm than others: all of the same age share as if they were warm.
     fn is_warming(&self, slow: &SlowStart) -> bool {
-        self.newest
-            .is_some_and(|newest| clock::now().saturating_duration_since(newest) < slow.window)
+        let Some((oldest, newest)) = self.ages else { return false };
+        let now = clock::now();
+        let factor = |since| slow.factor(now.saturating_duration_since(since));
+        factor(oldest) - factor(newest) > NO_COOLER
     }
 
     fn in_turn(&self) -> Option<&Arc<Endpoint>> {

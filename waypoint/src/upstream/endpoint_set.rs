@@ -6,6 +6,7 @@
 
 use std::sync::{Arc, atomic::AtomicU64};
 
+use cairn_exchange::clock::Instant;
 use cairn_policy::balance::{
     AliasTable, DEFAULT_OVERPROVISIONING, DEFAULT_PANIC_THRESHOLD, Maglev, PriorityHealth, PriorityShares, Ring, locality_shares,
     priority_shares, smooth_sequence,
@@ -81,8 +82,8 @@ pub struct List {
     pub spread: Option<Spread>,
     /// Position of round robin.
     pub cursor: AtomicU64,
-    /// When the last of them has become healthy.
-    pub newest: Option<cairn_exchange::clock::Instant>,
+    /// When the first and the last of them have become healthy, where new ones warm up.
+    pub ages: Option<(Instant, Instant)>,
 }
 
 /// Unequal weights, prepared.
@@ -326,15 +327,13 @@ impl Localities {
 impl List {
     fn new(endpoints: Arc<[Arc<Endpoint>]>, arrangement: &Arrangement) -> Self {
         let weighted = matches!(arrangement.lb, LbPolicy::RoundRobin { .. } | LbPolicy::LeastRequest(_));
-        let newest = arrangement
-            .lb
-            .slow_start()
-            .and_then(|_| endpoints.iter().map(|endpoint| endpoint.healthy_since).max());
+        let since = endpoints.iter().map(|endpoint| endpoint.healthy_since);
+        let ages = arrangement.lb.slow_start().and_then(|_| since.clone().min().zip(since.max()));
         Self {
             spread: Spread::of(&endpoints, &arrangement.lb).filter(|_| weighted),
             // Beginning anew always at the first would prefer it where endpoints change often.
             cursor: AtomicU64::new(fastrand::u64(..u64::from(u32::MAX))),
-            newest,
+            ages,
             endpoints,
         }
     }

@@ -140,6 +140,23 @@ async fn a_new_endpoint_warms_up() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn endpoints_of_the_same_age_take_turns() {
+    let slow = Some(SlowStart {
+        window: Duration::from_secs(60),
+        aggression: 1.0,
+        least: 0.1,
+    });
+    let cluster = equal(2, of(LbPolicy::RoundRobin { slow_start: slow }));
+    for age in [0, 5, 50] {
+        tokio::time::advance(Duration::from_secs(age)).await;
+        let picks: Vec<u8> = (0..20)
+            .map(|_| number(&Picking::new(&cluster).next(fastrand::u64(..), Avoid::default()).unwrap()))
+            .collect();
+        assert!(picks.windows(2).all(|pair| pair[0] != pair[1]), "{age}: {picks:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_slow_endpoint_is_spared_where_latency_decides() {
     for weights in [[1, 1], [2, 1]] {
         let cluster = cluster(vec![locality(0, "a", 1, weighted(&weights))], of(least()));
