@@ -3,7 +3,7 @@
 //! They go the way of the traffic, over the same endpoints, tunnels and connections, and count as requests of their cluster. They are
 //! made once: what becomes of a request whose call fails is for its filter to say.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicBool};
 
 use bytes::{Bytes, BytesMut};
 use cairn_exchange::{Protocol, RequestHead};
@@ -57,6 +57,7 @@ pub async fn send(proxy: &Proxy, snapshot: &Snapshot, cluster: &str, head: &Requ
             level: Level::default(),
         },
         near: 0,
+        sent: &AtomicBool::new(false),
         downstream: Protocol::Http2,
         upgrade: false,
         spelling: &http::Extensions::new(),
