@@ -3,12 +3,14 @@
 //! Nothing here opens a socket, waits, or knows where configuration comes from.
 
 pub mod clock;
+mod filter_state;
 mod flags;
 pub mod format;
 mod record;
 mod spiffe;
 mod workload;
 
+pub use filter_state::FilterState;
 pub use flags::ResponseFlags;
 pub use record::{
     ClusterFacts, Connection, Counts, Exchange, Moments, Protocol, RequestHead, Scheme, Service, ShadowDecision, Upstream,

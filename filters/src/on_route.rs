@@ -14,7 +14,7 @@ use cairn_policy::{
     route::{Forward, Found, RouteAction, WeightedCluster},
 };
 
-use crate::{local_ratelimit::LocalLimit, ratelimit::OnItsRoute, services::Services};
+use crate::{header_mutation::Mutations, local_ratelimit::LocalLimit, ratelimit::OnItsRoute, services::Services};
 
 /// What one level says of one filter.
 #[derive(Clone, Debug, Default)]
@@ -38,6 +38,8 @@ pub enum RouteConfig {
     LocalRateLimit(Arc<LocalLimit>),
     /// Of `buffer`: most bytes, or not at all.
     Buffer(Option<usize>),
+    /// Of `header_mutation`.
+    HeaderMutation(Arc<Mutations>),
     /// Of `ratelimit`.
     RateLimit(Arc<OnItsRoute>),
 }

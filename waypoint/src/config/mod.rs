@@ -42,6 +42,7 @@ pub mod report;
 mod retry;
 mod route;
 mod route_action;
+mod set_filter_state;
 pub mod show;
 mod state;
 pub mod store;
@@ -54,6 +55,8 @@ mod value;
 mod wire;
 mod workload;
 
+#[cfg(test)]
+mod filter_tests;
 #[cfg(test)]
 mod tests;
 

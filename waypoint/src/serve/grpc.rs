@@ -32,7 +32,7 @@ const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 /// Calls a method; bounded in time by the caller.
 pub async fn call(proxy: &Proxy, snapshot: &Snapshot, call: &GrpcCall) -> Result<Bytes, GrpcError> {
     let service = &*call.service;
-    let cluster = snapshot.clusters.get(&*service.cluster).cloned();
+    let cluster = snapshot.clusters.get(&service.cluster).cloned();
     let cluster = cluster.ok_or_else(|| GrpcError::Unreachable(format!("there is no cluster {}", service.cluster)))?;
     let nobody = || GrpcError::Unreachable(format!("nobody is available in cluster {}", service.cluster));
     let endpoint = Picking::new(&cluster).next(fastrand::u64(..)).ok_or_else(nobody)?;

@@ -61,6 +61,7 @@ fn config_words(config: &RouteConfig) -> String {
         RouteConfig::RateLimit(here) => format!("limits of the virtual host: {:?}", here.host_limits),
         RouteConfig::Buffer(None) => "off".to_owned(),
         RouteConfig::Buffer(Some(limit)) => format!("at most {limit} bytes"),
+        RouteConfig::HeaderMutation(_) => "edits of its own".to_owned(),
         RouteConfig::Cors(policy) => format!("{} origins", policy.allow_origins.len()),
     }
 }
