@@ -10,6 +10,7 @@ use cairn_proto::{
         config::{
             core::v3::TypedExtensionConfig,
             listener::v3::{Listener, filter::ConfigType},
+            route::v3::FilterConfig,
         },
         extensions::filters::{
             http::local_ratelimit::v3::LocalRateLimit, network::http_connection_manager::v3::HttpConnectionManager,
@@ -227,4 +228,72 @@ fn a_structure_is_read_as_the_message_that_it_stands_for() {
         let error = unwrapped(&unknown, &mut notes).unwrap_err();
         assert!(error.what.contains("no_such_field"), "{error}");
     }
+}
+
+/// What the default route says of a filter after its configuration was set to this, and the errors of that.
+fn said(filter: &str, any: Any) -> (Option<PerRoute>, Vec<String>) {
+    use cairn_proto::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
+    let mut bench = Bench::new();
+    let mut answers = capture();
+    for answer in &answers {
+        bench.apply(answer);
+    }
+    let listeners = answers.iter_mut().find(|answer| answer.type_url == LISTENERS).unwrap();
+    edit_web(listeners, |manager| {
+        let Some(RouteSpecifier::RouteConfig(table)) = &mut manager.route_specifier else {
+            panic!("it has routes")
+        };
+        let route = &mut table.virtual_hosts[0].routes[0];
+        route.typed_per_filter_config = [(filter.to_owned(), any)].into();
+    });
+    let errors = bench.apply(listeners);
+    let web = bench.web();
+    let ChainKind::Http(http) = &web.kind else {
+        panic!("it is HTTP")
+    };
+    let word = http.routes.hosts()[0].routes[0].overrides.get(filter).cloned();
+    (word.map(|word| word.downcast_ref::<PerRoute>().unwrap().clone()), errors)
+}
+
+#[test]
+fn a_route_may_turn_a_filter_off_or_on_and_has_to_say_something() {
+    const LIMIT: &str = "envoy.filters.http.local_ratelimit";
+    let config = |config: Option<Any>, disabled| {
+        let message = FilterConfig {
+            config,
+            is_optional: false,
+            disabled,
+        };
+        Any {
+            type_url: "type.googleapis.com/envoy.config.route.v3.FilterConfig".into(),
+            value: message.encode_to_vec(),
+        }
+    };
+    let (off, errors) = said(LIMIT, config(None, true));
+    assert!(off.is_some_and(|word| word.disabled && word.config.is_none()) && errors.is_empty());
+    let (on, errors) = said(LIMIT, config(Some(Any::default()), false));
+    assert!(on.is_some_and(|word| !word.disabled && word.config.is_none()) && errors.is_empty());
+    let fault = Any {
+        type_url: "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault".into(),
+        value: Vec::new(),
+    };
+    let (wrapped, errors) = said("envoy.filters.http.fault", config(Some(fault), false));
+    assert!(matches!(wrapped.unwrap().config, Some(RouteConfig::Fault(_))) && errors.is_empty());
+    let (absent, errors) = said("no.such.filter", config(None, true));
+    assert!(absent.is_none() && errors.is_empty(), "{errors:?}");
+    let (before, errors) = said(LIMIT, config(None, false));
+    assert!(
+        matches!(before.unwrap().config, Some(RouteConfig::LocalRateLimit(_))),
+        "the last good chain stays"
+    );
+    assert!(
+        errors.concat().contains("neither turns the filter off nor configures it"),
+        "{errors:?}"
+    );
+    let unknown = Any {
+        type_url: "type.googleapis.com/envoy.extensions.filters.http.lua.v3.LuaPerRoute".into(),
+        value: Vec::new(),
+    };
+    let (_, errors) = said(LIMIT, unknown);
+    assert!(errors.concat().contains("LuaPerRoute is not supported"), "{errors:?}");
 }
