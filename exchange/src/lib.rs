@@ -3,6 +3,7 @@
 //! Nothing here opens a socket, waits, or knows where configuration comes from.
 
 pub mod clock;
+mod filter_state;
 mod flags;
 pub mod format;
 mod metadata;
@@ -10,6 +11,7 @@ mod record;
 mod spiffe;
 mod workload;
 
+pub use filter_state::FilterState;
 pub use flags::ResponseFlags;
 pub use metadata::DynamicMetadata;
 pub use record::{

@@ -12,7 +12,7 @@ use std::{
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, uri::PathAndQuery};
 
-use crate::{DynamicMetadata, ResponseFlags, SpiffeId, clock::Instant, workload::Workload};
+use crate::{DynamicMetadata, FilterState, ResponseFlags, SpiffeId, clock::Instant, workload::Workload};
 
 /// What is spoken inside a tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -178,6 +178,8 @@ pub struct Exchange {
     pub chain: Arc<str>,
     /// Name of the chosen route.
     pub route: Option<Arc<str>>,
+    /// Objects that filters have put.
+    pub filter_state: FilterState,
     /// A filter has changed what routes look at, and asks for the route to be chosen again.
     pub reroute: bool,
     /// The chosen cluster.
@@ -248,6 +250,7 @@ impl Exchange {
             request: None,
             chain,
             route: None,
+            filter_state: FilterState::default(),
             reroute: false,
             cluster: None,
             upstream: None,

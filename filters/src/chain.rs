@@ -83,7 +83,8 @@ impl Filter {
     fn needs(&self) -> Needs {
         match self {
             Filter::GrpcStats => grpc_stats::NEEDS,
-            Filter::Rbac(_) | Filter::HeaderMutation(_) | Filter::Fault(_) | Filter::Cors => Needs::default(),
+            Filter::HeaderMutation(mutation) => mutation.needs(),
+            Filter::Rbac(_) | Filter::Fault(_) | Filter::Cors => Needs::default(),
             Filter::Other(filter) => filter.needs(),
         }
     }
@@ -171,7 +172,7 @@ impl FilterChain {
                 Filter::GrpcStats => grpc_stats::decode_head(slot, exchange),
                 Filter::Rbac(rbac) => rbac::decode_head(rbac, exchange, &scope),
                 Filter::HeaderMutation(mutation) => {
-                    header_mutation::decode_head(mutation, exchange);
+                    header_mutation::decode_head(mutation, slot, exchange, &scope);
                     Verdict::Continue
                 }
                 Filter::Fault(fault) => fault.decode_head(slot, exchange, &scope),
@@ -217,8 +218,9 @@ impl FilterChain {
             .zip(&run.slots)
             .any(|(filter, slot)| match filter {
                 Filter::GrpcStats => matches!(slot, Slot::GrpcStats(_)),
-                Filter::Rbac(_) | Filter::HeaderMutation(_) | Filter::Fault(_) | Filter::Cors => false,
-                Filter::Other(filter) => filter.needs().request == BodyNeed::Observe && !matches!(slot, Slot::Off),
+                Filter::HeaderMutation(mutation) => header_mutation::watches(mutation, slot),
+                Filter::Rbac(_) | Filter::Fault(_) | Filter::Cors => false,
+                Filter::Other(filter) => !matches!(slot, Slot::Off) && filter.watches(slot),
             })
     }
 
@@ -236,8 +238,10 @@ impl FilterChain {
     /// The request's trailers.
     pub fn decode_trailers(&self, run: &mut Run, trailers: &mut HeaderMap) {
         for (filter, slot) in self.running(run) {
-            if let Filter::Other(filter) = filter {
-                filter.decode_trailers(slot, trailers);
+            match filter {
+                Filter::HeaderMutation(mutation) => header_mutation::decode_trailers(mutation, slot, trailers),
+                Filter::Other(filter) => filter.decode_trailers(slot, trailers),
+                Filter::GrpcStats | Filter::Rbac(_) | Filter::Fault(_) | Filter::Cors => {}
             }
         }
     }
@@ -249,7 +253,7 @@ impl FilterChain {
                 Filter::GrpcStats => grpc_stats::encode_head(slot, head),
                 Filter::Rbac(_) | Filter::Fault(_) => {}
                 Filter::Cors => cors::encode_head(slot, head),
-                Filter::HeaderMutation(mutation) => header_mutation::encode_head(mutation, exchange, head),
+                Filter::HeaderMutation(mutation) => header_mutation::encode_head(mutation, slot, exchange, head),
                 Filter::Other(filter) => filter.encode_head(slot, exchange, head),
             }
         }
@@ -270,8 +274,10 @@ impl FilterChain {
     pub fn encode_trailers(&self, run: &mut Run, trailers: &mut HeaderMap) -> Option<Bytes> {
         let mut instead = None;
         for (filter, slot) in self.running(run).rev() {
-            if let Filter::Other(filter) = filter {
-                instead = filter.encode_trailers(slot, trailers).or(instead);
+            match filter {
+                Filter::HeaderMutation(mutation) => header_mutation::encode_trailers(mutation, slot, trailers),
+                Filter::Other(filter) => instead = filter.encode_trailers(slot, trailers).or(instead),
+                Filter::GrpcStats | Filter::Rbac(_) | Filter::Fault(_) | Filter::Cors => {}
             }
         }
         instead

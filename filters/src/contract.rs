@@ -92,6 +92,8 @@ pub enum Slot {
     Fault(crate::fault::Injected),
     /// What the answer to an allowed origin carries.
     Cors(Box<cairn_policy::cors::Allowed>),
+    /// Mutations that stand on the route.
+    HeaderMutation(Box<crate::header_mutation::Levels>),
     /// Whatever a [`HttpFilter`] put there.
     Other(Box<dyn Any + Send>),
 }
@@ -109,6 +111,11 @@ pub trait HttpFilter: fmt::Debug + Send + Sync {
     /// The request's head is there.
     fn decode_head(&self, _slot: &mut Slot, _exchange: &mut Exchange, _scope: &Scope<'_>) -> Verdict {
         Verdict::Continue
+    }
+
+    /// Whether it watches the body of this request ([`BodyNeed::Observe`]).
+    fn watches(&self, _slot: &Slot) -> bool {
+        self.needs().request == BodyNeed::Observe
     }
 
     /// A piece of the request's body passes ([`BodyNeed::Observe`]).
@@ -187,6 +194,7 @@ impl fmt::Debug for Slot {
             Slot::GrpcStats(_) => "GrpcStats",
             Slot::Fault(_) => "Fault",
             Slot::Cors(_) => "Cors",
+            Slot::HeaderMutation(_) => "HeaderMutation",
             Slot::Other(_) => "Other",
         })
     }

@@ -9,6 +9,8 @@
 //! * [`jwt_authn`] asks for tokens;
 //! * [`fault`] delays and aborts, [`cors`] lets other origins call;
 //! * [`local_ratelimit`] counts requests here, [`ratelimit`] by a service;
+//! * [`set_filter_state`] puts objects beside requests;
+//! * [`grpc_web`] lets browsers speak gRPC;
 //! * [`buffer`] waits for whole requests.
 //!
 //! A filter does not know how clusters connect, and reads no protobuf: its configuration arrives compiled.
@@ -19,6 +21,7 @@ pub mod contract;
 pub mod cors;
 pub mod fault;
 pub mod grpc_stats;
+pub mod grpc_web;
 pub mod header_mutation;
 pub mod jwt_authn;
 pub mod local_ratelimit;
@@ -26,6 +29,7 @@ pub mod on_route;
 pub mod ratelimit;
 pub mod rbac;
 pub mod services;
+pub mod set_filter_state;
 
 pub use chain::{Filter, FilterChain, Placed, Run};
 pub use contract::{BodyNeed, HttpFilter, LocalReply, Needs, ResponseHead, Resume, Slot, Verdict};

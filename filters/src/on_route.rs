@@ -15,7 +15,7 @@ use cairn_policy::{
     route::{Forward, Found, RouteAction, WeightedCluster},
 };
 
-use crate::{local_ratelimit::LocalLimit, ratelimit::OnItsRoute, services::Services};
+use crate::{header_mutation::Mutations, local_ratelimit::LocalLimit, ratelimit::OnItsRoute, services::Services};
 
 /// What one level says of one filter.
 #[derive(Clone, Debug, Default)]
@@ -41,6 +41,8 @@ pub enum RouteConfig {
     Buffer(Option<usize>),
     /// Of `jwt_authn`.
     Jwt(jwt::PerRoute),
+    /// Of `header_mutation`.
+    HeaderMutation(Arc<Mutations>),
     /// Of `ratelimit`.
     RateLimit(Arc<OnItsRoute>),
 }

@@ -352,6 +352,7 @@ async fn counted(settings: Settings, routes: Vec<Route>) -> (Rig, Vec<Pod>, Aske
             |http| {
                 http.filters = FilterChain::new(vec![filter]);
                 http.routes = rig::routes(routes);
+                http.settings.incoming.internal = ["10.0.0.0/8".parse().unwrap()].into_iter().collect();
             },
             |_| {},
         )
@@ -467,7 +468,6 @@ async fn requests_from_within_or_from_without_may_be_left_alone() {
     };
     let (rig, _pods, asked) = counted(external, by_path()).await;
     let mut client = rig.http1(WEB).await;
-    // Who comes through nobody's hands but the mesh's is inside; an address of the outside before it makes it one from there.
     send(&mut client, get("/in", &[("x-forwarded-for", "10.0.0.1")])).await;
     send(&mut client, get("/out", &[("x-forwarded-for", "203.0.113.1")])).await;
     assert_eq!(*asked.lock(), ["waypoint path=/out"]);

@@ -19,17 +19,26 @@ use std::{
 };
 
 use bytes::Bytes;
-use cairn_filters::{Filter, FilterChain, PerRoute, Placed, RouteConfig, fault::Fault};
+use cairn_exchange::{Exchange, format::Template};
+use cairn_filters::{
+    Filter, FilterChain, HttpFilter, PerRoute, Placed, RouteConfig, Scope, Slot, Verdict,
+    buffer::Buffer,
+    fault::Fault,
+    grpc_web::GrpcWeb,
+    header_mutation::{HeaderMutation, Mutation, Mutations},
+    set_filter_state::{Object, SetFilterState},
+};
 use cairn_policy::{
     cors::CorsPolicy,
     fault::{Abort, Aborted, Delay, Faults, Rate},
+    headers::{HeaderEdit, HeaderEdits},
     matcher::StringMatcher,
     route::{
         Forward, Fraction, Overrides, Route, RouteAction, RouteTable, Target, VirtualHost, WeightedCluster, WeightedClusters,
     },
 };
-use cairn_waypoint::snapshot::HttpChain;
-use http::{HeaderValue, Request, StatusCode};
+use cairn_waypoint::{snapshot::HttpChain, upstream::UpstreamProtocol};
+use http::{HeaderValue, Request, StatusCode, uri::PathAndQuery};
 use http_body_util::Full;
 use rig::{Config, Pod, Rig, echo_app, fetch, route, send};
 
@@ -342,4 +351,201 @@ async fn a_preflight_is_answered_and_an_answer_says_who_may_read_it() {
         assert_eq!(from_pod, arrives, "{what}");
     }
     drop(pod);
+}
+
+#[tokio::test]
+async fn a_browser_that_speaks_grpc_web_reaches_a_grpc_backend_and_sees_its_trailers_in_the_body() {
+    let rig = Rig::start().await;
+    let pod = rig.pod(10, grpc_echo()).await;
+    let config = Config::default().http_with(
+        WEB,
+        &[pod.address],
+        |http| http.filters = FilterChain::new(vec![Filter::Other(Arc::new(GrpcWeb))]),
+        |cluster| cluster.protocol = UpstreamProtocol::Http2,
+    );
+    rig.serve(config).await;
+    let mut client = rig.http1(WEB).await;
+    let message = b"\0\0\0\0\x05hello";
+    let trailers = b"\x80\0\0\0\x0fgrpc-status:0\r\n";
+    // (content type, accept, body, content type of the answer, its body)
+    for (content_type, accept, body, answered, expected) in [
+        (
+            "application/grpc-web+proto",
+            "*/*",
+            message.to_vec(),
+            "application/grpc-web+proto",
+            [&message[..], trailers].concat(),
+        ),
+        (
+            "application/grpc-web-text",
+            "application/grpc-web-text",
+            b"AAAAAAVoZWxsbw==".to_vec(),
+            "application/grpc-web-text+proto",
+            b"AAAAAAVoZWxsbw==gAAAAA9ncnBjLXN0YXR1czowDQo=".to_vec(),
+        ),
+    ] {
+        let request = Request::post("/echo")
+            .header("host", "web")
+            .header("content-type", content_type)
+            .header("accept", accept)
+            .body(Full::from(body))
+            .unwrap();
+        let (status, headers, body) = send(&mut client, request).await;
+        assert_eq!(
+            (status, headers["content-type"].to_str().unwrap()),
+            (StatusCode::OK, answered)
+        );
+        assert_eq!(body, expected, "{content_type}");
+    }
+}
+
+/// Sends gRPC messages back, with a good status behind them.
+fn grpc_echo() -> rig::App {
+    Arc::new(|stream, _| {
+        Box::pin(async move {
+            let mut connection = h2::server::handshake(stream).await.unwrap();
+            while let Some(Ok((request, mut respond))) = connection.accept().await {
+                tokio::spawn(async move {
+                    assert_eq!(request.headers()["content-type"], "application/grpc");
+                    assert!(!request.headers().contains_key("content-length"));
+                    let answer = http::Response::builder().header("content-type", "application/grpc");
+                    let mut stream = respond.send_response(answer.body(()).unwrap(), false).unwrap();
+                    let mut body = request.into_body();
+                    while let Some(data) = body.data().await {
+                        stream.send_data(data.unwrap(), false).unwrap();
+                    }
+                    let trailers = [("grpc-status".parse().unwrap(), HeaderValue::from_static("0"))];
+                    stream.send_trailers(trailers.into_iter().collect()).unwrap();
+                });
+            }
+        })
+    })
+}
+
+#[tokio::test]
+async fn edits_of_all_levels_are_made_and_the_order_says_who_wins() {
+    let set = |value: &str| {
+        let edits = HeaderEdits::new(vec![HeaderEdit::set("x-level", value).unwrap()], vec![]);
+        Arc::new(Mutations {
+            response: vec![Mutation::Edit(edits)],
+            ..Mutations::default()
+        })
+    };
+    for (most_specific_wins, expected) in [(true, "route"), (false, "host")] {
+        let (rig, _pod) = serve(|http| {
+            http.filters = FilterChain::new(vec![Filter::HeaderMutation(Arc::new(HeaderMutation {
+                mutations: set("chain"),
+                most_specific_wins,
+            }))]);
+            let says = |value: &str| says("envoy.filters.http.header_mutation", RouteConfig::HeaderMutation(set(value)));
+            let host = VirtualHost {
+                overrides: says("host"),
+                ..VirtualHost::any("h", vec![Arc::new(at("/", says("route")))])
+            };
+            http.routes = RouteTable::new("t", vec![Arc::new(host)]).unwrap();
+        })
+        .await;
+        let mut client = rig.http1(WEB).await;
+        let (_, headers, _) = fetch(&mut client, "/").await;
+        assert_eq!(headers["x-level"], expected);
+    }
+}
+
+#[tokio::test]
+async fn a_request_is_held_until_its_body_is_whole_and_no_longer_than_allowed() {
+    let longer = says("envoy.filters.http.buffer", RouteConfig::Buffer(Some(100)));
+    let off = says("envoy.filters.http.buffer", RouteConfig::Buffer(None));
+    let (rig, _pod) = serve(|http| {
+        http.filters = FilterChain::new(vec![Filter::Other(Arc::new(Buffer { limit: 10 }))]);
+        http.routes = rig::routes(vec![at("/longer", longer), at("/off", off), at("/", Overrides::new())]);
+    })
+    .await;
+    for (path, length, status) in [
+        ("/", 10, 200),
+        ("/", 11, 413),
+        ("/longer", 100, 200),
+        ("/longer", 101, 413),
+        ("/off", 5000, 200),
+    ] {
+        let mut client = rig.http1(WEB).await;
+        let request = Request::post(path)
+            .header("host", "web")
+            .body(Full::from(vec![b'x'; length]))
+            .unwrap();
+        let (answer, _, body) = send(&mut client, request).await;
+        assert_eq!(answer.as_u16(), status, "{path} {length}");
+        if status == 200 {
+            assert_eq!(body, format!("web {path} {length}"));
+        }
+    }
+}
+
+/// Sends requests to another route, and says so.
+#[derive(Debug)]
+struct Elsewhere;
+
+impl HttpFilter for Elsewhere {
+    fn name(&self) -> &str {
+        "elsewhere"
+    }
+
+    fn decode_head(&self, _: &mut Slot, exchange: &mut Exchange, _: &Scope<'_>) -> Verdict {
+        if let Some(head) = &mut exchange.request {
+            let again = head.headers.remove("x-again").is_some();
+            head.path = PathAndQuery::from_static("/elsewhere");
+            exchange.reroute = again;
+        }
+        Verdict::Continue
+    }
+}
+
+#[tokio::test]
+async fn a_route_stays_unless_a_filter_asks_for_another_and_that_one_decides_behind_it() {
+    let (rig, _pod) = serve(|http| {
+        http.filters = FilterChain::new(vec![Filter::Other(Arc::new(Elsewhere)), fault_filter()]);
+        http.routes = rig::routes(vec![at("/elsewhere", faults(aborts(418))), at("/", Overrides::new())]);
+    })
+    .await;
+    let mut client = rig.http1(WEB).await;
+    for (again, status) in [(false, 200), (true, 418)] {
+        let mut request = Request::get("/here").header("host", "web");
+        if again {
+            request = request.header("x-again", "yes");
+        }
+        let (answer, ..) = send(&mut client, request.body(Full::default()).unwrap()).await;
+        assert_eq!(answer.as_u16(), status, "{again}");
+    }
+}
+
+#[tokio::test]
+async fn an_object_of_filter_state_is_there_for_formats_behind_it() {
+    let object = |key: &str, format: &str, skip_if_empty| Object {
+        key: key.into(),
+        format: Template::parse(format).unwrap(),
+        skip_if_empty,
+        read_only: false,
+    };
+    let edit = |name: &str, key: &str| HeaderEdit::set(name, &format!("%FILTER_STATE({key}:PLAIN)%")).unwrap();
+    let edits = HeaderEdits::new(vec![edit("x-user", "user"), edit("x-none", "none")], vec![]);
+    let (rig, _pod) = serve(|http| {
+        http.filters = FilterChain::new(vec![
+            Filter::Other(Arc::new(SetFilterState {
+                objects: vec![object("user", "u-%REQ(x-id)%", false), object("none", "%REQ(x-no)%", true)],
+                clear_route_cache: false,
+            })),
+            Filter::HeaderMutation(Arc::new(HeaderMutation {
+                mutations: Arc::new(Mutations {
+                    response: vec![Mutation::Edit(edits)],
+                    ..Mutations::default()
+                }),
+                most_specific_wins: false,
+            })),
+        ]);
+    })
+    .await;
+    let mut client = rig.http1(WEB).await;
+    let request = Request::get("/").header("host", "web").header("x-id", "7");
+    let (_, headers, _) = send(&mut client, request.body(Full::default()).unwrap()).await;
+    assert_eq!(headers["x-user"], "u-7");
+    assert!(!headers.contains_key("x-none"));
 }

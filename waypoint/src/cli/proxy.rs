@@ -94,7 +94,7 @@ async fn run(settings: Settings, arguments: &Arguments, logging: logging::Handle
     let node = &settings.istiod.node;
     let data_settings = DataSettings {
         node: Node {
-            cluster: node.cluster.as_str().into(),
+            cluster: arguments.value("serviceCluster").unwrap_or(&node.cluster).into(),
             // TYPE~ADDRESS~POD~DOMAIN
             address: node.id.split('~').nth(1).and_then(|address| address.parse().ok()),
         },

@@ -47,6 +47,8 @@ named! {
     "envoy.extensions.filters.http.cors.v3.Cors" => proto::envoy::extensions::filters::http::cors::v3::Cors,
     "envoy.extensions.filters.http.fault.v3.HTTPFault" => proto::envoy::extensions::filters::http::fault::v3::HttpFault,
     "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" => proto::envoy::extensions::filters::http::grpc_stats::v3::FilterConfig,
+    "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb" => proto::envoy::extensions::filters::http::grpc_web::v3::GrpcWeb,
+    "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute" => proto::envoy::extensions::filters::http::header_mutation::v3::HeaderMutationPerRoute,
     "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation" => proto::envoy::extensions::filters::http::header_mutation::v3::HeaderMutation,
     "envoy.extensions.filters.http.rbac.v3.RBAC" => proto::envoy::extensions::filters::http::rbac::v3::Rbac,
     "envoy.extensions.filters.http.router.v3.Router" => proto::envoy::extensions::filters::http::router::v3::Router,

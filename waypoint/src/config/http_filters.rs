@@ -5,9 +5,12 @@
 
 use std::sync::{Arc, atomic::AtomicU64};
 
-use cairn_filters::{Filter, Placed, buffer::Buffer, fault::Fault, local_ratelimit::LocalRateLimit};
+use cairn_filters::{Filter, Placed, buffer::Buffer, fault::Fault, grpc_web::GrpcWeb, local_ratelimit::LocalRateLimit};
 use cairn_proto::envoy::extensions::filters::{
-    http::{buffer::v3::Buffer as EnvoyBuffer, cors::v3::Cors, grpc_stats::v3::FilterConfig as GrpcStats, router::v3::Router},
+    http::{
+        buffer::v3::Buffer as EnvoyBuffer, cors::v3::Cors, grpc_stats::v3::FilterConfig as GrpcStats,
+        grpc_web::v3::GrpcWeb as EnvoyGrpcWeb, router::v3::Router,
+    },
     network::http_connection_manager::v3::{HttpFilter, http_filter::ConfigType},
 };
 use prost_types::{Struct, value::Kind};
@@ -17,7 +20,7 @@ use super::{
     chain::{self, Context},
     fault, header_mutation, jwt_authn, local_ratelimit, ratelimit, rbac,
     report::{Malformed, Notes, Present as _, ignore_set, refuse_set, unneeded},
-    structure,
+    set_filter_state, structure,
 };
 
 /// The filters of a chain.
@@ -134,6 +137,14 @@ fn compile_filter(
             "envoy.extensions.filters.http.cors.v3.Cors" => {
                 let Cors {} = unpack(any, Unknown::Refuses, notes)?;
                 Some(Filter::Cors)
+            }
+            "envoy.extensions.filters.http.set_filter_state.v3.Config" => {
+                let filter = set_filter_state::compile(unpack(any, Unknown::Refuses, notes)?, notes)?;
+                Some(Filter::Other(Arc::new(filter)))
+            }
+            "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb" => {
+                let EnvoyGrpcWeb {} = unpack(any, Unknown::Refuses, notes)?;
+                Some(Filter::Other(Arc::new(GrpcWeb)))
             }
             "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation" => {
                 let filter = header_mutation::compile(unpack(any, Unknown::Refuses, notes)?, notes)?;

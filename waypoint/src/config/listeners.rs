@@ -310,7 +310,8 @@ impl Listeners {
                 // Until a configuration of a filter is there, what was there before serves, as with Envoy; without that it refuses.
                 let served = self.chains.get(*name).is_some_and(|entry| entry.active.is_some());
                 latest.is_none_or(|latest| {
-                    !latest.clusters.iter().any(|cluster| clusters.is_coming(cluster)) && !(served && latest.extensions_missing)
+                    let comes = latest.clusters.iter().any(|cluster| clusters.is_coming(cluster));
+                    !(comes || served && latest.extensions_missing)
                 })
             })
             .cloned()

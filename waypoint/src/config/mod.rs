@@ -47,6 +47,7 @@ pub mod report;
 mod retry;
 mod route;
 mod route_action;
+mod set_filter_state;
 pub mod show;
 mod state;
 pub mod store;
@@ -61,6 +62,8 @@ mod value;
 mod wire;
 mod workload;
 
+#[cfg(test)]
+mod filter_tests;
 #[cfg(test)]
 mod tests;
 

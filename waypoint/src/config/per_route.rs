@@ -11,6 +11,7 @@ use cairn_proto::envoy::{
     config::route::v3::FilterConfig,
     extensions::filters::http::{
         buffer::v3::{BufferPerRoute, buffer_per_route::Override as BufferOverride},
+        header_mutation::v3::HeaderMutationPerRoute,
         rbac::v3::RbacPerRoute,
     },
 };
@@ -19,7 +20,7 @@ use prost_types::Any;
 use super::{
     any::{Unknown, type_name, unpack},
     chain::Context,
-    cors, fault,
+    cors, fault, header_mutation,
     http_filters::buffer_limit,
     jwt_authn, local_ratelimit, ratelimit, rbac,
     report::{Malformed, Notes, unneeded},
@@ -100,6 +101,10 @@ fn config(any: &Any, context: &mut Context, notes: &mut Notes) -> Result<Option<
         "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit" => {
             let limit = local_ratelimit::compile(unpack(any, Unknown::Refuses, notes)?, context, notes)?;
             RouteConfig::LocalRateLimit(Arc::new(limit))
+        }
+        "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute" => {
+            let HeaderMutationPerRoute { mutations } = unpack(any, Unknown::Refuses, notes)?;
+            RouteConfig::HeaderMutation(Arc::new(header_mutation::mutations(mutations, notes)?))
         }
         "envoy.extensions.filters.http.buffer.v3.BufferPerRoute" => {
             let BufferPerRoute { r#override } = unpack(any, Unknown::Refuses, notes)?;

@@ -252,3 +252,77 @@ fn status_of(status: DescriptorStatus) -> Status {
             .unwrap_or_default(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use cairn_policy::rate_limit::LimitOverride;
+    use cairn_proto::envoy::{
+        config::core::v3::HeaderValue, service::ratelimit::v3::rate_limit_response::RateLimit as ServiceLimit,
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_question_is_what_the_service_understands() {
+        let descriptor = Descriptor {
+            entries: vec![("k".into(), "v".into())],
+            limit: Some(LimitOverride {
+                requests: 5,
+                unit: Unit::Hour,
+            }),
+            hits: Some(3),
+            negative: true,
+            headers: None,
+        };
+        let asked = RateLimitRequest::decode(question("domain", &[descriptor])).unwrap();
+        assert_eq!((asked.domain.as_str(), asked.hits_addend), ("domain", 0));
+        let descriptor = &asked.descriptors[0];
+        assert_eq!(
+            (descriptor.entries[0].key.as_str(), descriptor.entries[0].value.as_str()),
+            ("k", "v")
+        );
+        let limit = descriptor.limit.as_ref().unwrap();
+        assert_eq!((limit.requests_per_unit, limit.unit), (5, RateLimitUnit::Hour as i32));
+        assert_eq!((descriptor.hits_addend, descriptor.is_negative_hits), (Some(3), true));
+    }
+
+    #[test]
+    fn an_answer_is_over_the_limit_only_when_it_says_so() {
+        for (code, over) in [(Code::Unknown, false), (Code::Ok, false), (Code::OverLimit, true)] {
+            let said = RateLimitResponse {
+                overall_code: code as i32,
+                statuses: vec![DescriptorStatus {
+                    current_limit: Some(ServiceLimit {
+                        name: "n".into(),
+                        requests_per_unit: 10,
+                        unit: EnvoyUnit::Minute as i32,
+                    }),
+                    limit_remaining: 7,
+                    ..DescriptorStatus::default()
+                }],
+                response_headers_to_add: vec![
+                    HeaderValue {
+                        key: "x-a".into(),
+                        value: "1".into(),
+                        ..HeaderValue::default()
+                    },
+                    HeaderValue {
+                        key: "no name".into(),
+                        ..HeaderValue::default()
+                    },
+                ],
+                raw_body: b"body".to_vec(),
+                ..RateLimitResponse::default()
+            };
+            let read = answer(&said.encode_to_vec()).unwrap();
+            assert_eq!((read.over, &read.body[..]), (over, &b"body"[..]), "{code:?}");
+            assert_eq!(read.response_headers.len(), 1, "what is no field is left out");
+            let limit = read.statuses[0].limit.as_ref().unwrap();
+            assert_eq!(
+                (limit.requests, limit.unit, read.statuses[0].remaining),
+                (10, Unit::Minute, 7)
+            );
+        }
+        assert!(answer(b"\xff").is_err());
+    }
+}

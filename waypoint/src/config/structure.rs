@@ -55,7 +55,7 @@ pub(crate) fn unwrapped<'a>(any: &'a Any, notes: &mut Notes) -> Result<Cow<'a, A
         DynamicMessage::deserialize(descriptor, json).map_err(|error| notes.malformed("", format!("is no {name}: {error}")))?;
     let message = Any {
         type_url,
-        value: message.encode_to_vec().into(),
+        value: message.encode_to_vec(),
     };
     let mut last = LAST.lock();
     if last.len() >= REMEMBERED {

@@ -439,7 +439,16 @@ fn underscores(setting: crate::snapshot::chain::Underscores, headers: &mut Heade
     }
     let found: Vec<_> = headers.keys().filter(|name| name.as_str().contains('_')).cloned().collect();
     match setting {
-        Underscores::Reject if !found.is_empty() => Err(Box::new(reply::bad_request("unexpected_underscore"))),
+        Underscores::Reject if !found.is_empty() => {
+            let flags = ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR;
+            let details = "http1.unexpected_underscore";
+            Err(Box::new(LocalReply::new(
+                StatusCode::BAD_REQUEST,
+                flags,
+                details,
+                "Bad Request",
+            )))
+        }
         _ => {
             for name in found {
                 headers.remove(name);

@@ -64,6 +64,7 @@ fn config_words(config: &RouteConfig) -> String {
         RouteConfig::Buffer(Some(limit)) => format!("at most {limit} bytes"),
         RouteConfig::Jwt(jwt::PerRoute::Disabled) => "asks for no token".to_owned(),
         RouteConfig::Jwt(jwt::PerRoute::Requirement(name)) => format!("requirement {name}"),
+        RouteConfig::HeaderMutation(_) => "edits of its own".to_owned(),
         RouteConfig::Cors(policy) => format!("{} origins", policy.allow_origins.len()),
     }
 }
