@@ -5,6 +5,7 @@
 
 use std::{
     borrow::Cow,
+    pin::pin,
     sync::{Arc, LazyLock},
     time::Duration,
 };
@@ -15,12 +16,15 @@ use cairn_policy::{
     headers::record_alone,
     retry::{Outcome, Reset, RetryPlan, RetryPolicy},
     route::{Forward, Found, WeightedCluster},
+    timeout::RouteTimeouts,
 };
 use http::{HeaderName, HeaderValue, Response, StatusCode};
-use tokio::time::{sleep_until, timeout_at};
+use tokio::time::sleep;
 
 use super::{
-    ResponseBody, reply,
+    ResponseBody,
+    limits::{Limits, within},
+    reply,
     request::{self, Journey},
     response::{Leased, Tail},
     tcp, upgrade,
@@ -74,7 +78,8 @@ pub async fn forward(mut journey: Journey<'_>, found: Found<'_>, to: &Forward) -
         ),
         None => return journey.reply(reply::bad_request("missing_request")),
     };
-    let deadline = request::latest(timeouts.global);
+    limit(&mut journey, to, timeouts.global);
+    let limits = journey.tail.limits.clone();
     let mut attempts = Attempts {
         picking: Picking::new(&cluster),
         policy,
@@ -82,47 +87,86 @@ pub async fn forward(mut journey: Journey<'_>, found: Found<'_>, to: &Forward) -
         unsent: 0,
     };
     let answered = loop {
-        // The first attempt has all the time, to the millisecond.
-        let elapsed = if journey.tail.exchange.attempts == 0 {
-            Duration::ZERO
-        } else {
-            journey.tail.exchange.elapsed()
-        };
+        let elapsed = since_request(&journey.tail);
         if let Some(head) = &mut journey.tail.exchange.request {
             timeouts.write(elapsed, !journey.http.settings.suppress_envoy_headers, &mut head.headers);
         }
-        let per_try = request::latest(timeouts.per_try).into_iter().chain(deadline).min();
-        let sent = attempts.next(&mut journey, &cluster);
-        let outcome = match per_try {
-            None => sent.await,
-            Some(limit) => match timeout_at(limit, sent).await {
-                Ok(outcome) => outcome,
-                Err(_) => Err(Box::new(timed_out(deadline.is_some_and(|deadline| clock::now() >= deadline)))),
-            },
+        let sent = within(
+            limits.as_deref(),
+            pin!(attempts.next(&mut journey, &cluster, timeouts.per_try)),
+        )
+        .await;
+        let outcome = match sent {
+            Ok(outcome) => outcome,
+            Err(late) => break Err(late),
         };
         let pause = match &outcome {
             Ok((answer, _)) => attempts.retry_answer(&journey, answer),
-            Err(failure) => attempts.retry_failure(&journey, failure, deadline),
+            Err(failure) => attempts.retry_failure(&journey, failure),
         };
         match (pause, outcome) {
-            (None, outcome) => break outcome,
+            (None, outcome) => break Ok(outcome),
             (Some(pause), outcome) => {
                 drop(outcome);
                 // A pause does not outlast the request's time.
-                sleep_until(
-                    request::latest(Some(pause))
-                        .into_iter()
-                        .chain(deadline)
-                        .min()
-                        .unwrap_or_else(clock::now),
-                )
-                .await;
+                if let Err(late) = within(limits.as_deref(), pin!(sleep(pause))).await {
+                    break Err(late);
+                }
             }
         }
     };
     match answered {
-        Ok((answer, leased)) => answer_client(journey, found, weighted, answer, leased, deadline),
-        Err(failure) => fail(journey, found, *failure, &attempts),
+        Ok(Ok((answer, leased))) => answer_client(journey, found, weighted, answer, leased),
+        Ok(Err(failure)) => fail(journey, found, *failure, &attempts),
+        // The route's own limit is answered by the route.
+        Err(late) if late.flags == ResponseFlags::UPSTREAM_REQUEST_TIMEOUT => journey.reply_by_route(late, found),
+        Err(late) => journey.reply_expired(late, found),
+    }
+}
+
+/// What a route says of the exchange's time. One that waits to be switched to another protocol has no end of its request, and no
+/// timeout that begins with it.
+fn limit(journey: &mut Journey<'_>, to: &Forward, global: Option<Duration>) {
+    let global = global.filter(|_| !journey.upgrading);
+    let RouteTimeouts { idle, max_stream, .. } = to.timeouts;
+    if idle.is_none() && max_stream.is_none() && global.is_none() {
+        return;
+    }
+    let tail = &mut journey.tail;
+    let limits = tail.limits.get_or_insert_with(|| {
+        let limits = Limits::new(tail.exchange.start);
+        if tail.source.is_none() {
+            limits.request_ended();
+        }
+        limits
+    });
+    if let Some(idle) = idle {
+        limits.idle_by_route(idle);
+    }
+    if let (Some(_), Some(head)) = (max_stream, &tail.exchange.request) {
+        let chain = journey.http.settings.max_stream_duration;
+        limits.stream_by_route(to.timeouts.stream_limit(chain, &head.headers));
+    }
+    if let Some(global) = global {
+        limits.answer_by_route(global);
+    }
+    if let Some(source) = &tail.source {
+        limits.request_from(source.clone());
+    }
+}
+
+/// How much of the request's time has passed: it begins with the request's end.
+fn since_request(tail: &Tail) -> Duration {
+    if tail.exchange.attempts == 0 {
+        // The first attempt has all the time, to the millisecond.
+        return Duration::ZERO;
+    }
+    match &tail.source {
+        None => tail.exchange.elapsed(),
+        Some(source) => {
+            let ended = source.lock().ended;
+            ended.map_or(Duration::ZERO, |ended| clock::now().saturating_duration_since(ended))
+        }
     }
 }
 
@@ -140,7 +184,12 @@ struct Attempts<'c> {
 
 impl Attempts<'_> {
     /// Makes the next attempt.
-    async fn next(&mut self, journey: &mut Journey<'_>, cluster: &Arc<Cluster>) -> Result<(Answer, Leased), Box<Failure>> {
+    async fn next(
+        &mut self,
+        journey: &mut Journey<'_>,
+        cluster: &Arc<Cluster>,
+        per_try: Option<Duration>,
+    ) -> Result<(Answer, Leased), Box<Failure>> {
         let Some(endpoint) = self.picking.next(fastrand::u64(..)) else {
             return Err(Box::new(nobody()));
         };
@@ -170,6 +219,8 @@ impl Attempts<'_> {
             upgrade: journey.upgrading,
             spelling: &journey.extensions,
             informational: journey.relay.as_ref(),
+            limit: per_try.filter(|_| !journey.upgrading),
+            source: tail.source.as_deref(),
         };
         let Some(head) = &tail.exchange.request else {
             return Err(Box::new(nobody()));
@@ -202,8 +253,8 @@ impl Attempts<'_> {
     }
 
     /// Whether a failed attempt is made again, and after what pause.
-    fn retry_failure(&mut self, journey: &Journey<'_>, failure: &Failure, deadline: Option<clock::Instant>) -> Option<Duration> {
-        if failure.is_final || deadline.is_some_and(|deadline| clock::now() >= deadline) {
+    fn retry_failure(&mut self, journey: &Journey<'_>, failure: &Failure) -> Option<Duration> {
+        if failure.is_final {
             return None;
         }
         let by_policy = self.decide(journey, &failure.outcome, None);
@@ -278,7 +329,6 @@ fn answer_client(
     weighted: Option<&WeightedCluster>,
     answer: Answer,
     mut leased: Leased,
-    deadline: Option<clock::Instant>,
 ) -> Response<ResponseBody> {
     let Answer {
         mut head,
@@ -318,7 +368,6 @@ fn answer_client(
             response.map(|()| ResponseBody::empty())
         }
         _ => {
-            tail.until(deadline);
             response.map(|()| ResponseBody::new(body, tail))
         }
     }
@@ -370,16 +419,11 @@ fn nobody() -> Failure {
     }
 }
 
-fn timed_out(whole: bool) -> Failure {
-    let details = if whole {
-        "response_timeout"
-    } else {
-        "upstream_per_try_timeout"
-    };
+fn late_attempt() -> Failure {
     let reply = LocalReply::new(
         StatusCode::GATEWAY_TIMEOUT,
         ResponseFlags::UPSTREAM_REQUEST_TIMEOUT,
-        details,
+        "upstream_per_try_timeout",
         "upstream request timeout",
     );
     Failure {
@@ -388,7 +432,7 @@ fn timed_out(whole: bool) -> Failure {
         reason: "timeout",
         transport: None,
         unsent: false,
-        is_final: whole,
+        is_final: false,
         reply: Some(reply),
     }
 }
@@ -432,6 +476,7 @@ fn failure_of(error: AttemptError, tail: &Tail) -> Failure {
             Some(error.to_string().into()),
             true,
         ),
+        AttemptError::Late => late_attempt(),
         AttemptError::Refused => failure(
             Outcome::Reset(Reset {
                 refused: true,

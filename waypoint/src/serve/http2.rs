@@ -131,7 +131,7 @@ async fn answer(inner: Arc<Inner>, request: Request<RecvStream>, mut respond: Se
     let end = body.is_end_stream();
     match respond.send_response(head, end) {
         Ok(stream) if !end => {
-            if let Err(error) = pump(body, stream).await {
+            if let Err(error) = pump(body, stream, Reason::INTERNAL_ERROR).await {
                 tracing::debug!(%error, "an answer did not reach its client");
             }
         }

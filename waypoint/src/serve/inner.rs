@@ -13,6 +13,7 @@ use cairn_exchange::{Connection, clock};
 use parking_lot::Mutex;
 use tokio::time::sleep_until;
 
+use super::line::Line;
 use crate::{
     proxy::Proxy,
     snapshot::{
@@ -36,6 +37,8 @@ pub struct Inner {
     pub spoken: Option<Spoken>,
     /// Where informational answers go; HTTP/1 only.
     pub relay: Option<Arc<InformationalRelay>>,
+    /// What the connection and the exchange on it tell each other; HTTP/1 only.
+    pub line: Option<Arc<Line>>,
     /// Requests under way.
     active: AtomicU32,
     /// When there was last one, in milliseconds since the connection was opened.
@@ -56,6 +59,7 @@ impl Inner {
             source,
             spoken: None,
             relay: None,
+            line: None,
             active: AtomicU32::new(0),
             idle_since: AtomicU64::new(0),
             last: Mutex::new(None),
@@ -71,10 +75,11 @@ impl Inner {
     /// The same once it is known what is spoken.
     #[must_use]
     pub fn speaking(self, spoken: Spoken) -> Self {
-        let relay = matches!(spoken, Spoken::Http11 | Spoken::Http10).then(Arc::default);
+        let one_at_a_time = matches!(spoken, Spoken::Http11 | Spoken::Http10);
         Self {
             spoken: Some(spoken),
-            relay,
+            relay: one_at_a_time.then(Arc::default),
+            line: one_at_a_time.then(Arc::default),
             ..self
         }
     }

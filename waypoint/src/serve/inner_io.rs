@@ -26,7 +26,8 @@ use tokio::{
     time::Sleep,
 };
 
-use super::framing::Framing;
+use super::{framing::Framing, line::Line};
+use crate::stall::{self, Stall};
 
 /// Most informational answers that wait to be written; more are dropped, they are advice only.
 const MAX_INFORMATIONAL: usize = 16;
@@ -45,10 +46,15 @@ pub struct InnerIo {
     /// Read, and not yet handed on.
     held: Bytes,
     watch: Option<Watch>,
+    /// How long the client has taken nothing.
+    stall: Stall,
 }
 
 struct Watch {
     framing: Framing,
+    /// Read behind a request for another protocol: what it is, that request's answer decides.
+    behind: Bytes,
+    line: Arc<Line>,
     max_head: usize,
     /// Time for a head to arrive.
     head_timeout: Option<Duration>,
@@ -125,6 +131,7 @@ impl InnerIo {
             stream: Some(stream),
             held,
             watch: None,
+            stall: Stall::default(),
         }
     }
 
@@ -135,10 +142,13 @@ impl InnerIo {
         max_head: usize,
         head_timeout: Option<Duration>,
         informational: Arc<Informational>,
+        line: Arc<Line>,
     ) -> (Self, Arc<Mutex<Option<Early>>>) {
         let early = Arc::default();
         let mut watch = Watch {
             framing: Framing::default(),
+            behind: Bytes::new(),
+            line,
             max_head,
             head_timeout,
             head_timer: None,
@@ -165,6 +175,64 @@ impl InnerIo {
         stream.reset(Reason::CONNECT_ERROR);
     }
 
+    /// Half-closes, behind all that was written.
+    pub fn end(mut self) {
+        if let Some(stream) = &mut self.stream {
+            // Never waits: what was written is the tunnel's already.
+            let _ = Pin::new(stream).poll_shutdown(&mut Context::from_waker(Waker::noop()));
+        }
+    }
+
+    /// The stream, for bytes that are nobody's business any more, and what was read of it.
+    pub fn into_parts(mut self) -> Option<(TunnelStream, Bytes)> {
+        let stream = self.stream.take()?;
+        let held = std::mem::take(&mut self.held);
+        let behind = self.watch.as_mut().map(|watch| std::mem::take(&mut watch.behind));
+        Some((stream, join(held, behind.unwrap_or_default())))
+    }
+
+    /// Learns what an answer has decided. Nothing behind its request is read before.
+    fn poll_decided(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(watch) = self.watch.as_mut().filter(|watch| watch.framing.is_undecided()) else {
+            return Poll::Ready(());
+        };
+        let decided = if watch.framing.waits() {
+            Some(ready!(watch.line.poll_decision(cx)))
+        } else {
+            watch.line.take_decision()
+        };
+        if let Some(switched) = decided {
+            watch.framing.decide(switched);
+        }
+        Poll::Ready(())
+    }
+
+    /// The client takes nothing: asks whether that has gone on for too long, or its exchange has.
+    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let line = self.watch.as_ref().map(|watch| &watch.line);
+        let limits = line.and_then(|line| line.limits());
+        if limits.as_ref().is_some_and(|limits| limits.poll(cx).is_ready()) {
+            return Poll::Ready(io::ErrorKind::TimedOut.into());
+        }
+        let limit = limits.and_then(|limits| limits.idle()).unwrap_or(stall::LONGEST);
+        ready!(self.stall.poll(cx, limit));
+        if let Some(line) = line {
+            line.stall();
+        }
+        Poll::Ready(io::ErrorKind::TimedOut.into())
+    }
+
+    /// What came of writing; nothing for too long is an error.
+    fn written<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        match written {
+            Poll::Ready(written) => {
+                self.stall.moved();
+                Poll::Ready(written)
+            }
+            Poll::Pending => self.poll_stalled(cx).map(Err),
+        }
+    }
+
     fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
         if !self.held.is_empty() {
             return Poll::Ready(Ok(std::mem::take(&mut self.held)));
@@ -173,23 +241,31 @@ impl InnerIo {
             // As if nothing more came; the answer leaves when hyper shuts the connection down.
             return Poll::Ready(Ok(Bytes::new()));
         }
+        ready!(self.poll_decided(cx));
+        let waiting = self.watch.as_mut().map(|watch| std::mem::take(&mut watch.behind));
+        let mut data = match waiting.filter(|behind| !behind.is_empty()) {
+            Some(behind) => behind,
+            None => match ready!(self.poll_stream(cx))? {
+                Some(data) => data,
+                None => return Poll::Ready(Ok(Bytes::new())),
+            },
+        };
+        if let Some(watch) = &mut self.watch {
+            watch.observe(&mut data);
+        }
+        Poll::Ready(Ok(data))
+    }
+
+    /// Reads on; nothing is the end, or what is taken for it.
+    fn poll_stream(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
         let Some(stream) = &mut self.stream else {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         };
         let next = stream.poll_data(cx);
         if next.is_pending() && self.watch.as_mut().is_some_and(|watch| watch.poll_head_late(cx).is_ready()) {
-            return Poll::Ready(Ok(Bytes::new()));
+            return Poll::Ready(Ok(None));
         }
-        match ready!(next) {
-            None => Poll::Ready(Ok(Bytes::new())),
-            Some(Err(error)) => Poll::Ready(Err(error)),
-            Some(Ok(mut data)) => {
-                if let Some(watch) = &mut self.watch {
-                    watch.observe(&mut data);
-                }
-                Poll::Ready(Ok(data))
-            }
-        }
+        next.map(Option::transpose)
     }
 
     /// Keeps what was not taken; but no reference to a received buffer of which nothing is left.
@@ -216,6 +292,14 @@ impl InnerIo {
         }
     }
 
+    /// The same, but not for ever.
+    fn poll_early(&mut self, cx: &mut Context<'_>, begin: bool) -> Poll<io::Result<()>> {
+        match self.poll_informational(cx, begin) {
+            Poll::Pending => self.poll_stalled(cx).map(Err),
+            written => written,
+        }
+    }
+
     fn stream(&mut self) -> io::Result<Pin<&mut TunnelStream>> {
         self.stream
             .as_mut()
@@ -229,10 +313,13 @@ impl InnerIo {
 impl Watch {
     /// Looks at what came; a request that may not pass takes everything with it.
     fn observe(&mut self, data: &mut Bytes) {
-        if self.framing.observe(data, self.max_head).is_err() {
-            *data = Bytes::new();
-            self.refused = true;
-            self.answer(StatusCode::BAD_REQUEST, "http1.content_length_and_chunked_not_allowed");
+        match self.framing.observe(data, self.max_head) {
+            Ok(passes) => self.behind = data.split_off(passes.min(data.len())),
+            Err(_) => {
+                *data = Bytes::new();
+                self.refused = true;
+                self.answer(StatusCode::BAD_REQUEST, "http1.content_length_and_chunked_not_allowed");
+            }
         }
     }
 
@@ -277,6 +364,15 @@ impl Watch {
     }
 }
 
+/// Both, one behind the other.
+fn join(first: Bytes, second: Bytes) -> Bytes {
+    match (first.is_empty(), second.is_empty()) {
+        (_, true) => first,
+        (true, false) => second,
+        (false, false) => Bytes::from([first, second].concat()),
+    }
+}
+
 /// An answer with Envoy's text for its status, and the end of the connection.
 fn early_answer(status: StatusCode) -> Bytes {
     let reason = status.canonical_reason().unwrap_or_default();
@@ -317,22 +413,24 @@ impl hyper::rt::Read for InnerIo {
 impl AsyncWrite for InnerIo {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        ready!(this.poll_informational(cx, false))?;
+        ready!(this.poll_early(cx, false))?;
         if this.watch.as_mut().is_some_and(|watch| watch.replace(from)) {
             return Poll::Ready(Ok(from.len()));
         }
-        this.stream()?.poll_write(cx, from)
+        let written = this.stream()?.poll_write(cx, from);
+        this.written(cx, written)
     }
 
     fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        ready!(this.poll_informational(cx, false))?;
+        ready!(this.poll_early(cx, false))?;
         if let ([only], Some(watch)) = (from, this.watch.as_mut())
             && watch.replace(only)
         {
             return Poll::Ready(Ok(only.len()));
         }
-        this.stream()?.poll_write_vectored(cx, from)
+        let written = this.stream()?.poll_write_vectored(cx, from);
+        this.written(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -347,12 +445,12 @@ impl AsyncWrite for InnerIo {
         {
             return Poll::Ready(Err(error));
         }
-        this.poll_informational(cx, true)
+        this.poll_early(cx, true)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        ready!(this.poll_informational(cx, false))?;
+        ready!(this.poll_early(cx, false))?;
         this.stream()?.poll_shutdown(cx)
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! * `listener` accepts connections, `tunnel` their CONNECT streams;
 //! * `detect` finds out what is spoken where the configuration does not say;
-//! * `http1` and `http2` read requests, `request` follows one through filters and route to its answer (`response`);
+//! * `http1` and `http2` read requests, `request` follows one through filters and route to its answer (`response`), within its
+//!   `limits` of time;
 //! * `tcp` passes bytes.
 
 mod date;
@@ -13,6 +14,8 @@ mod http1;
 mod http2;
 mod inner;
 mod inner_io;
+mod limits;
+mod line;
 pub mod listener;
 mod reply;
 mod request;
@@ -23,4 +26,5 @@ mod upgrade;
 
 pub use inner::Inner;
 pub use inner_io::Informational;
+pub(crate) use limits::request_end;
 pub use response::ResponseBody;
