@@ -12,6 +12,7 @@ mod rig;
 use std::{future::poll_fn, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use cairn_hbone::TunnelStream;
 use cairn_policy::{
     retry::RetryOn,
     route::{Forward, RouteAction, Target as RouteTarget},
@@ -218,7 +219,11 @@ async fn an_attempt_whose_endpoint_takes_nothing_is_given_up_and_made_again_with
         let (answer, mut body) = client.send_request(post(), false).unwrap();
         let sending = tokio::spawn(async move { upload(&mut body, vec![b'x'; 900_000].into(), true).await });
         let (status, whole) = body_of(timeout(PATIENCE, answer).await.unwrap().unwrap()).await;
-        assert_eq!((status, &whole.unwrap()[..]), (StatusCode::OK, &b"900000"[..]), "round {round}");
+        assert_eq!(
+            (status, &whole.unwrap()[..]),
+            (StatusCode::OK, &b"900000"[..]),
+            "round {round}"
+        );
         assert!(sending.await.unwrap());
         let again = rig.told(round + 1).await.attempts - 1;
         for _ in 0..again {
@@ -268,7 +273,9 @@ async fn the_routes_timeout_begins_when_the_request_has_ended() {
         let mut client = rig.http2(WEB).await.ready().await.unwrap();
         let (answer, mut body) = client.send_request(post(), length == 0).unwrap();
         let sending = tokio::spawn(async move { upload(&mut body, vec![b'x'; length].into(), true).await });
-        let answer = timeout(PATIENCE, answer).await.expect("a request that came whole has a timeout");
+        let answer = timeout(PATIENCE, answer)
+            .await
+            .expect("a request that came whole has a timeout");
         let (status, whole) = body_of(answer.unwrap()).await;
         assert_eq!(
             (status, &whole.unwrap()[..]),
@@ -286,12 +293,15 @@ async fn an_exchange_in_which_nothing_moves_ends_after_the_idle_time() {
     let idle = |settings: &mut HttpSettings| settings.stream_idle_timeout = Some(SHORT);
     let rig = Rig::start().await;
     let silent = rig.pod(10, says(b"")).await;
-    rig.serve(limited(&[&silent], RouteTimeouts::default(), idle, as_it_comes)).await;
+    rig.serve(limited(&[&silent], RouteTimeouts::default(), idle, as_it_comes))
+        .await;
     // A request that came whole is its endpoint's fault, a request that stopped its client's.
     let (status, _, body) = fetch(&mut rig.http1(WEB).await, "/").await;
     assert_eq!((status, &body[..]), (StatusCode::GATEWAY_TIMEOUT, &b"stream timeout"[..]));
     assert_eq!(told(&rig, 1).await, tells(504, "SI", "stream_idle_timeout"));
-    let (answer, _) = rig.raw(WEB, b"POST / HTTP/1.1\r\nhost: web\r\ncontent-length: 9\r\n\r\nhalf").await;
+    let (answer, _) = rig
+        .raw(WEB, b"POST / HTTP/1.1\r\nhost: web\r\ncontent-length: 9\r\n\r\nhalf")
+        .await;
     assert!(
         answer.starts_with("HTTP/1.1 408 ") && answer.contains("connection: close") && answer.ends_with("stream timeout"),
         "{answer:?}"
@@ -345,7 +355,8 @@ async fn an_exchange_in_which_something_moves_is_not_idle() {
         })
     });
     let (slow, echo) = (rig.pod(10, slow).await, rig.pod(11, echo_app("web")).await);
-    rig.serve(limited(&[&slow], RouteTimeouts::default(), idle, as_it_comes)).await;
+    rig.serve(limited(&[&slow], RouteTimeouts::default(), idle, as_it_comes))
+        .await;
     assert_eq!(fetch(&mut rig.http1(WEB).await, "/").await.2, "xxxxxx");
     rig.publish(limited(&[&echo], RouteTimeouts::default(), idle, as_it_comes));
     let mut client = rig.http2(WEB).await.ready().await.unwrap();
@@ -376,11 +387,7 @@ async fn a_client_that_reads_no_more_of_its_answer_is_given_up() {
             "-",
             "max_duration_timeout",
         ),
-        (
-            limited(&[&pod], by_route(), |_| {}, as_it_comes),
-            "UT",
-            "response_timeout",
-        ),
+        (limited(&[&pod], by_route(), |_| {}, as_it_comes), "UT", "response_timeout"),
     ]
     .into_iter()
     .enumerate()
@@ -394,7 +401,9 @@ async fn a_client_that_reads_no_more_of_its_answer_is_given_up() {
         unread.write_all(b"GET / HTTP/1.1\r\nhost: web\r\n\r\n").await.unwrap();
         assert_eq!(told(&rig, 2 * round + 1).await, tells(200, flags, details));
         let mut client = rig.http2(WEB).await.ready().await.unwrap();
-        let (answer, _) = client.send_request(Request::get("http://web/").body(()).unwrap(), true).unwrap();
+        let (answer, _) = client
+            .send_request(Request::get("http://web/").body(()).unwrap(), true)
+            .unwrap();
         let answer = answer.await.unwrap();
         assert_eq!(told(&rig, 2 * round + 2).await, tells(200, flags, details));
         rig.quiet().await;
@@ -408,12 +417,16 @@ async fn a_request_that_does_not_arrive_in_time_is_answered_408() {
     let arrival = |settings: &mut HttpSettings| settings.request_timeout = Some(SHORT);
     let rig = Rig::start().await;
     let slow: App = rig::http_app(|request| async move {
-        let body = http_body_util::BodyExt::collect(request.into_body()).await.unwrap().to_bytes();
+        let body = http_body_util::BodyExt::collect(request.into_body())
+            .await
+            .unwrap()
+            .to_bytes();
         sleep(SHORT * 2).await;
         Response::new(http_body_util::Full::new(body))
     });
     let pod = rig.pod(10, slow).await;
-    rig.serve(limited(&[&pod], RouteTimeouts::default(), arrival, as_it_comes)).await;
+    rig.serve(limited(&[&pod], RouteTimeouts::default(), arrival, as_it_comes))
+        .await;
     // However busy it is.
     let mut client = rig.http2(WEB).await.ready().await.unwrap();
     let (mut answer, mut body) = client.send_request(post(), false).unwrap();
@@ -453,7 +466,8 @@ async fn a_stream_ends_at_its_longest_time_whatever_moves() {
     };
     let rig = Rig::start().await;
     let (silent, busy) = (rig.pod(10, says(b"")).await, rig.pod(11, endless()).await);
-    rig.serve(limited(&[&silent], RouteTimeouts::default(), life, as_it_comes)).await;
+    rig.serve(limited(&[&silent], RouteTimeouts::default(), life, as_it_comes))
+        .await;
     let (status, _, body) = fetch(&mut rig.http1(WEB).await, "/").await;
     assert_eq!(
         (status, &body[..]),
@@ -486,4 +500,66 @@ async fn a_stream_ends_at_its_longest_time_whatever_moves() {
     assert_eq!(answer.headers()["grpc-message"], "downstream duration timeout");
     assert_eq!(told(&rig, 4).await, tells(200, "-", "max_duration_timeout"));
     rig.quiet().await;
+}
+
+/// A pod that takes an upgrade, greets with seven bytes, hears five, and then does what the closure says.
+fn upgraded(then: fn(TunnelStream) -> futures_util::future::BoxFuture<'static, ()>) -> App {
+    Arc::new(move |mut stream, _| {
+        Box::pin(async move {
+            let mut heard = Vec::new();
+            while !heard.ends_with(b"\r\n\r\n") {
+                assert!(stream.read_buf(&mut heard).await.unwrap() > 0, "{heard:?}");
+            }
+            let answer = b"HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\nhello!!";
+            stream.write_all(answer).await.unwrap();
+            let mut early = [0; 5];
+            stream.read_exact(&mut early).await.unwrap();
+            assert_eq!(&early, b"early");
+            then(stream).await;
+        })
+    })
+}
+
+#[tokio::test]
+async fn an_upgraded_connection_has_limits_and_its_bytes_are_told_however_it_ends() {
+    let idle = |settings: &mut HttpSettings| settings.stream_idle_timeout = Some(SHORT);
+    let life = |settings: &mut HttpSettings| settings.max_stream_duration = Some(SHORT);
+    let none = |_: &mut HttpSettings| {};
+    let waits: fn(TunnelStream) -> futures_util::future::BoxFuture<'static, ()> =
+        |mut stream| Box::pin(async move { while stream.read(&mut [0; 9]).await.is_ok_and(|read| read > 0) {} });
+    let resets: fn(TunnelStream) -> futures_util::future::BoxFuture<'static, ()> =
+        |stream| Box::pin(async move { stream.reset(Reason::INTERNAL_ERROR) });
+    let rig = Rig::start().await;
+    let (waiting, resetting) = (rig.pod(10, upgraded(waits)).await, rig.pod(11, upgraded(resets)).await);
+    // A route's timeout begins with the end of the request, which an upgraded one never has.
+    let limited = |pod, chain: fn(&mut HttpSettings)| limited(&[pod], timeout_of(SHORT / 3), chain, as_it_comes);
+    for (round, (config, flags, details)) in [
+        (limited(&waiting, idle), "SI", "stream_idle_timeout"),
+        (limited(&waiting, life), "-", "max_duration_timeout"),
+        (limited(&resetting, none), "-", "via_upstream"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        if round == 0 {
+            rig.serve(config).await
+        } else {
+            rig.publish(config)
+        }
+        // The client does not wait for the answer before it goes on in the other protocol.
+        let ask = b"GET /chat HTTP/1.1\r\nhost: web\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\nearly";
+        let (answer, error) = rig.raw(WEB, ask).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 101 ") && answer.ends_with("hello!!"),
+            "{answer:?}"
+        );
+        assert!(error.is_some(), "it was cut");
+        let told = rig.told(round + 1).await;
+        assert_eq!((told.received, told.sent), (5, 7), "{told:?}");
+        assert_eq!(
+            (told.status, told.flags.as_str(), told.details.as_str()),
+            (Some(101), flags, details)
+        );
+    }
+    rig.settled().await;
 }

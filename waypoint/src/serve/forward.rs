@@ -24,10 +24,10 @@ use tokio::time::sleep;
 use super::{
     ResponseBody,
     limits::{Limits, within},
-    reply,
+    passage, reply,
     request::{self, Journey},
     response::{Leased, Tail},
-    tcp, upgrade,
+    upgrade,
 };
 use crate::{
     body::RequestBody,
@@ -196,7 +196,7 @@ impl Attempts<'_> {
         let tail = &mut journey.tail;
         let original = request::original(&tail.inner);
         tail.exchange.attempts += 1;
-        tail.exchange.upstream = Some(tcp::describe(&endpoint, journey.snapshot, original));
+        tail.exchange.upstream = Some(passage::describe(&endpoint, journey.snapshot, original));
         let body = match &tail.source {
             None => RequestBody::empty(),
             Some(source) => RequestBody::next_attempt(source),
@@ -367,9 +367,7 @@ fn answer_client(
             upgrade::pass(client, endpoint, tail);
             response.map(|()| ResponseBody::empty())
         }
-        _ => {
-            response.map(|()| ResponseBody::new(body, tail))
-        }
+        _ => response.map(|()| ResponseBody::new(body, tail)),
     }
 }
 

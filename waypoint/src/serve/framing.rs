@@ -317,7 +317,11 @@ mod tests {
                     assert!(framing.waits());
                     assert_eq!(framing.observe(bad.as_bytes(), MAX), Ok(0), "nothing passes unseen");
                     framing.decide(switched);
-                    let expected = if switched { Ok(bad.len()) } else { Err(Violation::LengthAndChunked) };
+                    let expected = if switched {
+                        Ok(bad.len())
+                    } else {
+                        Err(Violation::LengthAndChunked)
+                    };
                     assert_eq!(framing.observe(bad.as_bytes(), MAX), expected, "{ask} switched {switched}");
                 }
             }

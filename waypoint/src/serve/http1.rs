@@ -63,12 +63,12 @@ pub fn serve(inner: Arc<Inner>, io: InnerIo) -> impl Future<Output = ()> + Send 
                 connection.as_mut().graceful_shutdown();
                 connection.as_mut().await
             }
-            () = inner.idle(limits.idle_timeout) => {
+            () = inner.spent(limits.idle_timeout, limits.longest) => {
                 connection.as_mut().graceful_shutdown();
                 connection.as_mut().await
             }
         };
-        line.end();
+        line.end().await;
         if let Some(early) = *early.lock() {
             request::answered_early(&inner, early.status, early.details);
         }
@@ -84,6 +84,7 @@ struct Limits {
     max_headers: usize,
     head_timeout: Option<Duration>,
     idle_timeout: Option<Duration>,
+    longest: Option<Duration>,
     preserve_header_case: bool,
 }
 
@@ -95,6 +96,7 @@ fn limits(inner: &Inner) -> Limits {
         max_headers: settings.max_request_headers,
         head_timeout: settings.request_headers_timeout,
         idle_timeout: settings.idle_timeout,
+        longest: settings.max_connection_duration,
         preserve_header_case: settings.preserve_header_case,
     };
     match chain.as_ref().map(|chain| &chain.kind) {

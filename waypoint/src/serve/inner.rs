@@ -98,7 +98,7 @@ impl Inner {
     }
 
     /// Completes when there has been no request for so long; never without a limit.
-    pub async fn idle(&self, limit: Option<Duration>) {
+    async fn idle(&self, limit: Option<Duration>) {
         let Some(limit) = limit.filter(|limit| !limit.is_zero()) else {
             return std::future::pending().await;
         };
@@ -110,6 +110,20 @@ impl Inner {
                 end if end <= now => return,
                 end => sleep_until(end).await,
             }
+        }
+    }
+
+    /// Completes when the connection is to take no more requests: there was none for too long, or it is too old.
+    pub async fn spent(&self, idle: Option<Duration>, most: Option<Duration>) {
+        let too_old = async {
+            match most {
+                Some(most) => sleep_until(self.connection.opened + most).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.idle(idle) => {}
+            () = too_old => {}
         }
     }
 

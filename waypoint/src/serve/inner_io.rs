@@ -6,6 +6,7 @@
 //! hyper flushes, that is never inside another answer.
 
 use std::{
+    future::poll_fn,
     io,
     pin::Pin,
     sync::{
@@ -175,20 +176,20 @@ impl InnerIo {
         stream.reset(Reason::CONNECT_ERROR);
     }
 
-    /// Half-closes, behind all that was written.
-    pub fn end(mut self) {
-        if let Some(stream) = &mut self.stream {
-            // Never waits: what was written is the tunnel's already.
-            let _ = Pin::new(stream).poll_shutdown(&mut Context::from_waker(Waker::noop()));
+    /// Half-closes, behind all that is still to be said.
+    pub async fn end(mut self) {
+        if let Err(error) = poll_fn(|cx| AsyncWrite::poll_shutdown(Pin::new(&mut self), cx)).await {
+            tracing::debug!(%error, "the client took no end of its connection");
         }
     }
 
-    /// The stream, for bytes that are nobody's business any more, and what was read of it.
-    pub fn into_parts(mut self) -> Option<(TunnelStream, Bytes)> {
+    /// The stream, for bytes that are nobody's business any more, and what was read of it and is still to be passed: what hyper has
+    /// already taken, and what it has not.
+    pub fn into_parts(mut self, taken: Bytes) -> Option<(TunnelStream, Bytes)> {
         let stream = self.stream.take()?;
         let held = std::mem::take(&mut self.held);
         let behind = self.watch.as_mut().map(|watch| std::mem::take(&mut watch.behind));
-        Some((stream, join(held, behind.unwrap_or_default())))
+        Some((stream, join(join(taken, held), behind.unwrap_or_default())))
     }
 
     /// Learns what an answer has decided. Nothing behind its request is read before.

@@ -257,7 +257,9 @@ impl Limits {
 
 impl std::fmt::Debug for Limits {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Limits").field("expired", &self.expired()).finish_non_exhaustive()
+        f.debug_struct("Limits")
+            .field("expired", &self.expired())
+            .finish_non_exhaustive()
     }
 }
 

@@ -83,12 +83,13 @@ impl Line {
 
     /// Ends a connection behind its last answer: hyper hands one that was asked to switch over to whoever waits for it, whatever the
     /// answer was, and does not end it itself.
-    pub fn end(&self) {
-        let Some(refused) = self.refused.lock().take() else { return };
+    pub async fn end(&self) {
+        let refused = self.refused.lock().take();
+        let Some(refused) = refused else { return };
         if let Some(Ok(connection)) = refused.now_or_never()
             && let Ok(parts) = connection.downcast::<InnerIo>()
         {
-            parts.io.end();
+            parts.io.end().await;
         }
     }
 }

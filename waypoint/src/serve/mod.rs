@@ -4,7 +4,7 @@
 //! * `detect` finds out what is spoken where the configuration does not say;
 //! * `http1` and `http2` read requests, `request` follows one through filters and route to its answer (`response`), within its
 //!   `limits` of time;
-//! * `tcp` passes bytes.
+//! * `tcp` decides about connections of bytes (`passage`); `relay` passes them, and those of upgraded requests (`upgrade`).
 
 mod date;
 mod detect;
@@ -17,6 +17,8 @@ mod inner_io;
 mod limits;
 mod line;
 pub mod listener;
+mod passage;
+mod relay;
 mod reply;
 mod request;
 mod response;

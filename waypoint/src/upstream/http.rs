@@ -15,9 +15,9 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use cairn_exchange::{Protocol, RequestHead};
 use cairn_filters::ResponseHead;
-use bytes::Bytes;
 use futures_util::{
     FutureExt as _,
     future::{Either, select},
