@@ -15,24 +15,34 @@ use tokio::time::Sleep;
 /// The longest that a peer may take nothing, where nothing shorter is configured.
 pub const LONGEST: Duration = Duration::from_secs(3600);
 
-/// One writer's pause.
+/// One writer's pauses. Nothing but a place for a pointer until there is one: idle connections are many.
 #[derive(Debug, Default)]
-pub struct Stall {
+pub struct Stall(Option<Box<Pause>>);
+
+#[derive(Debug)]
+struct Pause {
     since: Option<Instant>,
     /// Kept over pauses: a busy writer pauses often, and only a pause that lasts needs its timer set anew.
-    timer: Option<Pin<Box<Sleep>>>,
+    timer: Pin<Box<Sleep>>,
 }
 
 impl Stall {
     /// The peer has taken something.
     pub fn moved(&mut self) {
-        self.since = None;
+        if let Some(pause) = &mut self.0 {
+            pause.since = None;
+        }
     }
 
     /// Completes when the peer has taken nothing for so long; asked whenever it takes nothing.
     pub fn poll(&mut self, cx: &mut Context<'_>, limit: Duration) -> Poll<()> {
-        let end = *self.since.get_or_insert_with(now) + limit;
-        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(end)));
+        let Pause { since, timer } = &mut **self.0.get_or_insert_with(|| {
+            Box::new(Pause {
+                since: None,
+                timer: Box::pin(tokio::time::sleep(limit)),
+            })
+        });
+        let end = *since.get_or_insert_with(now) + limit;
         if timer.deadline() > end {
             timer.as_mut().reset(end);
         }

@@ -421,11 +421,11 @@ async fn a_connection_of_http2_carries_as_many_requests_as_it_may() {
     rig.serve(Config::default().http_with(WEB, &[pod.address], |_| {}, cluster))
         .await;
     let mut client = rig.http1(WEB).await;
-    for request in 1..=6 {
+    for request in 1..=6u32 {
         assert_eq!(fetch(&mut client, "/").await.0, StatusCode::OK);
         assert_eq!(
             pod.connects.load(Ordering::SeqCst),
-            (request + 1) / 2,
+            request.div_ceil(2),
             "after {request} requests"
         );
     }

@@ -35,7 +35,7 @@ pub fn serve(inner: Arc<Inner>, io: InnerIo) -> impl Future<Output = ()> + Send 
     let limits = limits(&inner);
     let relay = inner.relay.clone().unwrap_or_default();
     let line = inner.line.clone().unwrap_or_default();
-    let (io, early) = io.watched(
+    let io = io.watched(
         limits.max_head.max(MIN_BUFFER),
         limits.head_timeout,
         relay.queue.clone(),
@@ -68,8 +68,9 @@ pub fn serve(inner: Arc<Inner>, io: InnerIo) -> impl Future<Output = ()> + Send 
                 connection.as_mut().await
             }
         };
-        line.end().await;
-        if let Some(early) = *early.lock() {
+        // Boxed: only the end of a connection needs the place.
+        Box::pin(line.end()).await;
+        if let Some(early) = line.early() {
             request::answered_early(&inner, early.status, early.details);
         }
         if let Err(error) = ended {

@@ -97,33 +97,23 @@ impl Inner {
         self.active.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// Completes when there has been no request for so long; never without a limit.
-    async fn idle(&self, limit: Option<Duration>) {
-        let Some(limit) = limit.filter(|limit| !limit.is_zero()) else {
-            return std::future::pending().await;
-        };
+    /// Completes when the connection is to take no more requests: there was none for so long, or it is so old; never without a limit.
+    pub async fn spent(&self, idle: Option<Duration>, most: Option<Duration>) {
+        let idle = idle.filter(|idle| !idle.is_zero());
         loop {
             let now = clock::now();
             let since = self.connection.opened + Duration::from_millis(self.idle_since.load(Ordering::Acquire));
             let busy = self.active.load(Ordering::Acquire) > 0;
-            match if busy { now } else { since } + limit {
-                end if end <= now => return,
-                end => sleep_until(end).await,
+            let idle_end = idle.map(|idle| if busy { now } else { since } + idle);
+            let end = idle_end
+                .into_iter()
+                .chain(most.map(|most| self.connection.opened + most))
+                .min();
+            match end {
+                None => return std::future::pending().await,
+                Some(end) if end <= now => return,
+                Some(end) => sleep_until(end).await,
             }
-        }
-    }
-
-    /// Completes when the connection is to take no more requests: there was none for too long, or it is too old.
-    pub async fn spent(&self, idle: Option<Duration>, most: Option<Duration>) {
-        let too_old = async {
-            match most {
-                Some(most) => sleep_until(self.connection.opened + most).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = self.idle(idle) => {}
-            () = too_old => {}
         }
     }
 

@@ -46,7 +46,7 @@ pub struct InnerIo {
     stream: Option<TunnelStream>,
     /// Read, and not yet handed on.
     held: Bytes,
-    watch: Option<Watch>,
+    watch: Option<Box<Watch>>,
     /// How long the client has taken nothing.
     stall: Stall,
 }
@@ -66,7 +66,6 @@ struct Watch {
     writing: Bytes,
     /// Nothing more is read: the request was refused.
     refused: bool,
-    early: Arc<Mutex<Option<Early>>>,
 }
 
 /// A request that was answered before it became one.
@@ -136,7 +135,7 @@ impl InnerIo {
         }
     }
 
-    /// The same for HTTP/1: requests are watched. An answer that was given without a request is left in the returned place.
+    /// The same for HTTP/1: requests are watched. An answer that was given without a request is told on the line.
     #[must_use]
     pub fn watched(
         mut self,
@@ -144,8 +143,7 @@ impl InnerIo {
         head_timeout: Option<Duration>,
         informational: Arc<Informational>,
         line: Arc<Line>,
-    ) -> (Self, Arc<Mutex<Option<Early>>>) {
-        let early = Arc::default();
+    ) -> Self {
         let mut watch = Watch {
             framing: Framing::default(),
             behind: Bytes::new(),
@@ -156,11 +154,10 @@ impl InnerIo {
             informational,
             writing: Bytes::new(),
             refused: false,
-            early: Arc::clone(&early),
         };
         watch.observe(&mut self.held);
-        self.watch = Some(watch);
-        (self, early)
+        self.watch = Some(Box::new(watch));
+        self
     }
 
     /// Ends the connection so that the client sees that something was cut: a reset, never a clean end. An answer that was given
@@ -340,7 +337,7 @@ impl Watch {
     /// Answers without a request.
     fn answer(&mut self, status: StatusCode, details: &'static str) {
         self.writing = early_answer(status);
-        *self.early.lock() = Some(Early { status, details });
+        self.line.answered_early(Early { status, details });
     }
 
     /// Replaces what hyper says of a request that it could not read. Our own answers all have a date, hyper's have none.

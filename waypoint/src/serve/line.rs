@@ -15,7 +15,10 @@ use futures_util::{FutureExt as _, task::AtomicWaker};
 use hyper::upgrade::OnUpgrade;
 use parking_lot::Mutex;
 
-use super::{inner_io::InnerIo, limits::Limits};
+use super::{
+    inner_io::{Early, InnerIo},
+    limits::Limits,
+};
 
 /// What is told.
 #[derive(Debug, Default)]
@@ -24,6 +27,8 @@ pub struct Line {
     limits: Mutex<Option<Arc<Limits>>>,
     /// The client took nothing for too long.
     stalled: AtomicBool,
+    /// What was answered without a request.
+    early: Mutex<Option<Early>>,
     decision: AtomicU8,
     undecided: AtomicWaker,
     /// The switch that the client asked for last and did not get.
@@ -55,6 +60,16 @@ impl Line {
     /// Whether the connection was given up because its client took nothing.
     pub fn is_stalled(&self) -> bool {
         self.stalled.load(Ordering::Acquire)
+    }
+
+    /// The connection was answered before there was a request.
+    pub fn answered_early(&self, early: Early) {
+        *self.early.lock() = Some(early);
+    }
+
+    /// What was answered without a request.
+    pub fn early(&self) -> Option<Early> {
+        *self.early.lock()
     }
 
     /// Tells what became of the switch to another protocol that a request asked for.

@@ -33,7 +33,7 @@ pub struct ResponseBody {
     tail: Option<Box<Tail>>,
     /// How long the client has taken nothing, and may.
     stall: Stall,
-    patience: Duration,
+    patience_ms: u32,
 }
 
 /// What the end of an exchange has to settle.
@@ -216,7 +216,7 @@ impl ResponseBody {
             incoming,
             tail: Some(tail),
             stall: Stall::default(),
-            patience: idle.unwrap_or(stall::LONGEST),
+            patience_ms: u32::try_from(idle.unwrap_or(stall::LONGEST).as_millis()).unwrap_or(u32::MAX),
         };
         if body.incoming.is_empty() {
             body.end(true);
@@ -230,7 +230,7 @@ impl ResponseBody {
             incoming: Incoming::Empty,
             tail: None,
             stall: Stall::default(),
-            patience: stall::LONGEST,
+            patience_ms: 0,
         }
     }
 
@@ -339,7 +339,7 @@ impl GivenUp for ResponseBody {
         if let Some(Poll::Ready(expired)) = limits.map(|limits| limits.poll(cx)) {
             return Poll::Ready(self.expire(expired));
         }
-        ready!(self.stall.poll(cx, self.patience));
+        ready!(self.stall.poll(cx, Duration::from_millis(self.patience_ms.into())));
         self.expire(Expired::Idle);
         Poll::Ready(BodyError::Stalled)
     }
