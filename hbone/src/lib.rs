@@ -9,6 +9,7 @@
 
 pub mod drain;
 
+mod budget;
 mod dial;
 mod keepalive;
 mod open_error;
@@ -17,13 +18,17 @@ mod pool;
 mod server;
 mod shared;
 mod stream;
+mod stream_limit;
 mod tunnel;
+mod turn;
 mod windows;
 
+pub use budget::Budget;
 pub use dial::{Dial, DialError, Dialed, TcpTls};
 pub use keepalive::KeepaliveSettings;
 pub use open_error::{OpenError, OpenErrorKind};
 pub use pool::{Destination, Opened, Pool, PoolSettings, PoolStats};
 pub use server::{AlreadyGone, Connect, Peer, ServeError, ServerSettings, serve};
 pub use stream::{MAX_WRITE, StreamError, TunnelStream};
-pub use windows::{WindowBudget, WindowSettings};
+pub use stream_limit::StreamLimits;
+pub use windows::WindowSettings;

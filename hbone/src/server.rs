@@ -4,7 +4,7 @@
 //! else is answered here (404 for other methods and for extended CONNECT, as `connect_terminate` has no route for them). The
 //! connection's task does TLS and framing only: `on_connect` must be cheap, and spawns what is not.
 //!
-//! What a peer can make us hold is bounded: streams ([`ServerSettings::max_concurrent_streams`]), header bytes, unread data
+//! What a peer can make us hold is bounded: streams ([`ServerSettings::streams`]), header bytes, unread data
 //! ([`WindowSettings`]), resets that were never looked at, errors, and time (handshake, PING, idleness). A header block that
 //! never ends blocks its connection's PING answers too, so the keepalive ends it.
 //!
@@ -17,7 +17,7 @@ use std::{
     net::SocketAddr,
     pin::{Pin, pin},
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -35,6 +35,8 @@ use crate::{
     keepalive::{Keepalive, KeepaliveSettings, PeerGone, Resize},
     shared::{Shared, Slot},
     stream::TunnelStream,
+    stream_limit::StreamLimits,
+    turn::Turn,
     windows::{WindowSettings, Windows},
 };
 
@@ -54,8 +56,8 @@ pub struct Peer {
 /// What one accepted connection may do.
 #[derive(Clone, Debug)]
 pub struct ServerSettings {
-    /// SETTINGS_MAX_CONCURRENT_STREAMS (100, as `connect_terminate`).
-    pub max_concurrent_streams: u32,
+    /// SETTINGS_MAX_CONCURRENT_STREAMS.
+    pub streams: StreamLimits,
     /// SETTINGS_MAX_HEADER_LIST_SIZE, in bytes (16 KiB); longer heads are answered 431.
     pub max_header_list: u32,
     /// SETTINGS_MAX_FRAME_SIZE, in bytes (32 KiB).
@@ -116,7 +118,7 @@ pub enum ServeError {
 impl Default for ServerSettings {
     fn default() -> Self {
         Self {
-            max_concurrent_streams: 100,
+            streams: StreamLimits::default(),
             max_header_list: 16 << 10,
             max_frame_size: 32 << 10,
             max_send_buffer: 128 << 10,
@@ -145,8 +147,9 @@ pub async fn serve<IO>(
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let windows = Windows::new(settings.windows.clone(), settings.max_concurrent_streams);
-    let handshake = builder(settings, &windows).handshake::<_, Bytes>(io);
+    let limit = settings.streams.grant();
+    let windows = Windows::new(settings.windows.clone(), limit.streams());
+    let handshake = builder(settings, limit.streams(), &windows).handshake::<_, Bytes>(io);
     let mut connection = match timeout(settings.handshake_timeout, handshake).await {
         Ok(connection) => connection?,
         Err(_) => return Err(ServeError::HandshakeTimeout(settings.handshake_timeout)),
@@ -160,7 +163,9 @@ where
     let mut draining = false;
     let mut idle = pin!(sleep_until(clock::now() + settings.idle_timeout));
     let mut closing_idle = false;
+    let mut turn = Turn::default();
     poll_fn(|cx| {
+        ready!(turn.poll(cx, shared.streams()));
         if !draining && Pin::new(&mut drained).poll(cx).is_ready() {
             draining = true;
             connection.graceful_shutdown();
@@ -193,11 +198,11 @@ where
     .await
 }
 
-fn builder(settings: &ServerSettings, windows: &Windows) -> h2::server::Builder {
+fn builder(settings: &ServerSettings, streams: u32, windows: &Windows) -> h2::server::Builder {
     let sizes = windows.sizes();
     let mut builder = h2::server::Builder::new();
     builder
-        .max_concurrent_streams(settings.max_concurrent_streams)
+        .max_concurrent_streams(streams)
         .max_header_list_size(settings.max_header_list)
         .max_frame_size(settings.max_frame_size)
         .max_send_buffer_size(settings.max_send_buffer)

@@ -11,7 +11,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
-    task::Poll,
+    task::{Poll, ready},
 };
 
 use bytes::Bytes;
@@ -27,6 +27,7 @@ use crate::{
     keepalive::{Keepalive, Resize},
     pool::{Destination, PoolSettings},
     shared::{Shared, Slot, Waiting},
+    turn::Turn,
     windows::Windows,
 };
 
@@ -123,7 +124,9 @@ async fn drive<Io>(mut connection: h2::client::Connection<Io, Bytes>, shared: Ar
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let mut turn = Turn::default();
     poll_fn(|cx| {
+        ready!(turn.poll(cx, shared.streams()));
         if let Poll::Ready(end) = Pin::new(&mut connection).poll(cx) {
             if let Err(error) = end {
                 tracing::debug!(%error, "tunnel connection ended");

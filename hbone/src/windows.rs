@@ -8,28 +8,13 @@
 //! * The stream window doubles when one reader took at least half a window within one round trip, that is when the window is what
 //!   limits it, and only as far as the tunnel's limit, shared by its streams, and the process's budget allow. When streams are added
 //!   and the limit is reached, the stream window shrinks again.
-//! * What the connection window grants above the floor of 128 KiB is taken from the process's [`WindowBudget`] and returned when
+//! * What the connection window grants above the floor of 128 KiB is taken from the process's [`Budget`] and returned when
 //!   streams end or the tunnel closes. When the budget is used up, tunnels share what they have: their stream windows shrink down to
 //!   16 KiB, and only below that can unread streams hold up others of the same tunnel.
 //!
 //! A granted window is a promise, not memory: memory is used only for what a peer sent and nobody has read.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
-};
-
-/// How many bytes all tunnels together may let arrive unread, beyond each tunnel's floor.
-#[derive(Clone, Debug)]
-pub struct WindowBudget {
-    inner: Arc<Budget>,
-}
-
-#[derive(Debug)]
-struct Budget {
-    limit: u64,
-    granted: AtomicU64,
-}
+use crate::budget::Budget;
 
 /// Sizes of flow-control windows, in bytes.
 #[derive(Clone, Debug)]
@@ -41,7 +26,7 @@ pub struct WindowSettings {
     /// What the streams of one tunnel may have together when they have grown (16 MiB).
     pub tunnel_max: u32,
     /// What all tunnels that share these settings may have together (256 MiB).
-    pub budget: WindowBudget,
+    pub budget: Budget,
 }
 
 /// What must be told to the connection.
@@ -72,50 +57,13 @@ const STREAM_MIN: u32 = 16 * 1024;
 /// The protocol's limit is 2^31 - 1.
 const WINDOW_MAX: u32 = 1 << 30;
 
-// === impl WindowBudget ===
-
-impl WindowBudget {
-    /// A budget of `limit` bytes.
-    pub fn new(limit: u64) -> Self {
-        Self {
-            inner: Arc::new(Budget {
-                limit,
-                granted: AtomicU64::new(0),
-            }),
-        }
-    }
-
-    /// How many bytes are granted now.
-    pub fn granted(&self) -> u64 {
-        self.inner.granted.load(Ordering::Relaxed)
-    }
-
-    /// Takes up to `wanted` bytes.
-    fn take(&self, wanted: u32) -> u32 {
-        let mut taken = 0;
-        let _ = self
-            .inner
-            .granted
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |granted| {
-                let left = self.inner.limit.saturating_sub(granted);
-                taken = u32::try_from(left.min(u64::from(wanted))).unwrap_or(wanted);
-                Some(granted + u64::from(taken))
-            });
-        taken
-    }
-
-    fn put_back(&self, bytes: u32) {
-        self.inner.granted.fetch_sub(u64::from(bytes), Ordering::Relaxed);
-    }
-}
-
 impl Default for WindowSettings {
     fn default() -> Self {
         Self {
             stream: 64 << 10,
             stream_max: 2 << 20,
             tunnel_max: 16 << 20,
-            budget: WindowBudget::new(256 << 20),
+            budget: Budget::new(256 << 20),
         }
     }
 }
@@ -215,7 +163,7 @@ mod tests {
 
     fn settings(budget: u64) -> WindowSettings {
         WindowSettings {
-            budget: WindowBudget::new(budget),
+            budget: Budget::new(budget),
             ..WindowSettings::default()
         }
     }

@@ -5,6 +5,11 @@ use std::process::ExitCode;
 use cairn_waypoint::cli::{demo, proxy, run, show};
 use clap::{Parser, Subcommand};
 
+/// It gives memory back after a burst or a large configuration, which glibc's keeps.
+#[cfg(feature = "jemalloc")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 #[derive(Parser)]
 #[command(name = "cairn", version, about = "An L7 waypoint proxy for Istio ambient mesh")]
 struct Cairn {

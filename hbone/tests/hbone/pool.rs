@@ -3,7 +3,7 @@
 use std::{io, time::Duration};
 
 use bytes::Bytes;
-use cairn_hbone::{DialError, OpenError, OpenErrorKind, PoolSettings, ServerSettings};
+use cairn_hbone::{DialError, OpenError, OpenErrorKind, PoolSettings, ServerSettings, StreamLimits};
 use futures_util::{FutureExt, future::join_all};
 use http::HeaderMap;
 use tokio::{sync::oneshot, time::timeout};
@@ -50,7 +50,7 @@ async fn load_spreads_over_tunnels_up_to_the_limit() {
 #[tokio::test]
 async fn a_full_tunnel_makes_another_and_the_peers_limit_counts() {
     let server = ServerSettings {
-        max_concurrent_streams: 10,
+        streams: StreamLimits::fixed(10),
         ..ServerSettings::default()
     };
     let mesh = Mesh::new(server, |connect| {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use cairn_hbone::{Connect, PoolSettings, ServeError, ServerSettings, drain, serve};
+use cairn_hbone::{Budget, Connect, PoolSettings, ServeError, ServerSettings, StreamLimits, drain, serve};
 use h2::Reason;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use tokio::{
@@ -32,6 +32,34 @@ async fn anything_but_connect_is_not_found() {
     }
     let (response, _send) = raw.request(Method::CONNECT, "echo:80", false).await;
     assert_eq!(response.await.unwrap().status(), StatusCode::OK);
+}
+
+/// What a client is told after its first answer.
+async fn told_limit(raw: &mut Raw) -> usize {
+    let (response, _send) = raw.request(Method::GET, "http://10.0.0.1:80/", true).await;
+    response.await.unwrap();
+    raw.client.current_max_send_streams()
+}
+
+#[tokio::test]
+async fn a_tunnel_may_have_more_streams_while_the_process_has_room() {
+    let settings = ServerSettings {
+        streams: StreamLimits {
+            budget: Budget::new(1600),
+            ..StreamLimits::default()
+        },
+        ..ServerSettings::default()
+    };
+    let mut first = Raw::connect(settings.clone()).await;
+    let mut second = Raw::connect(settings.clone()).await;
+    assert_eq!((told_limit(&mut first).await, told_limit(&mut second).await), (200, 193));
+    assert_eq!(settings.streams.budget.granted(), 193);
+    let Raw {
+        client, driver, served, ..
+    } = first;
+    drop((client, driver.abort()));
+    served.await.unwrap().unwrap();
+    assert_eq!(settings.streams.budget.granted(), 93);
 }
 
 #[tokio::test]

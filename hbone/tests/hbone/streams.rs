@@ -3,7 +3,7 @@
 use std::{io, time::Duration};
 
 use bytes::Bytes;
-use cairn_hbone::{Connect, PoolSettings, ServerSettings, StreamError, TunnelStream, WindowBudget, WindowSettings};
+use cairn_hbone::{Budget, Connect, PoolSettings, ServerSettings, StreamError, StreamLimits, TunnelStream, WindowSettings};
 use h2::Reason;
 use http::HeaderMap;
 use tokio::{
@@ -162,7 +162,7 @@ async fn a_writer_waits_while_nobody_reads() {
 #[tokio::test]
 async fn a_window_grows_while_it_is_read() {
     let settings = WindowSettings {
-        budget: WindowBudget::new(64 << 20),
+        budget: Budget::new(64 << 20),
         ..WindowSettings::default()
     };
     let server = ServerSettings {
@@ -203,11 +203,11 @@ async fn a_window_grows_while_it_is_read() {
 async fn streams_that_are_not_read_do_not_hold_up_another() {
     for (authority, writes) in [("stall:1", true), ("flood:1", false)] {
         let settings = WindowSettings {
-            budget: WindowBudget::new(32 << 20),
+            budget: Budget::new(32 << 20),
             ..WindowSettings::default()
         };
         let server = ServerSettings {
-            max_concurrent_streams: 128,
+            streams: StreamLimits::fixed(128),
             windows: settings.clone(),
             ..ServerSettings::default()
         };

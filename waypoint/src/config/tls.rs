@@ -4,7 +4,7 @@
 //! the listener or cluster. Of certificates and roots only those of the workload itself are used here (`default` and `ROOTCA`,
 //! contract xds §1.11); other names belong to TLS inside the tunnel.
 
-use cairn_identity::{ClientTerms, ServerTerms, TlsVersion, unsupported_ciphers, unsupported_curves};
+use cairn_identity::{ClientTerms, Compliance, Parameters, ServerTerms, TlsVersion, unsupported_ciphers, unsupported_curves};
 use cairn_proto::envoy::{
     extensions::transport_sockets::tls::v3::{
         CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, SubjectAltNameMatcher,
@@ -12,7 +12,7 @@ use cairn_proto::envoy::{
         common_tls_context::{CombinedCertificateValidationContext, ValidationContextType},
         downstream_tls_context::SessionTicketKeysType,
         subject_alt_name_matcher::SanType,
-        tls_parameters::TlsProtocol,
+        tls_parameters::{CompliancePolicy, TlsProtocol},
     },
     r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern},
 };
@@ -27,6 +27,19 @@ struct Common {
     ciphers: Vec<String>,
     curves: Vec<String>,
     alpn: Vec<Vec<u8>>,
+}
+
+impl Common {
+    fn comply(&mut self, policy: Compliance) {
+        let narrowed = policy.narrow(Parameters {
+            min_version: self.min,
+            max_version: self.max,
+            cipher_suites: std::mem::take(&mut self.ciphers),
+            curves: std::mem::take(&mut self.curves),
+        });
+        (self.min, self.max) = (narrowed.min_version, narrowed.max_version);
+        (self.ciphers, self.curves) = (narrowed.cipher_suites, narrowed.curves);
+    }
 }
 
 /// Terms of tunnels that we accept.
@@ -223,7 +236,7 @@ fn parameters_into(parameters: TlsParameters, common: &mut Common, notes: &mut N
         signature_algorithms,
         compliance_policies,
     } = parameters;
-    refuse_set!(notes, signature_algorithms, compliance_policies);
+    refuse_set!(notes, signature_algorithms);
     let mut version = |field: &str, value: i32, default: TlsVersion| match TlsProtocol::try_from(value) {
         Ok(TlsProtocol::TlsAuto) => Ok(default),
         Ok(TlsProtocol::TlSv12) => Ok(TlsVersion::V1_2),
@@ -250,6 +263,13 @@ fn parameters_into(parameters: TlsParameters, common: &mut Common, notes: &mut N
     }
     common.ciphers = cipher_suites;
     common.curves = ecdh_curves;
+    for policy in compliance_policies {
+        match CompliancePolicy::try_from(policy) {
+            Ok(CompliancePolicy::Fips202205) => common.comply(Compliance::Fips140V3),
+            Ok(other) => notes.refuse("compliance_policies", format!("{} is not supported", other.as_str_name())),
+            Err(_) => return Err(notes.malformed("compliance_policies", format!("{policy} is not known"))),
+        }
+    }
     Ok(())
 }
 

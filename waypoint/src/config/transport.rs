@@ -122,6 +122,11 @@ pub(crate) fn matches(list: Vec<TransportSocketMatch>, notes: &mut Notes) -> Res
 }
 
 impl MatchedTransports {
+    /// Whether all endpoints have the terms of the cluster.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     /// The terms for an endpoint; `None`: those of the cluster.
     pub(crate) fn of(&self, metadata: &BTreeMap<String, String>) -> Option<&TransportTerms> {
         let holds =

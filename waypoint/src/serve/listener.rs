@@ -65,7 +65,7 @@ async fn connection(proxy: Arc<Proxy>, stream: TcpStream, address: SocketAddr) {
             let drain = proxy.drain.clone();
             let mut settings = proxy.settings.tunnel_server.clone();
             if let Some(terminate) = &proxy.snapshot.load().terminate {
-                settings.max_concurrent_streams = terminate.max_concurrent_streams;
+                settings.streams.floor = terminate.max_concurrent_streams;
                 if let Some((interval, timeout)) = terminate.keepalive {
                     settings.keepalive.interval = interval;
                     settings.keepalive.timeout = timeout;

@@ -2,14 +2,17 @@
 //!
 //! * `listener` accepts connections, `tunnel` their CONNECT streams;
 //! * `detect` finds out what is spoken where the configuration does not say;
-//! * `http1` and `http2` read requests, `request` follows one through filters and route to its answer (`response`), within its
-//!   `limits` of time;
+//! * `http1` and `http2` read requests, `request` follows one through route and filters to its answer (`response`), within its
+//!   `limits` of time; `ask`, `call` and `grpc` make the calls of filters;
 //! * `tcp` decides about connections of bytes (`passage`); `relay` passes them, and those of upgraded requests (`upgrade`).
 
+mod ask;
+mod call;
 mod date;
 mod detect;
 mod forward;
 mod framing;
+mod grpc;
 mod http1;
 mod http2;
 mod inner;
@@ -17,6 +20,7 @@ mod inner_io;
 mod limits;
 mod line;
 pub mod listener;
+mod pace;
 mod passage;
 mod relay;
 mod reply;
