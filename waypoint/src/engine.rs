@@ -22,7 +22,10 @@ use tokio::{runtime::Runtime, time::sleep};
 
 use crate::{
     proxy::{DataSettings, Live, Observer, Proxy},
-    serve::listener,
+    serve::{
+        listener,
+        open::{self, OpenConnections},
+    },
     snapshot::Snapshot,
     upstream::{Connector, Outliers},
     workloads::Workloads,
@@ -127,9 +130,11 @@ impl Engine {
             drain: connections_watch,
             settings: parts.settings,
             connections: AtomicU64::new(1),
+            open: OpenConnections::default(),
             live: Live::default(),
         });
         // On the runtime for everything that is not a connection.
+        tokio::spawn(open::watch(Arc::downgrade(&proxy)));
         tokio::spawn(signals.supervise(Arc::downgrade(&proxy), outlier_log));
         Self {
             proxy,

@@ -4,7 +4,8 @@
 //! * `detect` finds out what is spoken where the configuration does not say;
 //! * `http1` and `http2` read requests, `request` follows one through route and filters to its answer (`response`), within its
 //!   `limits` of time; `ask`, `call` and `grpc` make the calls of filters;
-//! * `tcp` decides about connections of bytes (`passage`); `relay` passes them, and those of upgraded requests (`upgrade`).
+//! * `tcp` decides about connections of bytes (`passage`); `relay` passes them, and those of upgraded requests (`upgrade`);
+//! * `open` looks whether policy still allows what is open.
 
 mod ask;
 mod call;
@@ -20,6 +21,7 @@ mod inner_io;
 mod limits;
 mod line;
 pub mod listener;
+pub mod open;
 mod pace;
 mod passage;
 mod relay;

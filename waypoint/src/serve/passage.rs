@@ -17,6 +17,7 @@ use tokio::time::timeout_at;
 
 use super::{
     Inner,
+    open::{self, Asked},
     relay::{End, Relay, Terms},
 };
 use crate::{
@@ -232,7 +233,8 @@ impl Passage {
             interval,
         };
         let mut relay = Relay::new(stream, upstream, held, std::mem::take(&mut self.greeting));
-        let end = relay.run(terms, |relay| self.progress(relay)).await;
+        let ticket = proxy.open.enter(self.inner.clone(), self.chain.clone(), Asked::default());
+        let end = relay.run(terms, &ticket, |relay| self.progress(relay)).await;
         self.close(end);
     }
 
@@ -258,6 +260,7 @@ impl Passage {
             End::ClientGone => exchange.flags.insert(ResponseFlags::DOWNSTREAM_REMOTE_RESET),
             End::EndpointGone => exchange.flags.insert(ResponseFlags::UPSTREAM_REMOTE_RESET),
             End::Duration => exchange.flags.insert(ResponseFlags::DURATION_TIMEOUT),
+            End::Denied => exchange.termination_details = Some(open::DENIED.into()),
         }
         let report = self.report.take();
         if let Some(tcp) = self.tcp() {

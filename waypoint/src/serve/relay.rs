@@ -16,6 +16,7 @@ use cairn_exchange::clock::{self, Instant};
 use cairn_hbone::TunnelStream;
 use tokio::io::AsyncWrite as _;
 
+use super::open::Ticket;
 use crate::upstream::UpstreamIo;
 
 /// How a connection ended.
@@ -31,6 +32,8 @@ pub enum End {
     Idle,
     /// The maximum duration.
     Duration,
+    /// Policy allows it no more.
+    Denied,
 }
 
 /// How long a connection may last.
@@ -100,7 +103,7 @@ impl Relay {
     }
 
     /// Passes bytes until both sides have ended, or one of them or the terms have cut it; then both are ended in the same way.
-    pub async fn run(&mut self, terms: Terms, mut tell: impl FnMut(&Self)) -> End {
+    pub async fn run(&mut self, terms: Terms, ticket: &Ticket, mut tell: impl FnMut(&Self)) -> End {
         let mut seen = (0, 0);
         let mut last_moved = clock::now();
         let end = loop {
@@ -113,7 +116,10 @@ impl Relay {
             .into_iter()
             .flatten()
             .min();
-            let done = poll_fn(|cx| self.poll(cx));
+            let done = poll_fn(|cx| match ticket.poll_denied(cx) {
+                Poll::Ready(()) => Poll::Ready(End::Denied),
+                Poll::Pending => self.poll(cx),
+            });
             let ended = match wake {
                 Some(wake) => tokio::time::timeout_at(wake, done).await.ok(),
                 None => Some(done.await),
@@ -187,7 +193,7 @@ impl Relay {
         let (client, endpoint) = (self.client.take(), self.endpoint.take());
         match end {
             End::Clean => {}
-            End::ClientGone | End::EndpointGone | End::Idle | End::Duration => {
+            End::ClientGone | End::EndpointGone | End::Idle | End::Duration | End::Denied => {
                 if let Some(client) = client {
                     client.reset(h2::Reason::CONNECT_ERROR);
                 }

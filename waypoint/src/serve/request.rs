@@ -181,6 +181,10 @@ impl<'a> Journey<'a> {
             let close = reply.details != "path_normalization_redirect";
             return self.reply_closing(*reply, close);
         }
+        if self.upgrading {
+            // As filters see it: what the route makes of it is not what policy speaks of.
+            self.tail.asked = self.tail.exchange.request.clone().map(Box::new);
+        }
         let mut body = body;
         let mut route = self.choose_route();
         let limits = self.tail.limits.clone();

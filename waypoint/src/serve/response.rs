@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use cairn_exchange::{Exchange, ResponseFlags};
+use cairn_exchange::{Exchange, RequestHead, ResponseFlags};
 use cairn_filters::Run;
 use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
@@ -53,6 +53,8 @@ pub struct Tail {
     pub source: Option<Arc<Mutex<RequestSource>>>,
     /// The connection to the endpoint.
     pub lease: Option<Leased>,
+    /// The request as filters saw it, where it is going to be open for long.
+    pub asked: Option<Box<RequestHead>>,
     /// How long it may last.
     pub limits: Option<Arc<Limits>>,
     /// The client's connection ends behind the answer.
@@ -442,6 +444,7 @@ impl Tail {
             run: RunCell::Own(Run::default()),
             source: None,
             lease: None,
+            asked: None,
             limits: None,
             ends_connection: false,
             settled: false,

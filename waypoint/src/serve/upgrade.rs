@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use cairn_exchange::clock;
+use cairn_exchange::{ResponseFlags, clock};
 use cairn_hbone::TunnelStream;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -11,6 +11,7 @@ use hyper_util::rt::TokioIo;
 use super::{
     inner_io::InnerIo,
     limits::{Expired, Limits},
+    open::{self, Asked},
     relay::{End, Relay, Terms},
     response::Tail,
 };
@@ -27,7 +28,13 @@ pub fn pass(client: OnUpgrade, endpoint: OnUpgrade, mut tail: Box<Tail>) {
             tail.finish(false);
             return;
         };
-        let end = relay.run(terms, |_| {}).await;
+        let Some(chain) = tail.chain.clone() else { return };
+        let asked = Asked {
+            request: tail.asked.take(),
+            metadata: tail.exchange.metadata.clone(),
+        };
+        let ticket = proxy.open.enter(tail.inner.clone(), chain, asked);
+        let end = relay.run(terms, &ticket, |_| {}).await;
         let exchange = &mut tail.exchange;
         exchange.counts.received += relay.received;
         exchange.counts.sent += relay.sent;
@@ -35,8 +42,12 @@ pub fn pass(client: OnUpgrade, endpoint: OnUpgrade, mut tail: Box<Tail>) {
         let expired = match end {
             End::Idle => Some(Expired::Idle),
             End::Duration => Some(Expired::Duration),
-            End::Clean | End::ClientGone | End::EndpointGone => None,
+            End::Clean | End::ClientGone | End::EndpointGone | End::Denied => None,
         };
+        if end == End::Denied {
+            exchange.details = None;
+            exchange.because(ResponseFlags::NONE, open::DENIED);
+        }
         if let Some((flags, details)) = expired.map(Expired::told) {
             exchange.details = None;
             exchange.because(flags, details);
