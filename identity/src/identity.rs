@@ -237,7 +237,10 @@ impl Identity {
     /// The revocation lists in use.
     pub(crate) fn revocation_lists(&self) -> Arc<[CertificateRevocationListDer<'static>]> {
         let current = self.shared.current.load();
-        current.as_ref().map(|generation| generation.revocation_lists.clone()).unwrap_or_default()
+        current
+            .as_ref()
+            .map(|generation| generation.revocation_lists.clone())
+            .unwrap_or_default()
     }
 
     /// The number of the generation: changes with each change of credentials, trust bundle or revocation lists.

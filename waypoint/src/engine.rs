@@ -16,11 +16,12 @@ use std::{
 
 use arc_swap::ArcSwap;
 use cairn_hbone::drain;
-use cairn_identity::Identity;
+use cairn_identity::{Identity, Secrets};
 use cairn_telemetry::{IstioStats, LogFiles, Registry};
 use tokio::{runtime::Runtime, time::sleep};
 
 use crate::{
+    config::compiler::Sources,
     proxy::{DataSettings, Live, Observer, Proxy},
     serve::listener,
     snapshot::Snapshot,
@@ -55,6 +56,8 @@ pub struct Engine {
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     /// Who is who in the mesh.
     pub workloads: Arc<Workloads>,
+    /// What connections take from elsewhere than a snapshot; the compiler feeds it.
+    pub sources: Sources,
     /// Metrics.
     pub registry: Registry,
     /// Log files.
@@ -97,7 +100,7 @@ impl Runtimes {
 // === impl Engine ===
 
 impl Engine {
-    /// An engine without configuration. Log writers run on the calling runtime.
+    /// An engine without configuration. Log writers and watchers of files run on the calling runtime.
     pub fn new(parts: Parts) -> Self {
         let registry = Registry::default();
         let logs = LogFiles::new(tokio::runtime::Handle::current(), &registry);
@@ -106,13 +109,16 @@ impl Engine {
         let istio = IstioStats::new(&registry, cairn_telemetry::istio::Settings::new(parts.version));
         let (connections, connections_watch) = drain::channel();
         let (listening, _) = drain::channel();
+        let sources = Sources {
+            secrets: Secrets::watched_on(&tokio::runtime::Handle::current()),
+        };
         let pool = cairn_hbone::PoolSettings {
             windows: parts.settings.tunnel_server.windows.clone(),
             ..cairn_hbone::PoolSettings::default()
         };
         let proxy = Arc::new(Proxy {
             snapshot: snapshot.clone(),
-            connector: Connector::new(parts.identity.clone(), pool),
+            connector: Connector::new(parts.identity.clone(), pool, sources.secrets.clone()),
             identity: parts.identity,
             istio,
             observer: parts.observer,
@@ -125,6 +131,7 @@ impl Engine {
             proxy,
             snapshot,
             workloads,
+            sources,
             registry,
             logs,
             connections,

@@ -1,6 +1,6 @@
 //! The handshake with an application.
 
-use std::{collections::HashMap, io, net::IpAddr, sync::Arc};
+use std::{collections::HashMap, io, net::IpAddr, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use rustls::{
@@ -9,7 +9,10 @@ use rustls::{
     pki_types::{CertificateRevocationListDer, ServerName},
     sign::{CertifiedKey, SingleCertAndKey},
 };
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    time::timeout,
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use webpki::OwnedCertRevocationList;
 
@@ -26,6 +29,8 @@ use crate::{
 /// The secrets that are the workload's own.
 const OWN_CERTIFICATE: &str = "default";
 const OWN_ROOTS: &str = "ROOTCA";
+/// How long an application whose certificate is not believed may take to read that.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// Configurations kept; one more forgets all of them, which costs each its next handshake a little.
 const MAX_CONFIGS: usize = 4096;
 
@@ -109,7 +114,7 @@ impl Originator {
 
     /// Makes the handshake on `io`. `speak` is offered as application protocol where the terms leave it open; `address` is where `io`
     /// leads. There is no deadline here: the caller's connect timeout covers it.
-    pub async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
+    pub async fn connect<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         &self,
         io: S,
         terms: &Arc<OriginationTerms>,
@@ -123,12 +128,17 @@ impl Originator {
             None => address.map_or_else(config::server_name, |address| ServerName::IpAddress(address.into())),
         };
         let config = self.config(terms, peer, speak)?;
-        TlsConnector::from(config).connect(name, io).await.map_err(|error| {
-            match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
-                Some(tls) => OriginationError::Handshake(tls.clone()),
+        let shaken = TlsConnector::from(config).connect(name, io).into_fallible().await;
+        shaken.map_err(
+            |(error, io)| match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+                Some(tls) => {
+                    let tls = tls.clone();
+                    tokio::spawn(timeout(FAREWELL, farewell(io)));
+                    OriginationError::Handshake(tls)
+                }
                 None => OriginationError::Io(error),
-            }
-        })
+            },
+        )
     }
 
     fn config(
@@ -178,9 +188,7 @@ impl Originator {
         };
         let certificate = match &terms.certificate {
             None => None,
-            Some(name) if &**name == OWN_CERTIFICATE => {
-                Some(own(name)?.certified())
-            }
+            Some(name) if &**name == OWN_CERTIFICATE => Some(own(name)?.certified()),
             Some(name) => match self.secrets.get(name) {
                 Some(Material::Certificate(certificate)) => Some(certificate),
                 _ => return Err(missing(name)),
@@ -220,6 +228,14 @@ impl std::fmt::Debug for Originator {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Originator").finish_non_exhaustive()
     }
+}
+
+/// Lets the other side read our alert, which tells it why, before the connection goes.
+async fn farewell(mut io: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
+    io.shutdown().await?;
+    let mut rest = [0; 512];
+    while io.read(&mut rest).await? > 0 {}
+    Ok(())
 }
 
 // === impl Materials ===
@@ -314,7 +330,9 @@ fn certificate(reason: &CertificateError) -> String {
         CertificateError::BadSignature => chain("certificate signature failure"),
         CertificateError::Revoked => chain("certificate revoked"),
         CertificateError::UnknownRevocationStatus => chain("unable to get certificate CRL"),
-        CertificateError::ExpiredRevocationList | CertificateError::ExpiredRevocationListContext { .. } => chain("CRL has expired"),
+        CertificateError::ExpiredRevocationList | CertificateError::ExpiredRevocationListContext { .. } => {
+            chain("CRL has expired")
+        }
         CertificateError::InvalidPurpose => chain("unsupported certificate purpose"),
         CertificateError::Other(other) => other.0.to_string(),
         other => other.to_string(),

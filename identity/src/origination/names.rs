@@ -228,17 +228,41 @@ mod tests {
         let uri = (NameKind::Uri, "spiffe://td/ns/a/sa/b".to_owned());
         let dns = (NameKind::Dns, "Web.example.com".to_owned());
         for (matcher, of_uri, of_dns) in [
-            (matcher(None, NamePattern::Exact("web.example.com".into()), false), false, true),
-            (matcher(Some(NameKind::Uri), NamePattern::Prefix("spiffe://td/".into()), false), true, false),
-            (matcher(Some(NameKind::Dns), NamePattern::Prefix("spiffe://td/".into()), false), false, false),
+            (
+                matcher(None, NamePattern::Exact("web.example.com".into()), false),
+                false,
+                true,
+            ),
+            (
+                matcher(Some(NameKind::Uri), NamePattern::Prefix("spiffe://td/".into()), false),
+                true,
+                false,
+            ),
+            (
+                matcher(Some(NameKind::Dns), NamePattern::Prefix("spiffe://td/".into()), false),
+                false,
+                false,
+            ),
             (matcher(None, NamePattern::Suffix("/SA/B".into()), false), false, false),
             (matcher(None, NamePattern::Suffix("/SA/B".into()), true), true, false),
             (matcher(None, NamePattern::Contains("example".into()), false), false, true),
-            (matcher(None, NamePattern::regex("spiffe://td/.*").unwrap(), false), true, false),
+            (
+                matcher(None, NamePattern::regex("spiffe://td/.*").unwrap(), false),
+                true,
+                false,
+            ),
             (matcher(None, NamePattern::regex("td").unwrap(), false), false, false),
         ] {
-            assert_eq!(any_fits(std::slice::from_ref(&uri), std::slice::from_ref(&matcher)), of_uri, "{matcher:?}");
-            assert_eq!(any_fits(std::slice::from_ref(&dns), std::slice::from_ref(&matcher)), of_dns, "{matcher:?}");
+            assert_eq!(
+                any_fits(std::slice::from_ref(&uri), std::slice::from_ref(&matcher)),
+                of_uri,
+                "{matcher:?}"
+            );
+            assert_eq!(
+                any_fits(std::slice::from_ref(&dns), std::slice::from_ref(&matcher)),
+                of_dns,
+                "{matcher:?}"
+            );
         }
     }
 

@@ -133,7 +133,11 @@ impl Secrets {
 
     /// Says which secrets are wanted from now on; what is known of others is forgotten.
     pub fn want(&self, names: &BTreeSet<String>) {
-        let files: BTreeSet<Arc<str>> = names.iter().filter(|name| Self::is_local(name)).map(|name| name.as_str().into()).collect();
+        let files: BTreeSet<Arc<str>> = names
+            .iter()
+            .filter(|name| Self::is_local(name))
+            .map(|name| name.as_str().into())
+            .collect();
         self.inner.known.write().retain(|name, _| names.contains(&**name));
         let mut wanted = self.inner.files.write();
         if *wanted != files {
@@ -232,7 +236,10 @@ async fn file_content(name: &str) -> Result<Vec<u8>, SecretError> {
         content.extend(read::file(Path::new(key), REMEDY).await?);
         return Ok(content);
     }
-    let path = name.strip_prefix(ROOT_FILE).or(name.strip_prefix(REVOCATION_FILE)).ok_or(SecretError::Name)?;
+    let path = name
+        .strip_prefix(ROOT_FILE)
+        .or(name.strip_prefix(REVOCATION_FILE))
+        .ok_or(SecretError::Name)?;
     Ok(read::file(Path::new(path), REMEDY).await?)
 }
 
@@ -258,7 +265,10 @@ fn certificate(chain: &[u8], key: &[u8]) -> Result<Material, SecretError> {
         .map_err(CredentialsError::Key)?;
     let leaf = chain.first().ok_or(SecretError::Lacks("certificate"))?;
     let (_, parsed) = X509Certificate::from_der(leaf).map_err(|error| SecretError::Certificate(error.to_string()))?;
-    if signer.public_key().is_some_and(|of_key| of_key.as_ref() != parsed.public_key().raw) {
+    if signer
+        .public_key()
+        .is_some_and(|of_key| of_key.as_ref() != parsed.public_key().raw)
+    {
         return Err(SecretError::KeyMismatch);
     }
     Ok(Material::Certificate(Arc::new(CertifiedKey::new(chain, signer))))

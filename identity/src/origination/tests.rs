@@ -245,7 +245,10 @@ async fn the_name_of_the_request_replaces_the_server_name_and_is_verified() {
 
 #[tokio::test]
 async fn strangers_are_believed_only_when_nobody_is_verified() {
-    let (issuer, other) = (root("outside", &PKCS_ECDSA_P256_SHA256), root("other", &PKCS_ECDSA_P256_SHA256));
+    let (issuer, other) = (
+        root("outside", &PKCS_ECDSA_P256_SHA256),
+        root("other", &PKCS_ECDSA_P256_SHA256),
+    );
     let originator = believing(&issuer);
     let (chain, key) = leaf(&other, &["web.example.com"], 1);
     let error = shake(&originator, terms(), PeerName::default(), server(&chain, &key, None))
@@ -315,8 +318,17 @@ async fn revoked_certificates_are_not_believed() {
         ..terms()
     };
     let (chain, key) = leaf(&issuer, &["web.example.com"], 7);
-    let error = shake(&originator, with_file.clone(), PeerName::default(), server(&chain, &key, None)).await;
-    assert!(matches!(error, Err(OriginationError::Secret(_))), "before the file was read nobody is believed: {error:?}");
+    let error = shake(
+        &originator,
+        with_file.clone(),
+        PeerName::default(),
+        server(&chain, &key, None),
+    )
+    .await;
+    assert!(
+        matches!(error, Err(OriginationError::Secret(_))),
+        "before the file was read nobody is believed: {error:?}"
+    );
     originator.secrets().read_now().await;
     let error = shake(&originator, with_file, PeerName::default(), server(&chain, &key, None))
         .await
@@ -326,18 +338,30 @@ async fn revoked_certificates_are_not_believed() {
 
 #[tokio::test]
 async fn certificates_from_files_are_shown_and_followed() {
-    let (outside, clients) = (root("outside", &PKCS_ECDSA_P256_SHA256), root("clients", &PKCS_ECDSA_P256_SHA256));
+    let (outside, clients) = (
+        root("outside", &PKCS_ECDSA_P256_SHA256),
+        root("clients", &PKCS_ECDSA_P256_SHA256),
+    );
     let originator = believing(&outside);
     let folder = tempfile::tempdir().unwrap();
     let (chain_path, key_path) = (folder.path().join("client.pem"), folder.path().join("client.key"));
     let secret = format!("file-cert:{}~{}", chain_path.display(), key_path.display());
-    originator.secrets().want(&BTreeSet::from(["roots".to_owned(), secret.clone()]));
+    originator
+        .secrets()
+        .want(&BTreeSet::from(["roots".to_owned(), secret.clone()]));
     let terms = OriginationTerms {
         certificate: Some(secret.as_str().into()),
         ..terms()
     };
     let (chain, key) = leaf(&outside, &["web.example.com"], 1);
-    let try_now = || shake(&originator, terms.clone(), PeerName::default(), server(&chain, &key, Some(&clients)));
+    let try_now = || {
+        shake(
+            &originator,
+            terms.clone(),
+            PeerName::default(),
+            server(&chain, &key, Some(&clients)),
+        )
+    };
     originator.secrets().read_now().await;
     let error = try_now().await.unwrap_err();
     assert_eq!(error.to_string(), "TLS_error:_Secret_is_not_supplied_by_SDS");

@@ -53,6 +53,7 @@ named! {
     "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig" => proto::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig,
     "envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig" => proto::envoy::extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig,
     "envoy.extensions.transport_sockets.internal_upstream.v3.InternalUpstreamTransport" => proto::envoy::extensions::transport_sockets::internal_upstream::v3::InternalUpstreamTransport,
+    "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport" => proto::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport,
     "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer" => proto::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer,
     "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext" => proto::envoy::extensions::transport_sockets::tls::v3::DownstreamTlsContext,
     "envoy.extensions.transport_sockets.tls.v3.Secret" => proto::envoy::extensions::transport_sockets::tls::v3::Secret,

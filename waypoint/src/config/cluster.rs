@@ -28,6 +28,7 @@ use foldhash::quality::FixedState;
 use super::{
     any::{Unknown, decode, text, type_name, typed, unpack},
     endpoint::{self, Assignment},
+    origination::SecretNames,
     report::{Malformed, Notes, Present as _, Unsupported, ignore_set, refuse_set, unneeded},
     transport::{self, MatchedTransports},
     upstream_http,
@@ -51,8 +52,8 @@ pub(crate) struct Compiled {
     pub endpoints: Endpoints,
     /// How single endpoints are reached, where that differs by endpoint.
     pub matched: Arc<MatchedTransports>,
-    /// Secrets that istiod has to send.
-    pub secrets: Vec<String>,
+    /// Secrets that it needs.
+    pub secrets: SecretNames,
     /// What is not done.
     pub unsupported: Vec<Unsupported>,
 }
@@ -194,7 +195,7 @@ pub(crate) fn compile(name: &str, bytes: &Bytes) -> Result<Compiled, Malformed> 
         &mut settings,
         notes,
     )?;
-    let mut secrets = Vec::new();
+    let mut secrets = SecretNames::default();
     if TUNNEL_CLUSTERS.contains(&name) {
         let terms = notes.within("transport_socket", |notes| transport::tunnel(transport_socket, notes))?;
         settings.tunnel = Some(terms);
@@ -203,7 +204,7 @@ pub(crate) fn compile(name: &str, bytes: &Bytes) -> Result<Compiled, Malformed> 
             transport::terms(transport_socket, &mut secrets, notes)
         })?;
     }
-    let matched = transport::matches(transport_socket_matches, notes)?;
+    let matched = transport::matches(transport_socket_matches, &mut secrets, notes)?;
     if let Some(reason) = notes.refusal() {
         settings.transport = TransportTerms::Unsupported(reason.into());
         settings.tunnel = None;
@@ -213,7 +214,7 @@ pub(crate) fn compile(name: &str, bytes: &Bytes) -> Result<Compiled, Malformed> 
         alt_stat_name: Some(alt_stat_name).filter(|name| name.present()).map(Into::into),
         service: metadata.as_ref().and_then(service),
     };
-    let transport_hash = transport_hash(&settings);
+    let transport_hash = transport_hash(&settings, &matched);
     let unsupported = std::mem::replace(notes, Notes::of(name)).into_list();
     Ok(Compiled {
         facts: Arc::new(facts),
@@ -544,13 +545,15 @@ fn discover(
 }
 
 /// Fingerprint of what a connection to an endpoint is made with.
-fn transport_hash(settings: &ClusterSettings) -> u64 {
+fn transport_hash(settings: &ClusterSettings, matched: &MatchedTransports) -> u64 {
     let parts = (
         &settings.transport,
         settings.protocol,
         &settings.tunnel,
         settings.tcp_keepalive,
         settings.preserve_header_case,
+        settings.names_by_host,
+        matched,
     );
     FixedState::with_seed(0).hash_one(parts)
 }

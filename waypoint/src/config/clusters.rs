@@ -295,13 +295,22 @@ impl Clusters {
         self.by_service.keys().map(|service| service.to_string()).collect()
     }
 
-    /// Names of the secrets that are wanted.
+    /// Names of the secrets that are wanted of istiod.
     pub(crate) fn wanted_secrets(&self) -> BTreeSet<String> {
-        self.entries
-            .values()
-            .filter_map(|entry| entry.latest.as_ref())
-            .flat_map(|compiled| compiled.secrets.iter().cloned())
+        self.versions()
+            .flat_map(|compiled| compiled.secrets.served.iter().cloned())
             .collect()
+    }
+
+    /// Names of the secrets that are wanted and lie in files.
+    pub(crate) fn wanted_files(&self) -> BTreeSet<String> {
+        self.versions()
+            .flat_map(|compiled| compiled.secrets.files.iter().cloned())
+            .collect()
+    }
+
+    fn versions(&self) -> impl Iterator<Item = &Arc<Compiled>> {
+        self.entries.values().flat_map(Entry::versions)
     }
 
     /// Clusters that wait for endpoints.

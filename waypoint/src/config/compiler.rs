@@ -13,12 +13,15 @@ use std::{
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use cairn_exchange::clock::{self, Instant};
+use cairn_identity::Secrets;
+use cairn_proto::envoy::extensions::transport_sockets::tls::v3::Secret;
 use cairn_telemetry::access_log::LogFiles;
 
 use super::{
+    any::{Unknown, decode},
     clusters::Clusters,
     listeners::{Listeners, Published},
-    report::{Malformed, ResourceError, Unsupported},
+    report::{Malformed, Notes, ResourceError, Unsupported},
     store::Store,
     workload,
 };
@@ -72,6 +75,13 @@ pub struct Applied {
     pub wants: BTreeMap<&'static str, BTreeSet<String>>,
 }
 
+/// What connections take from elsewhere than a snapshot, and the configuration names.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// Certificates and roots of TLS to applications.
+    pub secrets: Secrets,
+}
+
 /// The one writer.
 #[derive(Debug)]
 pub struct Compiler {
@@ -80,6 +90,7 @@ pub struct Compiler {
     store: Arc<Store>,
     clusters: Clusters,
     listeners: Listeners,
+    sources: Sources,
     /// What is published, to be changed and published again.
     snapshot: Snapshot,
     /// Types of which an answer has come.
@@ -102,11 +113,18 @@ impl Compiler {
             store: Arc::default(),
             clusters: Clusters::default(),
             listeners: Listeners::new(log_files),
+            sources: Sources::default(),
             snapshot,
             received: BTreeSet::new(),
             wanted: BTreeMap::new(),
             wanted_since: BTreeMap::new(),
         }
+    }
+
+    /// Feeds what connections of a running proxy take from elsewhere than a snapshot.
+    pub fn feeding(mut self, sources: Sources) -> Self {
+        self.sources = sources;
+        self
     }
 
     /// The resources as they came, and the list of what is not done; for administrative pages.
@@ -130,7 +148,11 @@ impl Compiler {
                 self.apply_workloads(type_url, &changed, &removed, &mut errors);
                 false
             }
-            SECRETS | EXTENSIONS => true,
+            SECRETS => {
+                self.apply_secrets(&changed, &removed, &mut errors);
+                true
+            }
+            EXTENSIONS => true,
             other => {
                 let what = format!("{other} was not asked for");
                 errors.push(ResourceError::malformed(
@@ -179,6 +201,25 @@ impl Compiler {
         for resource in changed {
             let words = wrong.get(resource.name.as_str()).map(|errors| words(errors));
             self.store.set_error(type_url, &resource.name, words);
+        }
+    }
+
+    /// Hands secrets to the handshakes that need them. One that cannot be used leaves the one before in use.
+    fn apply_secrets(&mut self, changed: &[Resource], removed: &[String], errors: &mut Vec<ResourceError>) {
+        for resource in changed {
+            let mut notes = Notes::of(&resource.name);
+            let delivered = decode::<Secret>(&resource.bytes, Unknown::Ignored, &mut notes).and_then(|secret| {
+                self.sources
+                    .secrets
+                    .deliver(&resource.name, secret)
+                    .map_err(|error| notes.malformed("", error.to_string()))
+            });
+            if let Err(malformed) = delivered {
+                errors.push(ResourceError::malformed(&resource.name, None, malformed));
+            }
+        }
+        for name in removed {
+            self.sources.secrets.forget(name);
         }
     }
 
@@ -260,6 +301,10 @@ impl Compiler {
             (SECRETS, self.clusters.wanted_secrets()),
             (EXTENSIONS, self.listeners.wanted_extensions()),
         ]);
+        let secrets = now.get(SECRETS).into_iter().flatten().cloned();
+        self.sources
+            .secrets
+            .want(&secrets.chain(self.clusters.wanted_files()).collect());
         let news = |(type_url, names): &(&&'static str, &BTreeSet<String>)| match self.wanted.get(**type_url) {
             Some(before) => before != *names,
             None => !names.is_empty(),

@@ -317,9 +317,9 @@ impl Assignment {
         previous: &EndpointSet,
         unsupported: &mut Vec<Unsupported>,
     ) -> EndpointSet {
-        let mut states: HashMap<&Target, _> = previous
+        let mut states: HashMap<(&Target, Option<Arc<TransportTerms>>), _> = previous
             .iter()
-            .map(|endpoint| (&endpoint.target, endpoint.state.clone()))
+            .map(|endpoint| ((&endpoint.target, endpoint.transport.clone()), endpoint.state.clone()))
             .collect();
         let mut notes = Notes::of(cluster);
         let mut groups = Vec::with_capacity(self.groups.len());
@@ -333,17 +333,20 @@ impl Assignment {
                     weight,
                     asks,
                 } = endpoint;
-                if let Some(TransportTerms::Unsupported(reason)) = matched.of(asks) {
+                let transport = matched.of(asks).cloned();
+                if let Some(TransportTerms::Unsupported(reason)) = transport.as_deref() {
                     notes.refuse("", format!("endpoint {display} is left out: {reason}"));
                     continue;
                 }
-                let state = states.entry(target).or_default().clone();
+                // Connections that were made with something else on them are not this endpoint's.
+                let state = states.entry((target, transport.clone())).or_default().clone();
                 endpoints.push(Arc::new(Endpoint {
                     target: target.clone(),
                     display: display.clone(),
                     health: *health,
                     weight: *weight,
                     locality: group.locality.clone(),
+                    transport,
                     state,
                 }));
             }

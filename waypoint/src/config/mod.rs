@@ -29,6 +29,7 @@ mod listener;
 mod listeners;
 pub mod load;
 mod matcher;
+mod origination;
 mod rbac;
 pub mod report;
 mod retry;

@@ -12,7 +12,7 @@ use cairn_proto::envoy::{
         common_tls_context::{CombinedCertificateValidationContext, ValidationContextType},
         downstream_tls_context::SessionTicketKeysType,
         subject_alt_name_matcher::SanType,
-        tls_parameters::TlsProtocol,
+        tls_parameters::{CompliancePolicy, TlsProtocol},
     },
     r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern},
 };
@@ -197,8 +197,20 @@ fn common_terms(context: CommonTlsContext, versions: (TlsVersion, TlsVersion), n
         curves: Vec::new(),
         alpn: alpn_protocols.into_iter().map(String::into_bytes).collect(),
     };
-    if let Some(parameters) = tls_params {
-        notes.within("tls_params", |notes| parameters_into(parameters, &mut common, notes))?;
+    if let Some(params) = tls_params {
+        let Parameters {
+            min,
+            max,
+            ciphers,
+            curves,
+        } = notes.within("tls_params", |notes| parameters(params, versions, notes))?;
+        common = Common {
+            min,
+            max,
+            ciphers,
+            curves,
+            ..common
+        };
     }
     Ok(common)
 }
@@ -214,16 +226,33 @@ fn check_roots(secret: &SdsSecretConfig, notes: &mut Notes) {
     }
 }
 
-fn parameters_into(parameters: TlsParameters, common: &mut Common, notes: &mut Notes) -> Result<(), Malformed> {
+/// What TLS parameters leave.
+pub(super) struct Parameters {
+    /// Lowest version.
+    pub min: TlsVersion,
+    /// Highest version.
+    pub max: TlsVersion,
+    /// Allowed cipher suites; none narrows nothing.
+    pub ciphers: Vec<String>,
+    /// Allowed groups; none narrows nothing.
+    pub curves: Vec<String>,
+}
+
+/// Reads TLS parameters; `versions` are those that are spoken when nothing is said.
+pub(super) fn parameters(
+    parameters: TlsParameters,
+    versions: (TlsVersion, TlsVersion),
+    notes: &mut Notes,
+) -> Result<Parameters, Malformed> {
     let TlsParameters {
         tls_minimum_protocol_version,
         tls_maximum_protocol_version,
-        cipher_suites,
-        ecdh_curves,
+        mut cipher_suites,
+        mut ecdh_curves,
         signature_algorithms,
         compliance_policies,
     } = parameters;
-    refuse_set!(notes, signature_algorithms, compliance_policies);
+    refuse_set!(notes, signature_algorithms);
     let mut version = |field: &str, value: i32, default: TlsVersion| match TlsProtocol::try_from(value) {
         Ok(TlsProtocol::TlsAuto) => Ok(default),
         Ok(TlsProtocol::TlSv12) => Ok(TlsVersion::V1_2),
@@ -235,10 +264,21 @@ fn parameters_into(parameters: TlsParameters, common: &mut Common, notes: &mut N
         }
         Err(_) => Err(notes.malformed(field, format!("{value} is no version of TLS"))),
     };
-    common.min = version("tls_minimum_protocol_version", tls_minimum_protocol_version, common.min)?;
-    common.max = version("tls_maximum_protocol_version", tls_maximum_protocol_version, common.max)?;
-    if common.min > common.max {
+    let min = version("tls_minimum_protocol_version", tls_minimum_protocol_version, versions.0)?;
+    let max = version("tls_maximum_protocol_version", tls_maximum_protocol_version, versions.1)?;
+    if min > max {
         return Err(notes.malformed("", "the lowest version is above the highest"));
+    }
+    for policy in compliance_policies {
+        match CompliancePolicy::try_from(policy) {
+            // It replaces the lists, as in BoringSSL.
+            Ok(CompliancePolicy::Fips202205) => {
+                cipher_suites = FIPS_202205_CIPHERS.map(str::to_owned).to_vec();
+                ecdh_curves = FIPS_202205_CURVES.map(str::to_owned).to_vec();
+            }
+            Ok(other) => notes.refuse("compliance_policies", format!("{} is not supported", other.as_str_name())),
+            Err(_) => notes.refuse("compliance_policies", format!("policy {policy} is not known")),
+        }
     }
     let unknown = unsupported_ciphers(&cipher_suites);
     if !unknown.is_empty() {
@@ -248,10 +288,24 @@ fn parameters_into(parameters: TlsParameters, common: &mut Common, notes: &mut N
     if !unknown.is_empty() {
         notes.ignore("ecdh_curves", format!("{} is never offered", unknown.join(", ")));
     }
-    common.ciphers = cipher_suites;
-    common.curves = ecdh_curves;
-    Ok(())
+    Ok(Parameters {
+        min,
+        max,
+        ciphers: cipher_suites,
+        curves: ecdh_curves,
+    })
 }
+
+/// What the policy FIPS_202205 leaves of cipher suites and groups (NIST SP 800-52 revision 2, as BoringSSL reads it).
+const FIPS_202205_CIPHERS: [&str; 6] = [
+    "ECDHE-ECDSA-AES128-GCM-SHA256",
+    "ECDHE-RSA-AES128-GCM-SHA256",
+    "ECDHE-ECDSA-AES256-GCM-SHA384",
+    "ECDHE-RSA-AES256-GCM-SHA384",
+    "TLS_AES_128_GCM_SHA256",
+    "TLS_AES_256_GCM_SHA384",
+];
+const FIPS_202205_CURVES: [&str; 2] = ["P-256", "P-384"];
 
 /// The prefixes of URI names that are believed; of all names in the list one has to fit.
 fn san_prefixes(context: CertificateValidationContext, notes: &mut Notes) -> Vec<String> {

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     body::RequestBody,
-    upstream::{Answer, Attempt, AttemptError, Cluster, ConnectError, Key, Picking},
+    upstream::{Answer, Attempt, AttemptError, Cluster, ConnectError, Key, Picking, Purpose},
 };
 
 /// Other endpoints that are tried for a request of which nothing was sent (DIFFERENCES.md 5).
@@ -164,6 +164,13 @@ impl Attempts<'_> {
                 tunnel: journey.snapshot.tunnel_terms(),
                 principal: tail.exchange.connection.peer.clone(),
                 original: endpoint.target.address().is_none().then_some(original).flatten(),
+                purpose: Purpose::of(
+                    cluster.transport_to(&endpoint),
+                    cluster.settings.names_by_host,
+                    tail.exchange.request.as_ref().map(|head| head.authority.as_bytes()),
+                    tail.exchange.connection.remote_address,
+                    original,
+                ),
             },
             near: tail.exchange.connection.id,
             downstream: tail.exchange.protocol,

@@ -11,7 +11,7 @@ use std::{
 use arc_swap::ArcSwap;
 use cairn_exchange::ClusterFacts;
 
-use super::EndpointSet;
+use super::{EndpointSet, NamesByHost, TransportTerms};
 
 /// How the endpoints of a cluster are found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,15 +74,6 @@ pub enum UpstreamProtocol {
     Downstream,
 }
 
-/// What is put between us and the endpoint's application, inside the tunnel or on the plain connection.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum TransportTerms {
-    /// Nothing.
-    Raw,
-    /// Something that we cannot do; requests to the cluster are refused with these words.
-    Unsupported(Arc<str>),
-}
-
 /// Limits of a cluster (contract xds §5.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Breakers {
@@ -113,6 +104,8 @@ pub struct ClusterSettings {
     pub protocol: UpstreamProtocol,
     /// What is put inside.
     pub transport: TransportTerms,
+    /// What of a request's host goes into TLS.
+    pub names_by_host: NamesByHost,
     /// An idle connection is closed after this.
     pub idle_timeout: Option<Duration>,
     /// A connection is closed after this.
@@ -190,6 +183,11 @@ pub struct Cluster {
 // === impl Cluster ===
 
 impl Cluster {
+    /// What is put onto connections to one of its endpoints.
+    pub fn transport_to<'a>(&'a self, endpoint: &'a super::Endpoint) -> &'a TransportTerms {
+        endpoint.transport.as_deref().unwrap_or(&self.settings.transport)
+    }
+
     /// Its name.
     pub fn name(&self) -> &Arc<str> {
         &self.facts.name
@@ -222,6 +220,7 @@ impl Default for ClusterSettings {
             connect_timeout: Duration::from_secs(5),
             protocol: UpstreamProtocol::Http1,
             transport: TransportTerms::Raw,
+            names_by_host: NamesByHost::default(),
             idle_timeout: Some(Duration::from_secs(3600)),
             max_connection_duration: None,
             max_requests_per_connection: None,

@@ -3,12 +3,12 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use cairn_hbone::{DialError, OpenError};
-use cairn_identity::{ClientTerms, Identity};
+use cairn_identity::{ClientTerms, Identity, Originator, Secrets};
 use http::{HeaderMap, StatusCode};
 use parking_lot::RwLock;
 use tokio::{net::TcpStream, time::timeout};
 
-use super::{Cluster, Endpoint, Target, TcpKeepalive, UpstreamIo};
+use super::{Cluster, Endpoint, Purpose, Target, TcpKeepalive, TransportTerms, UpstreamIo, transport::put_on};
 use crate::snapshot::Snapshot;
 
 /// The port on which every HBONE proxy listens (contract xds §5.8: `upstream_port_override`).
@@ -20,6 +20,23 @@ pub const ORIGINATE: &str = "connect_originate";
 pub struct Connector {
     tunnels: cairn_hbone::Pool,
     trust: Arc<Trust>,
+    originator: Originator,
+}
+
+/// Where a stream is to go, and for what.
+pub struct Toward<'a> {
+    /// The configuration of the request.
+    pub snapshot: &'a Snapshot,
+    /// The cluster.
+    pub cluster: &'a Cluster,
+    /// The endpoint.
+    pub endpoint: &'a Endpoint,
+    /// Where the client wanted to go.
+    pub original: Option<SocketAddr>,
+    /// What the connection is for, where the cluster tells purposes apart.
+    pub purpose: Option<&'a Purpose>,
+    /// The application protocol that is going to be spoken, as TLS calls it.
+    pub speak: Option<&'static [u8]>,
 }
 
 /// TLS terms by the key that the pool knows them under.
@@ -77,10 +94,11 @@ impl Trust {
 // === impl Connector ===
 
 impl Connector {
-    /// A connector that shows this identity.
-    pub fn new(identity: Identity, settings: cairn_hbone::PoolSettings) -> Self {
+    /// A connector that shows this identity to the mesh, and to applications what clusters name of `secrets`.
+    pub fn new(identity: Identity, settings: cairn_hbone::PoolSettings, secrets: Secrets) -> Self {
         let trust = Arc::new(Trust::default());
         let known = trust.clone();
+        let originator = Originator::new(identity.clone(), secrets);
         let dial = cairn_hbone::TcpTls::new(
             move |destination| {
                 let terms = known.terms(destination.trust).ok_or("these TLS terms are not known")?;
@@ -93,6 +111,7 @@ impl Connector {
         Self {
             tunnels: cairn_hbone::Pool::new(settings, dial),
             trust,
+            originator,
         }
     }
 
@@ -101,17 +120,37 @@ impl Connector {
         self.tunnels.stats()
     }
 
-    /// Opens a stream to the endpoint; `original` is where the client wanted to go.
-    pub async fn connect(
-        &self,
-        snapshot: &Snapshot,
-        cluster: &Cluster,
-        endpoint: &Endpoint,
-        original: Option<SocketAddr>,
-    ) -> Result<Connected, ConnectError> {
-        if let super::TransportTerms::Unsupported(reason) = &cluster.settings.transport {
-            return Err(ConnectError::Unsupported(reason.clone()));
+    /// Opens a stream to the endpoint, with all that the cluster puts onto it.
+    pub async fn connect(&self, to: &Toward<'_>) -> Result<Connected, ConnectError> {
+        let settings = &to.cluster.settings;
+        match to.cluster.transport_to(to.endpoint) {
+            TransportTerms::Unsupported(reason) => Err(ConnectError::Unsupported(reason.clone())),
+            TransportTerms::Raw => self.reach(to).await,
+            // The cluster's time is for all of it, as in Envoy.
+            terms @ (TransportTerms::Tls(_) | TransportTerms::Proxied(..)) => {
+                let address = to.endpoint.target.address().or(to.original);
+                let dressed = async {
+                    let Connected { io, local_address } = self.reach(to).await?;
+                    let io = put_on(&self.originator, io, terms, to.purpose, to.speak, address).await?;
+                    Ok(Connected { io, local_address })
+                };
+                timeout(settings.connect_timeout, dressed)
+                    .await
+                    .unwrap_or(Err(ConnectError::Timeout))
+            }
         }
+    }
+
+    /// The bare stream.
+    async fn reach(&self, to: &Toward<'_>) -> Result<Connected, ConnectError> {
+        let Toward {
+            snapshot,
+            cluster,
+            endpoint,
+            original,
+            purpose: _,
+            speak: _,
+        } = *to;
         let no_address = || ConnectError::Failed("the client asked for a name, and this cluster needs an address".into());
         match &endpoint.target {
             Target::Tunnel { address, gateway } => self.tunnel(snapshot, *address, *gateway).await,

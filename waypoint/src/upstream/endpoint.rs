@@ -8,6 +8,7 @@ use std::{
     },
 };
 
+use super::TransportTerms;
 use cairn_policy::balance::{AliasTable, PriorityHealth, smooth_sequence};
 
 /// How an endpoint is reached.
@@ -77,6 +78,8 @@ pub struct Endpoint {
     pub weight: u32,
     /// Where it is.
     pub locality: Arc<Locality>,
+    /// What is put onto connections to it, where that is something else than its cluster says of all.
+    pub transport: Option<Arc<TransportTerms>>,
     /// What lives on.
     pub state: Arc<EndpointState>,
 }

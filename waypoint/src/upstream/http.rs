@@ -22,7 +22,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
 use super::{
-    Cluster, ConnectError, Connected, Connector, Endpoint, UpstreamProtocol,
+    Cluster, ConnectError, Connected, Connector, Endpoint, Toward, UpstreamProtocol,
     connections::{Http1, Http2Lease, Key},
 };
 use crate::{
@@ -137,9 +137,16 @@ impl Attempt<'_> {
         }
     }
 
-    async fn connect(&self) -> Result<Connected, AttemptError> {
+    async fn connect(&self, speak: &'static [u8]) -> Result<Connected, AttemptError> {
         self.connector
-            .connect(self.snapshot, self.cluster, self.endpoint, self.original)
+            .connect(&Toward {
+                snapshot: self.snapshot,
+                cluster: self.cluster,
+                endpoint: self.endpoint,
+                original: self.original,
+                purpose: self.key.purpose.as_deref(),
+                speak: Some(speak),
+            })
             .await
             .map_err(AttemptError::Connect)
     }
@@ -217,7 +224,7 @@ impl Attempt<'_> {
     }
 
     async fn open_http1(&self) -> Result<Http1, AttemptError> {
-        let connected = self.connect().await?;
+        let connected = self.connect(b"http/1.1").await?;
         let (sender, connection) = hyper::client::conn::http1::Builder::new()
             .max_headers(MAX_RESPONSE_HEADERS)
             .preserve_header_case(self.cluster.settings.preserve_header_case)
@@ -314,7 +321,7 @@ impl Attempt<'_> {
     }
 
     async fn open_http2(&self) -> Result<Http2Lease, AttemptError> {
-        let connected = self.connect().await?;
+        let connected = self.connect(b"h2").await?;
         let (sender, connection) = h2::client::Builder::new()
             .enable_push(false)
             .initial_window_size(HTTP2_STREAM_WINDOW)

@@ -7,14 +7,19 @@ pub mod connections;
 mod endpoint;
 mod http;
 mod io;
+mod proxy_protocol;
+mod transport;
 
 pub use balance::Picking;
 pub use cluster::{
     Breakers, Cluster, ClusterSettings, ClusterState, Discovery, LbPolicy, NamedEndpoint, OriginalDestination, TcpKeepalive,
-    TransportTerms, UpstreamProtocol,
+    UpstreamProtocol,
 };
-pub use connect::{ConnectError, Connected, Connector, ORIGINATE};
+pub use connect::{ConnectError, Connected, Connector, ORIGINATE, Toward};
 pub use connections::Key;
 pub use endpoint::{Endpoint, EndpointSet, EndpointState, Health, Locality, LocalityGroup, Priority, Spread, Target};
 pub use http::{Answer, Attempt, AttemptError, InformationalRelay, Lease};
 pub use io::UpstreamIo;
+pub(crate) use proxy_protocol::MAX_VALUES as MAX_PROXY_VALUES;
+pub use proxy_protocol::ProxyHeader;
+pub use transport::{NamesByHost, Purpose, TransportTerms};

@@ -699,6 +699,7 @@ fn cluster_of(name: &str, targets: Vec<Target>, settings: ClusterSettings) -> Cl
                 health: Health::Healthy,
                 weight: 1,
                 locality: locality.clone(),
+                transport: None,
                 state: Arc::new(EndpointState::default()),
             })
         })

@@ -3,9 +3,11 @@
 use std::fmt::{self, Write};
 
 use super::{limit, time};
+use cairn_identity::{NameMatcher, OriginationTerms};
+
 use crate::upstream::{
-    Breakers, Cluster, ClusterSettings, Discovery, Endpoint, EndpointSet, Health, LbPolicy, Locality, Target, TransportTerms,
-    UpstreamProtocol,
+    Breakers, Cluster, ClusterSettings, Discovery, Endpoint, EndpointSet, Health, LbPolicy, Locality, NamesByHost, ProxyHeader,
+    Target, TransportTerms, UpstreamProtocol,
 };
 
 pub(super) fn write(out: &mut String, cluster: &Cluster) -> fmt::Result {
@@ -32,6 +34,7 @@ fn write_settings(out: &mut String, settings: &ClusterSettings) -> fmt::Result {
         connect_timeout,
         protocol,
         transport,
+        names_by_host,
         idle_timeout,
         max_connection_duration,
         max_requests_per_connection,
@@ -113,8 +116,14 @@ fn write_settings(out: &mut String, settings: &ClusterSettings) -> fmt::Result {
             seconds(keepalive.interval)
         )?;
     }
-    if let TransportTerms::Unsupported(reason) = transport {
-        writeln!(out, "    REFUSED: {reason}")?;
+    write_transport(out, transport)?;
+    if *names_by_host != NamesByHost::default() {
+        let what = [
+            (names_by_host.server_name, "the server name"),
+            (names_by_host.verify, "verified"),
+        ];
+        let what: Vec<_> = what.iter().filter(|(on, _)| *on).map(|(_, what)| *what).collect();
+        writeln!(out, "    the request's host is {}", what.join(" and "))?;
     }
     if let Some(tunnel) = tunnel {
         let alpn: Vec<_> = tunnel.alpn.iter().map(|name| String::from_utf8_lossy(name)).collect();
@@ -131,6 +140,58 @@ fn write_settings(out: &mut String, settings: &ClusterSettings) -> fmt::Result {
         writeln!(out, "    name {}:{}, weight {}", name.host, name.port, name.weight)?;
     }
     Ok(())
+}
+
+fn write_transport(out: &mut String, transport: &TransportTerms) -> fmt::Result {
+    match transport {
+        TransportTerms::Raw => Ok(()),
+        TransportTerms::Unsupported(reason) => writeln!(out, "    REFUSED: {reason}"),
+        TransportTerms::Proxied(header, inner) => {
+            let version = match header {
+                ProxyHeader::V1 => 1,
+                ProxyHeader::V2 { .. } => 2,
+            };
+            writeln!(out, "    PROXY protocol, version {version}")?;
+            write_transport(out, inner)
+        }
+        TransportTerms::Tls(terms) => {
+            let OriginationTerms {
+                certificate,
+                roots,
+                revocation,
+                revocation_of_leaf_only: _,
+                names,
+                server_name,
+                min_version,
+                max_version,
+                cipher_suites: _,
+                curves: _,
+                alpn,
+            } = &**terms;
+            write!(out, "    TLS {min_version:?} to {max_version:?}")?;
+            if let Some(name) = server_name {
+                write!(out, ", server name {name}")?;
+            }
+            match roots {
+                Some(roots) => write!(out, ", roots {roots}")?,
+                None => write!(out, ", nobody verified")?,
+            }
+            for NameMatcher { pattern, .. } in names {
+                write!(out, ", {pattern:?}")?;
+            }
+            if let Some(certificate) = certificate {
+                write!(out, ", certificate {certificate}")?;
+            }
+            if let Some(revocation) = revocation {
+                write!(out, ", revoked {revocation}")?;
+            }
+            if !alpn.is_empty() {
+                let alpn: Vec<_> = alpn.iter().map(|name| String::from_utf8_lossy(name)).collect();
+                write!(out, ", ALPN {}", alpn.join(", "))?;
+            }
+            writeln!(out)
+        }
+    }
 }
 
 fn write_endpoints(out: &mut String, set: &EndpointSet) -> fmt::Result {
