@@ -25,7 +25,7 @@ use crate::{
     proxy::{DataSettings, Live, Observer, Proxy},
     serve::listener,
     snapshot::Snapshot,
-    upstream::Connector,
+    upstream::{Connector, Discovery, dns::Names},
     workloads::Workloads,
 };
 
@@ -111,6 +111,7 @@ impl Engine {
         let (listening, _) = drain::channel();
         let sources = Sources {
             secrets: Secrets::watched_on(&tokio::runtime::Handle::current()),
+            names: Names::on(tokio::runtime::Handle::current()),
         };
         let pool = cairn_hbone::PoolSettings {
             windows: parts.settings.tunnel_server.windows.clone(),
@@ -118,7 +119,7 @@ impl Engine {
         };
         let proxy = Arc::new(Proxy {
             snapshot: snapshot.clone(),
-            connector: Connector::new(parts.identity.clone(), pool, sources.secrets.clone()),
+            connector: Connector::new(parts.identity.clone(), pool, &sources),
             identity: parts.identity,
             istio,
             observer: parts.observer,
@@ -189,6 +190,12 @@ async fn sweep(proxy: Arc<Proxy>) {
         sleep(SWEEP).await;
         let snapshot = proxy.snapshot.load_full();
         for (_, cluster) in snapshot.clusters.iter() {
+            if let Discovery::DynamicForwardProxy(terms) = &cluster.settings.discovery {
+                cluster.state.hosts.sweep(terms);
+                for endpoint in cluster.state.hosts.endpoints() {
+                    endpoint.state.connections.sweep(&cluster.settings);
+                }
+            }
             for endpoint in cluster.state.endpoints.load().iter() {
                 endpoint.state.connections.sweep(&cluster.settings);
             }

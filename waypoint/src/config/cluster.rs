@@ -27,6 +27,7 @@ use foldhash::quality::FixedState;
 
 use super::{
     any::{Unknown, decode, text, type_name, typed, unpack},
+    dns,
     endpoint::{self, Assignment},
     origination::SecretNames,
     report::{Malformed, Notes, Present as _, Unsupported, ignore_set, refuse_set, unneeded},
@@ -34,10 +35,15 @@ use super::{
     upstream_http,
     value::duration,
 };
-use crate::upstream::{Breakers, ClusterSettings, Discovery, LbPolicy, OriginalDestination, TcpKeepalive, TransportTerms};
+use crate::upstream::{
+    Breakers, ClusterSettings, Discovery, DnsTerms, LbPolicy, OriginalDestination, TcpKeepalive, TransportTerms,
+};
 
 /// Clusters that carry tunnels.
 pub(crate) const TUNNEL_CLUSTERS: [&str; 3] = ["connect_originate", "inner_connect_originate", "outer_connect_originate"];
+
+/// Where hosts that a request names without a port are, when TLS is spoken to them.
+const HTTPS_PORT: u16 = 443;
 
 /// A compiled cluster without its live state.
 #[derive(Clone, Debug)]
@@ -123,15 +129,10 @@ pub(crate) fn compile(name: &str, bytes: &Bytes) -> Result<Compiled, Malformed> 
         cluster_discovery_type,
         lb_config,
     } = cluster;
-    // How names are looked up and how much is buffered is ours; the rest is about statistics.
+    // How much is buffered, and over which transport names are looked up, is ours; the rest is about statistics.
     unneeded!(
         per_connection_buffer_limit_bytes,
         per_connection_buffer_high_watermark_timeout,
-        dns_refresh_rate,
-        dns_jitter,
-        dns_failure_refresh_rate,
-        respect_dns_ttl,
-        dns_lookup_family,
         use_tcp_for_dns_lookups,
         typed_dns_resolver_config,
         wait_for_warm_on_init,
@@ -140,6 +141,8 @@ pub(crate) fn compile(name: &str, bytes: &Bytes) -> Result<Compiled, Malformed> 
         lrs_report_endpoint_metrics,
         track_timeout_budgets,
         track_cluster_stats,
+        // The address that connections leave from is the pod's; tunnels show who we are.
+        upstream_bind_config,
         preconnect_policy,
         connection_pool_per_downstream_connection,
     );
@@ -156,7 +159,6 @@ pub(crate) fn compile(name: &str, bytes: &Bytes) -> Result<Compiled, Malformed> 
         http2_protocol_options,
         dns_resolvers,
         dns_resolution_config,
-        upstream_bind_config,
         lb_subset_config,
         protocol_selection,
         load_balancing_policy,
@@ -187,8 +189,19 @@ pub(crate) fn compile(name: &str, bytes: &Bytes) -> Result<Compiled, Malformed> 
     });
     upstream_http::apply(&typed_extension_protocol_options, &mut settings, notes)?;
 
+    let asking = dns::terms(
+        dns::Asked {
+            family: dns_lookup_family,
+            refresh: dns_refresh_rate,
+            failure: dns_failure_refresh_rate,
+            jitter: dns_jitter,
+            respect_ttl: respect_dns_ttl,
+        },
+        notes,
+    )?;
     let endpoints = discover(
         name,
+        asking,
         cluster_discovery_type,
         eds_cluster_config,
         load_assignment,
@@ -203,6 +216,11 @@ pub(crate) fn compile(name: &str, bytes: &Bytes) -> Result<Compiled, Malformed> 
         settings.transport = notes.within("transport_socket", |notes| {
             transport::terms(transport_socket, &mut secrets, notes)
         })?;
+    }
+    if let Discovery::DynamicForwardProxy(terms) = &mut settings.discovery
+        && matches!(settings.transport, TransportTerms::Tls(_))
+    {
+        terms.port = HTTPS_PORT;
     }
     let matched = transport::matches(transport_socket_matches, &mut secrets, notes)?;
     if let Some(reason) = notes.refusal() {
@@ -466,18 +484,18 @@ fn common_balancing(config: Option<CommonLbConfig>, settings: &mut ClusterSettin
 
 fn discover(
     name: &str,
+    asking: DnsTerms,
     discovery: Option<ClusterDiscoveryType>,
     eds: Option<EdsClusterConfig>,
     assignment: Option<ClusterLoadAssignment>,
     settings: &mut ClusterSettings,
     notes: &mut Notes,
 ) -> Result<Endpoints, Malformed> {
-    const BY_NAME: &str = "endpoints by DNS are not supported yet";
     let fixed = |names: &mut Vec<_>, notes: &mut Notes| {
         assignment.map_or(Ok(Assignment::default()), |assignment| {
             notes.within("load_assignment", |notes| {
-                let mut compiled = endpoint::compile_assignment(assignment, notes)?;
-                names.append(&mut compiled.names);
+                let compiled = endpoint::compile_assignment(assignment, notes)?;
+                names.clone_from(&compiled.names);
                 Ok(compiled)
             })
         })
@@ -489,10 +507,12 @@ fn discover(
         }
         Some(ClusterDiscoveryType::ClusterType(CustomClusterType { name: _, typed_config })) => {
             let any = typed_config.ok_or_else(|| notes.malformed("cluster_type", "has no configuration"))?;
-            settings.discovery = Discovery::DynamicForwardProxy;
             if type_name(&any.type_url) == "envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig" {
-                let _: DynamicForwardProxy = notes.within("cluster_type", |notes| unpack(&any, Unknown::Refuses, notes))?;
-                notes.refuse("cluster_type", "endpoints by the host of each request are not supported yet");
+                let terms = notes.within("cluster_type", |notes| {
+                    let config: DynamicForwardProxy = unpack(&any, Unknown::Refuses, notes)?;
+                    dns::forward_proxy(config, notes)
+                })?;
+                settings.discovery = Discovery::DynamicForwardProxy(terms);
             } else {
                 notes.refuse("cluster_type", format!("{} is not known", type_name(&any.type_url)));
             }
@@ -502,17 +522,23 @@ fn discover(
     Ok(match kind {
         DiscoveryType::Static => {
             settings.discovery = Discovery::Static;
-            Endpoints::Fixed(fixed(&mut settings.names, notes)?)
+            let fixed = fixed(&mut settings.names, notes)?;
+            if !settings.names.is_empty() {
+                return Err(notes.malformed("load_assignment", "a cluster of the type STATIC has endpoints with names"));
+            }
+            Endpoints::Fixed(fixed)
         }
         DiscoveryType::StrictDns => {
-            settings.discovery = Discovery::StrictDns;
-            notes.refuse("type", BY_NAME);
+            settings.discovery = Discovery::StrictDns(asking);
             Endpoints::Fixed(fixed(&mut settings.names, notes)?)
         }
         DiscoveryType::LogicalDns => {
-            settings.discovery = Discovery::LogicalDns;
-            notes.refuse("type", BY_NAME);
-            Endpoints::Fixed(fixed(&mut settings.names, notes)?)
+            settings.discovery = Discovery::LogicalDns(asking);
+            let fixed = fixed(&mut settings.names, notes)?;
+            if settings.names.len() > 1 {
+                return Err(notes.malformed("load_assignment", "a cluster of the type LOGICAL_DNS has one endpoint"));
+            }
+            Endpoints::Fixed(fixed)
         }
         DiscoveryType::OriginalDst => {
             if !matches!(settings.discovery, Discovery::OriginalDestination(_)) {

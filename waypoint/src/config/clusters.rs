@@ -14,13 +14,14 @@ use bytes::Bytes;
 use super::{
     cluster::{self, Compiled, Endpoints},
     compiler::Resource,
+    discovery::Discovering,
     endpoint::{self, Assignment},
     report::{ResourceError, Unsupported},
     state::StateStore,
 };
 use crate::{
     snapshot::Table,
-    upstream::{Cluster, TransportTerms},
+    upstream::{Cluster, TransportTerms, dns::Names},
 };
 
 /// All clusters.
@@ -37,6 +38,8 @@ pub(crate) struct Clusters {
     /// Tunnels that are refused, by cluster, for what a listener says.
     tunnel_refusals: BTreeMap<String, String>,
     states: StateStore,
+    /// Looks names up.
+    names: Names,
 }
 
 #[derive(Debug)]
@@ -49,6 +52,8 @@ struct Entry {
     malformed: Option<ResourceError>,
     /// What of its endpoints is not done.
     endpoints_unsupported: Vec<Unsupported>,
+    /// Looks up the names of the published version.
+    discovering: Option<Discovering>,
 }
 
 #[derive(Debug)]
@@ -61,6 +66,11 @@ struct AssignmentEntry {
 // === impl Clusters ===
 
 impl Clusters {
+    /// Names are looked up there from now on.
+    pub(crate) fn look_up_in(&mut self, names: Names) {
+        self.names = names;
+    }
+
     /// Takes over clusters. What is wrong with any of those sent, now or since before, is added to `errors`.
     pub(crate) fn apply_clusters(&mut self, changed: &[Resource], removed: &[String], errors: &mut Vec<ResourceError>) -> bool {
         let mut any = false;
@@ -97,6 +107,7 @@ impl Clusters {
             active: None,
             malformed: None,
             endpoints_unsupported: Vec::new(),
+            discovering: None,
         });
         entry.bytes = resource.bytes.clone();
         match cluster::compile(&name, &resource.bytes) {
@@ -191,8 +202,16 @@ impl Clusters {
         let state = self.states.cluster(name);
         entry.endpoints_unsupported.clear();
         let previous = state.endpoints.load_full();
-        let endpoints = assignment.endpoints(name, &active.matched, &previous, &mut entry.endpoints_unsupported);
-        state.endpoints.store(Arc::new(endpoints));
+        let unsupported = &mut entry.endpoints_unsupported;
+        let endpoints = assignment.endpoints(name, &active.matched, &previous, |_| &[], unsupported);
+        let discovering = Discovering::start(active, assignment, &state, &self.names, entry.discovering.as_ref());
+        let before = std::mem::replace(&mut entry.discovering, discovering);
+        // The old search has ended before the new one says anything.
+        drop(before);
+        match &entry.discovering {
+            Some(discovering) => discovering.swap(),
+            None => state.endpoints.store(Arc::new(endpoints)),
+        }
     }
 
     /// Publishes what need not wait any longer; `true` when the table has changed.

@@ -25,7 +25,8 @@ use super::{
     store::Store,
     workload,
 };
-use crate::{snapshot::Snapshot, workloads::Workloads};
+use crate::{snapshot::Snapshot, upstream::dns::Names, workloads::Workloads};
+
 /// Type URL of clusters.
 pub const CLUSTERS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
 /// Type URL of endpoint assignments.
@@ -80,6 +81,8 @@ pub struct Applied {
 pub struct Sources {
     /// Certificates and roots of TLS to applications.
     pub secrets: Secrets,
+    /// Addresses of names.
+    pub names: Names,
 }
 
 /// The one writer.
@@ -123,6 +126,7 @@ impl Compiler {
 
     /// Feeds what connections of a running proxy take from elsewhere than a snapshot.
     pub fn feeding(mut self, sources: Sources) -> Self {
+        self.clusters.look_up_in(sources.names.clone());
         self.sources = sources;
         self
     }

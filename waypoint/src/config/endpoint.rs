@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
@@ -54,12 +54,21 @@ pub(crate) struct Group {
 /// One endpoint.
 #[derive(Clone, Debug)]
 struct Reached {
-    target: Target,
+    target: Reach,
     display: Arc<str>,
     health: Health,
     weight: u32,
     /// What it asks of the transport.
     asks: BTreeMap<String, String>,
+}
+
+/// Where an endpoint is.
+#[derive(Clone, Debug)]
+enum Reach {
+    /// There.
+    At(Target),
+    /// At each address of this name, at this port.
+    Named(Arc<str>, u16),
 }
 
 /// Compiles an assignment that came over EDS.
@@ -189,20 +198,21 @@ fn compile_endpoint(
     let weight = load_balancing_weight.unwrap_or(1).max(1);
     let address = address.ok_or_else(|| notes.malformed("endpoint.address", "is missing"))?;
     let (target, display) = match notes.within("endpoint", |notes| place(address, notes))? {
-        Place::Socket(address) => (Target::Plain(address), address.to_string()),
+        Place::Socket(address) => (Reach::At(Target::Plain(address)), address.to_string()),
         Place::Host(host, port) => {
-            let priority = group.priority;
+            let host: Arc<str> = host.into();
             names.push(NamedEndpoint {
-                host: host.into(),
+                host: host.clone(),
                 port,
                 weight,
                 locality: group.locality.clone(),
-                priority,
+                priority: group.priority,
             });
-            return Ok(());
+            let display = format!("{host}:{port}");
+            (Reach::Named(host, port), display)
         }
         Place::Internal(listener, id) => match behind(&listener, &id, metadata.as_ref(), notes)? {
-            Some(target) => (target, format!("envoy://{listener}/{id}")),
+            Some(target) => (Reach::At(target), format!("envoy://{listener}/{id}")),
             None => return Ok(()),
         },
     };
@@ -290,7 +300,7 @@ impl Assignment {
     /// The only "endpoint" of a cluster that goes where the client wanted to go.
     pub(crate) fn original_destination(tunnel: bool) -> Self {
         let endpoint = Reached {
-            target: Target::Original { tunnel },
+            target: Reach::At(Target::Original { tunnel }),
             display: "".into(),
             health: Health::Healthy,
             weight: 1,
@@ -308,18 +318,19 @@ impl Assignment {
         }
     }
 
-    /// The endpoints with their live state: that of `previous`, where an endpoint was in it. Endpoints that ask for a transport that
-    /// we cannot do are left out and listed.
-    pub(crate) fn endpoints(
+    /// The endpoints with their live state: that of `previous`, where an endpoint was in it. `addresses` knows those of a name.
+    /// Endpoints that ask for a transport that we cannot do are left out and listed.
+    pub(crate) fn endpoints<'a>(
         &self,
         cluster: &str,
         matched: &MatchedTransports,
         previous: &EndpointSet,
+        addresses: impl Fn(&str) -> &'a [IpAddr],
         unsupported: &mut Vec<Unsupported>,
     ) -> EndpointSet {
-        let mut states: HashMap<(&Target, Option<Arc<TransportTerms>>), _> = previous
+        let mut states: HashMap<(Target, Option<Arc<TransportTerms>>), _> = previous
             .iter()
-            .map(|endpoint| ((&endpoint.target, endpoint.transport.clone()), endpoint.state.clone()))
+            .map(|endpoint| ((endpoint.target.clone(), endpoint.transport.clone()), endpoint.state.clone()))
             .collect();
         let mut notes = Notes::of(cluster);
         let mut groups = Vec::with_capacity(self.groups.len());
@@ -338,17 +349,26 @@ impl Assignment {
                     notes.refuse("", format!("endpoint {display} is left out: {reason}"));
                     continue;
                 }
-                // Connections that were made with something else on them are not this endpoint's.
-                let state = states.entry((target, transport.clone())).or_default().clone();
-                endpoints.push(Arc::new(Endpoint {
-                    target: target.clone(),
-                    display: display.clone(),
-                    health: *health,
-                    weight: *weight,
-                    locality: group.locality.clone(),
-                    transport,
-                    state,
-                }));
+                let targets: Vec<(Target, Arc<str>)> = match target {
+                    Reach::At(target) => vec![(target.clone(), display.clone())],
+                    Reach::Named(host, port) => {
+                        let at = addresses(host).iter().map(|ip| SocketAddr::new(*ip, *port));
+                        at.map(|at| (Target::Plain(at), at.to_string().into())).collect()
+                    }
+                };
+                for (target, display) in targets {
+                    // Connections that were made with something else on them are not this endpoint's.
+                    let state = states.entry((target.clone(), transport.clone())).or_default().clone();
+                    endpoints.push(Arc::new(Endpoint {
+                        target,
+                        display,
+                        health: *health,
+                        weight: *weight,
+                        locality: group.locality.clone(),
+                        transport: transport.clone(),
+                        state,
+                    }));
+                }
             }
             let group_of = LocalityGroup {
                 locality: group.locality.clone(),

@@ -19,6 +19,8 @@ mod chain;
 mod cluster;
 mod clusters;
 pub mod compiler;
+mod discovery;
+mod dns;
 pub mod dump;
 mod endpoint;
 mod hcm;

@@ -75,6 +75,7 @@ pub async fn forward(mut journey: Journey<'_>, found: Found<'_>, to: &Forward) -
         None => return journey.reply(reply::bad_request("missing_request")),
     };
     let deadline = request::latest(timeouts.global);
+    cluster.resolved().await;
     let mut attempts = Attempts {
         picking: Picking::new(&cluster),
         policy,

@@ -232,6 +232,7 @@ impl Passage {
             return Err(refused(exchange, ResponseFlags::NO_CLUSTER_FOUND, why));
         };
         let original = super::request::original(inner);
+        cluster.resolved().await;
         let mut picking = Picking::new(cluster);
         let mut last = None;
         // All tries together take no longer than one may: a client that waits for its connection is not kept for three timeouts.

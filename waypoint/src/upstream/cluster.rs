@@ -10,8 +10,12 @@ use std::{
 
 use arc_swap::ArcSwap;
 use cairn_exchange::ClusterFacts;
+use tokio::{sync::Notify, time::timeout};
 
-use super::{EndpointSet, NamesByHost, TransportTerms};
+use super::{
+    EndpointSet, NamesByHost, TransportTerms,
+    dns::{Cadence, Family, HostCache, HostCacheTerms},
+};
 
 /// How the endpoints of a cluster are found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,11 +27,20 @@ pub enum Discovery {
     /// Where the client wanted to go.
     OriginalDestination(OriginalDestination),
     /// By DNS; every address is an endpoint.
-    StrictDns,
+    StrictDns(DnsTerms),
     /// By DNS; the first address is the endpoint.
-    LogicalDns,
+    LogicalDns(DnsTerms),
     /// By the host of each request.
-    DynamicForwardProxy,
+    DynamicForwardProxy(HostCacheTerms),
+}
+
+/// How the names of a cluster are looked up.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DnsTerms {
+    /// Which addresses are wanted.
+    pub family: Family,
+    /// How often they are asked for.
+    pub cadence: Cadence,
 }
 
 /// Settings of an original-destination cluster.
@@ -157,6 +170,10 @@ pub struct NamedEndpoint {
 pub struct ClusterState {
     /// Endpoints now; swapped on their own.
     pub endpoints: ArcSwap<EndpointSet>,
+    /// Endpoints were swapped that DNS has found.
+    pub found: Notify,
+    /// Hosts that requests have named.
+    pub hosts: HostCache,
     /// Position of round robin.
     pub cursor: AtomicU64,
     /// Requests under way.
@@ -186,6 +203,33 @@ impl Cluster {
     /// What is put onto connections to one of its endpoints.
     pub fn transport_to<'a>(&'a self, endpoint: &'a super::Endpoint) -> &'a TransportTerms {
         endpoint.transport.as_deref().unwrap_or(&self.settings.transport)
+    }
+
+    /// Waits for the first answer of DNS, at most for the time of a connection. Clusters whose endpoints do not come from DNS never
+    /// wait.
+    pub async fn resolved(&self) {
+        if !matches!(self.settings.discovery, Discovery::StrictDns(_) | Discovery::LogicalDns(_)) {
+            return;
+        }
+        let is_resolved = || {
+            let endpoints = self.state.endpoints.load();
+            endpoints.known || endpoints.iter().next().is_some()
+        };
+        let wait = async {
+            loop {
+                let found = self.state.found.notified();
+                tokio::pin!(found);
+                found.as_mut().enable();
+                if is_resolved() {
+                    return;
+                }
+                found.await;
+            }
+        };
+        if !is_resolved() {
+            // Without an answer the request is told that there is no endpoint.
+            let _ = timeout(self.settings.connect_timeout, wait).await;
+        }
     }
 
     /// Its name.

@@ -3,13 +3,13 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use cairn_hbone::{DialError, OpenError};
-use cairn_identity::{ClientTerms, Identity, Originator, Secrets};
+use cairn_identity::{ClientTerms, Identity, Originator};
 use http::{HeaderMap, StatusCode};
 use parking_lot::RwLock;
 use tokio::{net::TcpStream, time::timeout};
 
-use super::{Cluster, Endpoint, Purpose, Target, TcpKeepalive, TransportTerms, UpstreamIo, transport::put_on};
-use crate::snapshot::Snapshot;
+use super::{Cluster, Endpoint, Purpose, Target, TcpKeepalive, TransportTerms, UpstreamIo, dns::Names, transport::put_on};
+use crate::{config::compiler::Sources, snapshot::Snapshot};
 
 /// The port on which every HBONE proxy listens (contract xds §5.8: `upstream_port_override`).
 pub const HBONE_PORT: u16 = 15008;
@@ -21,6 +21,7 @@ pub struct Connector {
     tunnels: cairn_hbone::Pool,
     trust: Arc<Trust>,
     originator: Originator,
+    names: Names,
 }
 
 /// Where a stream is to go, and for what.
@@ -94,11 +95,11 @@ impl Trust {
 // === impl Connector ===
 
 impl Connector {
-    /// A connector that shows this identity to the mesh, and to applications what clusters name of `secrets`.
-    pub fn new(identity: Identity, settings: cairn_hbone::PoolSettings, secrets: Secrets) -> Self {
+    /// A connector that shows this identity to the mesh, and to applications what clusters name of `sources`.
+    pub fn new(identity: Identity, settings: cairn_hbone::PoolSettings, sources: &Sources) -> Self {
         let trust = Arc::new(Trust::default());
         let known = trust.clone();
-        let originator = Originator::new(identity.clone(), secrets);
+        let originator = Originator::new(identity.clone(), sources.secrets.clone());
         let dial = cairn_hbone::TcpTls::new(
             move |destination| {
                 let terms = known.terms(destination.trust).ok_or("these TLS terms are not known")?;
@@ -112,7 +113,13 @@ impl Connector {
             tunnels: cairn_hbone::Pool::new(settings, dial),
             trust,
             originator,
+            names: sources.names.clone(),
         }
+    }
+
+    /// Where names are looked up.
+    pub fn names(&self) -> &Names {
+        &self.names
     }
 
     /// Tunnels and streams now.

@@ -4,6 +4,7 @@ mod balance;
 mod cluster;
 mod connect;
 pub mod connections;
+pub mod dns;
 mod endpoint;
 mod http;
 mod io;
@@ -12,8 +13,8 @@ mod transport;
 
 pub use balance::Picking;
 pub use cluster::{
-    Breakers, Cluster, ClusterSettings, ClusterState, Discovery, LbPolicy, NamedEndpoint, OriginalDestination, TcpKeepalive,
-    UpstreamProtocol,
+    Breakers, Cluster, ClusterSettings, ClusterState, Discovery, DnsTerms, LbPolicy, NamedEndpoint, OriginalDestination,
+    TcpKeepalive, UpstreamProtocol,
 };
 pub use connect::{ConnectError, Connected, Connector, ORIGINATE, Toward};
 pub use connections::Key;

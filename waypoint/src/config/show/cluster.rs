@@ -60,9 +60,9 @@ fn write_settings(out: &mut String, settings: &ClusterSettings) -> fmt::Result {
             Some(port) => format!("original destination, port {port}"),
             None => "original destination".to_owned(),
         },
-        Discovery::StrictDns => "DNS".to_owned(),
-        Discovery::LogicalDns => "DNS, first address".to_owned(),
-        Discovery::DynamicForwardProxy => "by host of the request".to_owned(),
+        Discovery::StrictDns(_) => "DNS".to_owned(),
+        Discovery::LogicalDns(_) => "DNS, first address".to_owned(),
+        Discovery::DynamicForwardProxy(_) => "by host of the request".to_owned(),
     };
     let protocol = match protocol {
         UpstreamProtocol::Http1 => "HTTP/1.1",

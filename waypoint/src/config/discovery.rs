@@ -1,0 +1,182 @@
+//! Endpoints that DNS finds (contract xds §5.4): names are looked up for as long as their cluster is published, and each answer swaps the
+//! cluster's endpoints, as EDS does.
+//!
+//! Every name has a task on the control runtime. An answer counts at once, whatever the other names are still waiting for; a name that
+//! cannot be looked up keeps the addresses that it had.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use parking_lot::Mutex;
+use tokio::task::AbortHandle;
+
+use super::{cluster::Compiled, endpoint::Assignment};
+use crate::upstream::{
+    ClusterState, Discovery, DnsTerms,
+    dns::{Answer, Names, pause},
+};
+
+/// A cluster whose names are looked up, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Discovering {
+    search: Arc<Search>,
+    tasks: Vec<AbortHandle>,
+}
+
+#[derive(Debug)]
+struct Search {
+    cluster: Arc<Compiled>,
+    assignment: Assignment,
+    state: Arc<ClusterState>,
+    names: Names,
+    terms: DnsTerms,
+    /// Only the first address counts.
+    first_only: bool,
+    found: Mutex<Found>,
+}
+
+#[derive(Debug, Default)]
+struct Found {
+    /// Nobody wants to know any more.
+    over: bool,
+    addresses: HashMap<String, Vec<IpAddr>>,
+    /// Names without any outcome so far.
+    pending: BTreeSet<String>,
+}
+
+// === impl Discovering ===
+
+impl Discovering {
+    /// Looks up the names of a cluster. `None` when it has none, or when there is nobody to ask: then it has its other endpoints.
+    pub(crate) fn start(
+        cluster: &Arc<Compiled>,
+        assignment: &Assignment,
+        state: &Arc<ClusterState>,
+        names: &Names,
+        before: Option<&Self>,
+    ) -> Option<Self> {
+        let (terms, first_only) = match &cluster.settings.discovery {
+            Discovery::StrictDns(terms) => (terms, false),
+            Discovery::LogicalDns(terms) => (terms, true),
+            _ => return None,
+        };
+        let hosts: BTreeSet<String> = assignment.names.iter().map(|name| name.host.to_string()).collect();
+        let runtime = names.runtime().filter(|_| !hosts.is_empty())?;
+        // What the version before has found serves until it is found again.
+        let mut addresses = before
+            .map(|before| before.search.found.lock().addresses.clone())
+            .unwrap_or_default();
+        addresses.retain(|host, _| hosts.contains(host));
+        let pending = hosts.iter().filter(|host| !addresses.contains_key(*host)).cloned().collect();
+        let search = Arc::new(Search {
+            cluster: cluster.clone(),
+            assignment: assignment.clone(),
+            state: state.clone(),
+            names: names.clone(),
+            terms: terms.clone(),
+            first_only,
+            found: Mutex::new(Found {
+                over: false,
+                addresses,
+                pending,
+            }),
+        });
+        let tasks = hosts
+            .into_iter()
+            .map(|host| runtime.spawn(search.clone().keep_fresh(host)).abort_handle())
+            .collect();
+        Some(Self { search, tasks })
+    }
+
+    /// Puts what is known now into the cluster's state.
+    pub(crate) fn swap(&self) {
+        self.search.swap(&mut self.search.found.lock());
+    }
+}
+
+impl Drop for Discovering {
+    fn drop(&mut self) {
+        self.search.found.lock().over = true;
+        self.tasks.iter().for_each(AbortHandle::abort);
+    }
+}
+
+// === impl Search ===
+
+impl Search {
+    async fn keep_fresh(self: Arc<Self>, host: String) {
+        let mut failures = 0;
+        loop {
+            let answer = self.names.look_up(&host, self.terms.family).await;
+            let cadence = &self.terms.cadence;
+            let length = match &answer {
+                Ok(answer) => {
+                    failures = 0;
+                    cadence.pause(Ok(answer), fastrand::u64(..))
+                }
+                Err(error) => {
+                    failures += 1;
+                    if failures == 1 {
+                        tracing::warn!(cluster = %self.cluster.facts.name, "{error}; what was known before stays in use");
+                    }
+                    cadence.pause(Err(failures), fastrand::u64(..))
+                }
+            };
+            if !self.take(&host, answer.ok()) {
+                return;
+            }
+            pause(length).await;
+        }
+    }
+
+    /// Takes an outcome over; `false` when nobody wants to know it.
+    fn take(&self, host: &str, answer: Option<Answer>) -> bool {
+        let mut found = self.found.lock();
+        if found.over {
+            return false;
+        }
+        let was_pending = found.pending.remove(host);
+        let changed = answer.is_some_and(|answer| {
+            let mut addresses = answer.addresses;
+            if self.first_only {
+                addresses.truncate(1);
+            } else {
+                // The order of an answer says nothing here, and changes at each look.
+                addresses.sort_unstable();
+                addresses.dedup();
+            }
+            found.addresses.get(host) != Some(&addresses) && {
+                found.addresses.insert(host.to_owned(), addresses);
+                true
+            }
+        });
+        if changed || was_pending {
+            self.swap(&mut found);
+        }
+        true
+    }
+
+    /// With `found` locked, so that sets are swapped in the order in which they were found.
+    fn swap(&self, found: &mut Found) {
+        let previous = self.state.endpoints.load_full();
+        let addresses: BTreeMap<&str, &[IpAddr]> = found
+            .addresses
+            .iter()
+            .map(|(host, addresses)| (host.as_str(), addresses.as_slice()))
+            .collect();
+        let mut endpoints = self.assignment.endpoints(
+            &self.cluster.facts.name,
+            &self.cluster.matched,
+            &previous,
+            |host| addresses.get(host).copied().unwrap_or_default(),
+            // Told when the cluster was published.
+            &mut Vec::new(),
+        );
+        endpoints.known = found.pending.is_empty();
+        self.state.endpoints.store(Arc::new(endpoints));
+        self.state.found.notify_waiters();
+    }
+}
