@@ -53,7 +53,7 @@ pub struct RequestHead {
 }
 
 /// Who the parties of an inner connection are; the same for all its requests.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Connection {
     /// Counts inner connections of this process.
     pub id: u64,

@@ -7,7 +7,13 @@ use std::sync::Arc;
 
 use cairn_filters::{Filter, FilterChain};
 use cairn_proto::envoy::extensions::filters::{
-    http::{cors::v3::Cors, fault::v3::HttpFault, grpc_stats::v3::FilterConfig as GrpcStats, router::v3::Router},
+    http::{
+        cors::v3::Cors,
+        dynamic_forward_proxy::v3::{FilterConfig as ForwardProxy, filter_config::ImplementationSpecifier},
+        fault::v3::HttpFault,
+        grpc_stats::v3::FilterConfig as GrpcStats,
+        router::v3::Router,
+    },
     network::http_connection_manager::v3::{HttpFilter, http_filter::ConfigType},
 };
 use prost_types::{Struct, value::Kind};
@@ -118,6 +124,19 @@ fn compile_filter(
             }
             "envoy.extensions.filters.http.cors.v3.Cors" => {
                 let Cors {} = unpack(any, Unknown::Refuses, notes)?;
+            }
+            "envoy.extensions.filters.http.dynamic_forward_proxy.v3.FilterConfig" => {
+                // It looks hosts up for clusters that go by them, which do so themselves; the cache is that of the cluster.
+                let ForwardProxy {
+                    save_upstream_address,
+                    allow_dynamic_host_from_filter_state,
+                    implementation_specifier,
+                } = unpack(any, Unknown::Refuses, notes)?;
+                unneeded!(save_upstream_address);
+                refuse_set!(notes, allow_dynamic_host_from_filter_state);
+                if let Some(ImplementationSpecifier::SubClusterConfig(_)) = implementation_specifier {
+                    notes.refuse("sub_cluster_config", "is not supported");
+                }
             }
             "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation" => {
                 let filter = header_mutation::compile(unpack(any, Unknown::Refuses, notes)?, notes)?;

@@ -27,7 +27,11 @@ use super::{
 };
 use crate::{
     body::RequestBody,
-    upstream::{Answer, Attempt, AttemptError, Cluster, ConnectError, Key, Picking, Purpose},
+    upstream::{
+        Answer, Attempt, AttemptError, Cluster, ConnectError, Discovery, Endpoint, Key, Picking, Purpose,
+        dns::{HostCacheTerms, Names},
+        host_and_port,
+    },
 };
 
 /// Other endpoints that are tried for a request of which nothing was sent (DIFFERENCES.md 5).
@@ -142,8 +146,13 @@ struct Attempts<'c> {
 impl Attempts<'_> {
     /// Makes the next attempt.
     async fn next(&mut self, journey: &mut Journey<'_>, cluster: &Arc<Cluster>) -> Result<(Answer, Leased), Box<Failure>> {
-        let Some(endpoint) = self.picking.next(fastrand::u64(..)) else {
-            return Err(Box::new(nobody()));
+        let endpoint = match &cluster.settings.discovery {
+            Discovery::DynamicForwardProxy(terms) => {
+                let authority = journey.tail.exchange.request.as_ref().map(|head| head.authority.clone());
+                let names = journey.tail.inner.proxy.connector.names().clone();
+                Box::pin(by_host(names, authority, cluster, terms)).await?
+            }
+            _ => self.picking.next(fastrand::u64(..)).ok_or_else(|| Box::new(nobody()))?,
         };
         let tail = &mut journey.tail;
         let original = request::original(&tail.inner);
@@ -364,6 +373,35 @@ fn fail(mut journey: Journey<'_>, found: Found<'_>, failure: Failure, attempts: 
         StatusCode::SERVICE_UNAVAILABLE
     };
     journey.reply_by_route(LocalReply::new(status, failure.flags, details, body), found)
+}
+
+/// The endpoint that the request's host names, once it is looked up.
+async fn by_host(
+    names: Names,
+    authority: Option<HeaderValue>,
+    cluster: &Cluster,
+    terms: &HostCacheTerms,
+) -> Result<Arc<Endpoint>, Box<Failure>> {
+    let Some((host, port)) = authority.as_ref().and_then(|authority| host_and_port(authority.as_bytes())) else {
+        return Err(Box::new(nobody()));
+    };
+    let found = cluster
+        .state
+        .hosts
+        .endpoint(&names, terms, host, port.unwrap_or(terms.port))
+        .await;
+    found.map_err(|error| {
+        let reply = LocalReply::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            ResponseFlags::DNS_RESOLUTION_FAILED,
+            error.to_string(),
+            "DNS resolution failure",
+        );
+        Box::new(Failure {
+            reply: Some(reply),
+            ..nobody()
+        })
+    })
 }
 
 fn nobody() -> Failure {

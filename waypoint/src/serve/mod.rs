@@ -17,6 +17,7 @@ pub mod listener;
 mod reply;
 mod request;
 mod response;
+mod server_name;
 mod tcp;
 mod tunnel;
 mod upgrade;

@@ -26,7 +26,7 @@ use super::{Inner, detect::FirstBytes, tunnel};
 use crate::{
     proxy::under,
     snapshot::{Chain, ChainKind, Serves, Snapshot, TcpChain, matcher::Spoken},
-    upstream::{ConnectError, Endpoint, Picking, Purpose, Toward, UpstreamIo},
+    upstream::{Cluster, ConnectError, Discovery, Endpoint, Picking, Purpose, Toward, UpstreamIo},
 };
 
 /// Endpoints that are tried for one connection: of which no byte was sent, so that another try harms nobody.
@@ -92,6 +92,8 @@ pub async fn whoever_speaks_first(
     let as_bytes = Arc::new(inner.also_speaking(Spoken::Other));
     let (snapshot, serves) = as_bytes.serves();
     let mut passage = match serves {
+        // Nobody can be connected before its name is known.
+        Serves::Tcp(chain) if chain.reads_server_name() => None,
         Serves::Tcp(chain) => match Passage::open(&as_bytes, &snapshot, &chain, Tells::Nothing).await {
             Ok(passage) => Some(passage),
             Err(refused) => {
@@ -237,8 +239,17 @@ impl Passage {
         let mut last = None;
         // All tries together take no longer than one may: a client that waits for its connection is not kept for three timeouts.
         let deadline = clock::now() + cluster.settings.connect_timeout;
+        let named = match by_server_name(inner, tcp, cluster).await {
+            Named::Nothing => None,
+            Named::At(endpoint) => Some(endpoint),
+            Named::Refused(flags, why) => return Err(refused(exchange, flags, why)),
+        };
         while exchange.attempts < MAX_TRIES && clock::now() < deadline {
-            let Some(endpoint) = picking.next(fastrand::u64(..)) else {
+            let next = match &named {
+                Some(endpoint) => (exchange.attempts == 0).then(|| endpoint.clone()),
+                None => picking.next(fastrand::u64(..)),
+            };
+            let Some(endpoint) = next else {
                 break;
             };
             exchange.attempts += 1;
@@ -411,6 +422,44 @@ impl Passage {
 impl Drop for Passage {
     fn drop(&mut self) {
         self.endpoint.state.active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Where a server name leads.
+enum Named {
+    /// The cluster does not go by names.
+    Nothing,
+    /// There.
+    At(Arc<Endpoint>),
+    /// Nowhere, and why.
+    Refused(ResponseFlags, String),
+}
+
+/// The endpoint that the client's server name asks for, in a cluster that goes by names. A name that the service does not cover leads
+/// nowhere (conformance/DIFFERENCES.md).
+async fn by_server_name(inner: &Inner, tcp: &TcpChain, cluster: &Cluster) -> Named {
+    let Discovery::DynamicForwardProxy(terms) = &cluster.settings.discovery else {
+        return Named::Nothing;
+    };
+    let (Some(name), Some(port)) = (&inner.connection.requested_server_name, tcp.server_name.forward_to) else {
+        let why = format!("{} goes by server names, and the client has named none", cluster.name());
+        return Named::Refused(ResponseFlags::NO_HEALTHY_UPSTREAM, why);
+    };
+    let service = cluster.facts.service.as_ref();
+    if let Some(domain) = service.and_then(|service| service.host.strip_prefix('*'))
+        && !name.ends_with(&domain.to_ascii_lowercase())
+    {
+        let why = format!("the server name {name} is not one of *{domain}");
+        return Named::Refused(ResponseFlags::NO_HEALTHY_UPSTREAM, why);
+    }
+    let found = cluster
+        .state
+        .hosts
+        .endpoint(inner.proxy.connector.names(), terms, name, port)
+        .await;
+    match found {
+        Ok(endpoint) => Named::At(endpoint),
+        Err(error) => Named::Refused(ResponseFlags::DNS_RESOLUTION_FAILED, error.to_string()),
     }
 }
 

@@ -10,7 +10,7 @@ mod table;
 
 use std::{net::SocketAddr, sync::Arc};
 
-pub use chain::{Chain, ChainKind, HttpChain, HttpSettings, Refusal, TcpChain};
+pub use chain::{Chain, ChainKind, HttpChain, HttpSettings, Refusal, ServerNameUse, TcpChain};
 pub use table::Table;
 
 use crate::{upstream::Cluster, workloads::Workloads};

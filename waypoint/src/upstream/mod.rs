@@ -23,4 +23,5 @@ pub use http::{Answer, Attempt, AttemptError, InformationalRelay, Lease};
 pub use io::UpstreamIo;
 pub(crate) use proxy_protocol::MAX_VALUES as MAX_PROXY_VALUES;
 pub use proxy_protocol::ProxyHeader;
+pub(crate) use transport::host_and_port;
 pub use transport::{NamesByHost, Purpose, TransportTerms};

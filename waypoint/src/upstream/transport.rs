@@ -81,15 +81,22 @@ impl Purpose {
 
 /// The host of an authority, without port, and whether it is an address.
 fn host(authority: &[u8]) -> Option<(&str, bool)> {
+    let (host, _) = host_and_port(authority)?;
+    Some((host, host.parse::<std::net::IpAddr>().is_ok()))
+}
+
+/// The host of an authority, and its port where it has one.
+pub(crate) fn host_and_port(authority: &[u8]) -> Option<(&str, Option<u16>)> {
     let authority = std::str::from_utf8(authority).ok()?;
     if let Some(rest) = authority.strip_prefix('[') {
-        return Some((rest.split_once(']')?.0, true));
+        let (host, port) = rest.split_once(']')?;
+        return Some((host, port.strip_prefix(':').and_then(|port| port.parse().ok())));
     }
-    let host = match authority.rsplit_once(':') {
-        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
-        _ => authority,
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) => (host, Some(port.parse().ok()?)),
+        None => (authority, None),
     };
-    (!host.is_empty()).then(|| (host, host.parse::<std::net::IpAddr>().is_ok()))
+    (!host.is_empty()).then_some((host, port))
 }
 
 /// Puts onto a byte stream what the terms say. `speak` is the application protocol that is going to be spoken.

@@ -664,6 +664,7 @@ fn tcp_chain(name: &Arc<str>, port: u16) -> Chain {
         access_logs: Default::default(),
         metrics: Some(Duration::from_secs(5)),
         rbac: Default::default(),
+        server_name: Default::default(),
     };
     Chain {
         name: name.clone(),
