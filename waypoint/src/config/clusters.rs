@@ -16,6 +16,7 @@ use super::{
     compiler::Resource,
     discovery::Discovering,
     endpoint::{self, Assignment},
+    listener::TunnelListener,
     report::{ResourceError, Unsupported},
     state::StateStore,
 };
@@ -35,8 +36,8 @@ pub(crate) struct Clusters {
     waiting: BTreeSet<Arc<str>>,
     /// Clusters that istiod has removed and a chain may still name.
     gone: BTreeSet<Arc<str>>,
-    /// Tunnels that are refused, by cluster, for what a listener says.
-    tunnel_refusals: BTreeMap<String, String>,
+    /// What listeners say of tunnels, by cluster.
+    tunnels: BTreeMap<String, TunnelListener>,
     states: StateStore,
     /// Looks names up.
     names: Names,
@@ -252,7 +253,9 @@ impl Clusters {
         let active = self.entries.get(name)?.active.as_ref()?;
         let mut settings = active.settings.clone();
         let mut transport_hash = active.transport_hash;
-        if let Some(reason) = self.tunnel_refusals.get(&**name) {
+        let said = self.tunnels.get(&**name);
+        settings.tunnel_headers = said.map(|said| said.headers.clone()).unwrap_or_default();
+        if let Some(reason) = said.and_then(|said| said.refusal.as_ref()) {
             // Connections that were made before are not used either.
             transport_hash = !transport_hash;
             settings.transport = TransportTerms::Unsupported(reason.as_str().into());
@@ -266,13 +269,13 @@ impl Clusters {
         })
     }
 
-    /// Refuses tunnels, by cluster, for what listeners say; `true` when that is news.
-    pub(crate) fn refuse_tunnels(&mut self, refusals: BTreeMap<String, String>) -> bool {
-        if refusals == self.tunnel_refusals {
+    /// Opens tunnels, or refuses them, as listeners say of each cluster; `true` when that is news.
+    pub(crate) fn open_tunnels_as(&mut self, tunnels: BTreeMap<String, TunnelListener>) -> bool {
+        if tunnels == self.tunnels {
             return false;
         }
-        let touched: Vec<_> = refusals.keys().chain(self.tunnel_refusals.keys()).cloned().collect();
-        self.tunnel_refusals = refusals;
+        let touched: Vec<_> = tunnels.keys().chain(self.tunnels.keys()).cloned().collect();
+        self.tunnels = tunnels;
         for name in touched {
             if let Some((name, _)) = self.entries.get_key_value(name.as_str()) {
                 self.waiting.insert(name.clone());

@@ -252,7 +252,7 @@ impl Compiler {
     /// Publishes what need not wait any longer, as one new version.
     fn settle(&mut self) -> Option<u64> {
         let mut any = false;
-        self.clusters.refuse_tunnels(self.listeners.tunnel_refusals());
+        self.clusters.open_tunnels_as(self.listeners.tunnels());
         any |= self.clusters.settle(&mut self.snapshot.clusters);
         let Snapshot {
             version: _,

@@ -180,3 +180,140 @@ impl Search {
         self.state.found.notify_waiters();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{path::PathBuf, time::Duration};
+
+    use arc_swap::ArcSwap;
+
+    use crate::{
+        config::{Compiler, compiler::Sources, load},
+        snapshot::Snapshot,
+        upstream::{Cluster, dns::testing::Server},
+        workloads::Workloads,
+    };
+
+    use super::*;
+
+    const NAMED: &str = "inbound-vip|80|http|named.example.com";
+    const ROUND_ROBIN: &str = "inbound-vip|80|http|rr.example.com";
+    const STRICT: &str = "inbound-vip|80|http|strict.example.com";
+
+    /// istiod's own messages, with names looked up at this server.
+    fn compiled(server: &Server) -> (Compiler, Arc<ArcSwap<Snapshot>>) {
+        let capture = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+            .join("../conformance/fixtures/xds/istio-1.31.0-20260827/18-serviceentry-dns");
+        let workloads = Arc::new(Workloads::new(String::new()));
+        let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::empty(workloads.clone())));
+        let sources = Sources {
+            names: server.names(),
+            ..Sources::default()
+        };
+        let mut compiler = Compiler::new(workloads, snapshot.clone(), None).feeding(sources);
+        for answer in load::load(&capture).unwrap() {
+            let applied = compiler.apply(&answer.type_url, answer.resources, answer.removed);
+            assert_eq!(applied.nack(), None);
+        }
+        (compiler, snapshot)
+    }
+
+    fn cluster(snapshot: &ArcSwap<Snapshot>, name: &str) -> Arc<Cluster> {
+        snapshot.load().clusters.get(name).unwrap().clone()
+    }
+
+    fn endpoints(cluster: &Cluster) -> Vec<(String, u32)> {
+        let set = cluster.state.endpoints.load();
+        set.iter()
+            .map(|endpoint| (endpoint.display.to_string(), endpoint.weight))
+            .collect()
+    }
+
+    async fn until(cluster: &Cluster, expected: &[(&str, u32)]) {
+        let expected: Vec<_> = expected
+            .iter()
+            .map(|(display, weight)| ((*display).to_owned(), *weight))
+            .collect();
+        let wait = async {
+            loop {
+                let found = cluster.state.found.notified();
+                tokio::pin!(found);
+                found.as_mut().enable();
+                if endpoints(cluster) == expected {
+                    return;
+                }
+                found.await;
+            }
+        };
+        if tokio::time::timeout(Duration::from_secs(20), wait).await.is_err() {
+            panic!("{expected:?} were expected, found {:?}", endpoints(cluster));
+        }
+    }
+
+    #[tokio::test]
+    async fn every_address_is_an_endpoint_with_the_weight_of_its_name() {
+        let server = Server::start().await;
+        server.set("a.backend.example.com", &["198.51.100.30"], 1);
+        server.set("b.backend.example.com", &["198.51.100.32", "198.51.100.31"], 1);
+        server.set("rr.example.com", &["198.51.100.20", "198.51.100.21"], 1);
+        server.set("strict.example.com", &["198.51.100.10"], 1);
+        let (_compiler, snapshot) = compiled(&server);
+        let named = cluster(&snapshot, NAMED);
+        named.resolved().await;
+        until(
+            &named,
+            &[
+                ("198.51.100.30:8080", 2),
+                ("198.51.100.31:8081", 1),
+                ("198.51.100.32:8081", 1),
+            ],
+        )
+        .await;
+        until(&cluster(&snapshot, ROUND_ROBIN), &[("198.51.100.20:80", 1)]).await;
+
+        // A changed answer is taken over, and an endpoint that stays keeps its state.
+        let strict = cluster(&snapshot, STRICT);
+        until(&strict, &[("198.51.100.10:443", 1)]).await;
+        let before = strict.state.endpoints.load().iter().next().unwrap().state.clone();
+        server.set("strict.example.com", &["198.51.100.10", "198.51.100.11"], 1);
+        until(&strict, &[("198.51.100.10:443", 1), ("198.51.100.11:443", 1)]).await;
+        assert!(Arc::ptr_eq(
+            &before,
+            &strict.state.endpoints.load().iter().next().unwrap().state
+        ));
+
+        // Servers that fail take nothing away; a name that has gone does.
+        server.break_down();
+        let asked = server.asked.lock().len();
+        let later = async {
+            while server.asked.lock().len() < asked + 6 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), later).await.unwrap();
+        assert_eq!(endpoints(&strict).len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_cluster_that_was_never_resolved_is_waited_for_and_one_that_is_gone_is_not_looked_up() {
+        let server = Server::start().await;
+        let (compiler, snapshot) = compiled(&server);
+        let strict = cluster(&snapshot, STRICT);
+        // There is no such name: that is an answer, and nobody waits any longer.
+        tokio::time::timeout(Duration::from_secs(10), strict.resolved())
+            .await
+            .unwrap();
+        assert_eq!(endpoints(&strict), []);
+        assert!(strict.state.endpoints.load().known);
+
+        // A search keeps its cluster's state alive: with the cluster it ends.
+        let state = Arc::downgrade(&strict.state);
+        drop((strict, compiler, snapshot));
+        let ended = async {
+            while state.strong_count() > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), ended).await.unwrap();
+    }
+}

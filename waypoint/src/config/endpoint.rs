@@ -267,11 +267,10 @@ fn behind(listener: &str, id: &str, metadata: Option<&Metadata>, notes: &mut Not
             };
             let target =
                 target.ok_or_else(|| notes.malformed("metadata.istio.double_hbone.hbone_target_address", "is missing"))?;
-            notes.refuse(
-                "endpoint.address",
-                format!("{target} behind the gateway {gateway} of another network is not reached yet; the endpoint is left out"),
-            );
-            Ok(None)
+            Ok(Some(Target::Double {
+                gateway,
+                service: target.into(),
+            }))
         }
         // Envoy's own plumbing: from the tunnel into the chains, and from the inner tunnel into the outer one.
         ("main_internal" | "outer_connect_originate", _) => Ok(None),

@@ -34,6 +34,7 @@ use cairn_proto::{
     },
     xds::r#type::matcher::v3::Matcher,
 };
+use http::{HeaderName, HeaderValue};
 
 use super::{
     any::{Typed, Unknown, decode, type_name, typed, unpack},
@@ -55,6 +56,15 @@ const ORIGINATE: [(&str, &str); 3] = [
         "%FILTER_STATE(istio.double_hbone.hbone_target_address:PLAIN)%",
     ),
 ];
+
+/// What a listener says of the tunnels that it opens.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct TunnelListener {
+    /// Why they are refused, if they are.
+    pub refusal: Option<String>,
+    /// Headers of their CONNECT.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+}
 
 /// What a listener says, its chains apart.
 #[derive(Debug, Default)]
@@ -396,7 +406,7 @@ pub(crate) fn is_originate(name: &str) -> bool {
 
 /// Checks a listener that opens tunnels against what we do: CONNECT to the endpoint's address, or, through another network's gateway,
 /// to the service. What is different is listed; then the tunnels of the cluster of this name are refused.
-pub(crate) fn originate(name: &str, bytes: &Bytes) -> Result<(Option<String>, Vec<Unsupported>), Malformed> {
+pub(crate) fn originate(name: &str, bytes: &Bytes) -> Result<(TunnelListener, Vec<Unsupported>), Malformed> {
     let mut notes = Notes::of(name);
     let notes = &mut notes;
     let Parts {
@@ -411,6 +421,7 @@ pub(crate) fn originate(name: &str, bytes: &Bytes) -> Result<(Option<String>, Ve
     }
     let [chain] = <[FilterChain; 1]>::try_from(chains)
         .map_err(|chains| notes.malformed("filter_chains", format!("there are {}, where one is expected", chains.len())))?;
+    let mut headers = Vec::new();
     for (index, filter) in chain.filters.into_iter().enumerate() {
         notes.at("filter_chains[0].filters", index, |notes| {
             let Filter {
@@ -423,7 +434,7 @@ pub(crate) fn originate(name: &str, bytes: &Bytes) -> Result<(Option<String>, Ve
             };
             match typed(&any, notes)? {
                 Typed::Message("envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy", any) => {
-                    check_tunnel(name, unpack(any, Unknown::Refuses, notes)?, notes);
+                    headers.extend(check_tunnel(name, unpack(any, Unknown::Refuses, notes)?, notes)?);
                 }
                 Typed::Message("envoy.extensions.filters.network.set_filter_state.v3.Config", any) => {
                     chain::set_filter_state(unpack(any, Unknown::Refuses, notes)?, notes);
@@ -436,11 +447,15 @@ pub(crate) fn originate(name: &str, bytes: &Bytes) -> Result<(Option<String>, Ve
             Ok(())
         })?;
     }
-    let refusal = notes.refusal();
-    Ok((refusal, std::mem::replace(notes, Notes::of(name)).into_list()))
+    let listener = TunnelListener {
+        refusal: notes.refusal(),
+        headers,
+    };
+    Ok((listener, std::mem::replace(notes, Notes::of(name)).into_list()))
 }
 
-fn check_tunnel(name: &str, proxy: TcpProxy, notes: &mut Notes) {
+/// The headers that tunnels of this listener are opened with.
+fn check_tunnel(name: &str, proxy: TcpProxy, notes: &mut Notes) -> Result<Vec<(HeaderName, HeaderValue)>, Malformed> {
     if proxy.cluster_specifier != Some(ClusterSpecifier::Cluster(name.to_owned())) {
         notes.refuse("cluster", format!("is not {name}"));
     }
@@ -458,7 +473,7 @@ fn check_tunnel(name: &str, proxy: TcpProxy, notes: &mut Notes) {
     }) = proxy.tunneling_config
     else {
         notes.refuse("tunneling_config", "is missing");
-        return;
+        return Ok(Vec::new());
     };
     unneeded!(
         propagate_response_headers,
@@ -473,6 +488,7 @@ fn check_tunnel(name: &str, proxy: TcpProxy, notes: &mut Notes) {
             format!("`{hostname}` is not what tunnels of {name} ask for"),
         );
     }
+    let mut headers = Vec::new();
     for HeaderValueOption {
         header,
         append,
@@ -481,13 +497,17 @@ fn check_tunnel(name: &str, proxy: TcpProxy, notes: &mut Notes) {
     } in headers_to_add
     {
         unneeded!(append, append_action, keep_empty_value);
-        match header.as_ref().map(|header| header.key.as_str()) {
-            Some("x-forwarded-network" | "x-istio-source") => {}
-            Some("baggage") => notes.ignore("tunneling_config.headers_to_add", "baggage is not sent yet"),
-            other => notes.refuse(
-                "tunneling_config.headers_to_add",
-                format!("header {} is not sent", other.unwrap_or_default()),
-            ),
+        let header = header.unwrap_or_default();
+        match header.key.as_str() {
+            "x-forwarded-network" | "x-istio-source" if !header.value.contains('%') => {
+                let bad = |what: String| notes.malformed("tunneling_config.headers_to_add", what);
+                let name = HeaderName::try_from(header.key).map_err(|error| bad(error.to_string()))?;
+                let value = HeaderValue::try_from(header.value).map_err(|error| bad(format!("{name}: {error}")))?;
+                headers.push((name, value));
+            }
+            "baggage" => notes.ignore("tunneling_config.headers_to_add", "baggage is not sent yet"),
+            other => notes.refuse("tunneling_config.headers_to_add", format!("header {other} is not sent")),
         }
     }
+    Ok(headers)
 }

@@ -171,7 +171,7 @@ impl Attempts<'_> {
             original,
             key: Key {
                 transport: cluster.transport_hash,
-                tunnel: journey.snapshot.tunnel_terms(),
+                tunnel: journey.snapshot.tunnel_terms(&endpoint.target),
                 principal: tail.exchange.connection.peer.clone(),
                 original: endpoint.target.address().is_none().then_some(original).flatten(),
                 purpose: Purpose::of(

@@ -10,6 +10,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use cairn_exchange::ClusterFacts;
+use http::{HeaderName, HeaderValue};
 use tokio::{sync::Notify, time::timeout};
 
 use super::{
@@ -131,6 +132,8 @@ pub struct ClusterSettings {
     pub breakers: Breakers,
     /// For tunnel clusters (`connect_originate`): whom we believe at the other end.
     pub tunnel: Option<cairn_identity::ClientTerms>,
+    /// Headers that they are opened with.
+    pub tunnel_headers: Vec<(HeaderName, HeaderValue)>,
     /// Probes of TCP connections; `None` leaves them to the system.
     pub tcp_keepalive: Option<TcpKeepalive>,
     /// Whether names of header fields keep their spelling on HTTP/1.1.
@@ -271,6 +274,7 @@ impl Default for ClusterSettings {
             http2_max_concurrent_streams: None,
             breakers: Breakers::default(),
             tunnel: None,
+            tunnel_headers: Vec::new(),
             tcp_keepalive: None,
             preserve_header_case: false,
             names: Vec::new(),

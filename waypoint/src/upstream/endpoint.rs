@@ -21,6 +21,13 @@ pub enum Target {
         /// Another place to send the tunnel to (endpoint metadata `waypoint`).
         gateway: Option<SocketAddr>,
     },
+    /// Through a tunnel inside of a tunnel to another network's gateway (`inner_connect_originate`).
+    Double {
+        /// The gateway.
+        gateway: SocketAddr,
+        /// The service that both tunnels ask for: `web.app.svc.cluster.local:80`.
+        service: Arc<str>,
+    },
     /// Plainly, by TCP.
     Plain(SocketAddr),
     /// Where the client wanted to go: by tunnel (`encap`) or plainly (original destination).
@@ -135,6 +142,7 @@ impl Target {
     pub fn address(&self) -> Option<SocketAddr> {
         match self {
             Target::Tunnel { address, .. } | Target::Plain(address) => Some(*address),
+            Target::Double { gateway, .. } => Some(*gateway),
             Target::Original { .. } => None,
         }
     }

@@ -16,7 +16,7 @@ pub use cluster::{
     Breakers, Cluster, ClusterSettings, ClusterState, Discovery, DnsTerms, LbPolicy, NamedEndpoint, OriginalDestination,
     TcpKeepalive, UpstreamProtocol,
 };
-pub use connect::{ConnectError, Connected, Connector, ORIGINATE, Toward};
+pub use connect::{ConnectError, Connected, Connector, INNER_ORIGINATE, ORIGINATE, OUTER_ORIGINATE, Toward};
 pub use connections::Key;
 pub use endpoint::{Endpoint, EndpointSet, EndpointState, Health, Locality, LocalityGroup, Priority, Spread, Target};
 pub use http::{Answer, Attempt, AttemptError, InformationalRelay, Lease};
