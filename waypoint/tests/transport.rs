@@ -19,13 +19,20 @@ use std::{
 
 use bytes::Bytes;
 use cairn_identity::{NameMatcher, NamePattern, OriginationTerms, TlsVersion};
+use cairn_policy::{
+    matcher::StringMatcher,
+    rbac::{Action, Condition, Filters, Policy, Rbac, Rules, Text},
+};
 use cairn_proto::envoy::{
     config::core::v3::{DataSource, data_source::Specifier},
     extensions::transport_sockets::tls::v3::{CertificateValidationContext, Secret, secret::Type},
 };
-use cairn_waypoint::upstream::{
-    ClusterSettings, Discovery, NamesByHost, ProxyHeader, TransportTerms,
-    dns::{Cadence, Family, HostCacheTerms},
+use cairn_waypoint::{
+    snapshot::TcpChain,
+    upstream::{
+        ClusterSettings, Discovery, NamesByHost, ProxyHeader, TransportTerms,
+        dns::{Cadence, Family, HostCacheTerms},
+    },
 };
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
@@ -33,9 +40,9 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use rcgen::{CertifiedKey, KeyPair};
 use rig::{App, Config, Rig, mirror, send, tunnels};
-use rustls::{ServerConfig, crypto::aws_lc_rs, pki_types::PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, crypto::aws_lc_rs, pki_types::PrivateKeyDer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 const WEB: &str = "10.96.1.10:80";
 const RAW: &str = "10.96.1.10:9000";
@@ -320,4 +327,56 @@ async fn a_request_goes_to_the_host_that_it_names() {
         assert_eq!((status, &body[..]), (StatusCode::OK, &b"there"[..]), "{host}");
     }
     server.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn policies_see_the_server_name_that_a_client_asks_for() {
+    let rig = Rig::start().await;
+    let app = Secure::new(&["good.example.com", "evil.example.com"]);
+    let pod = rig.pod(20, app.http()).await;
+    let denied = Policy {
+        permissions: vec![Condition::Text(Text::ServerName, StringMatcher::exact("evil.example.com"))],
+        principals: vec![Condition::Always],
+    };
+    let filter = Rbac {
+        rules: Some(Rules::new(Action::Deny, [("p".to_owned(), denied)].into())),
+        shadow: None,
+    };
+    let judged = |tcp: &mut TcpChain| {
+        tcp.rbac = Filters::from_iter([filter]);
+        tcp.server_name.judged = true;
+    };
+    rig.serve(Config::default().tcp_with(RAW, tunnels(&[pod.address]), judged, |_| {}))
+        .await;
+    let mut roots = RootCertStore::empty();
+    roots.add(app.certificate.cert.der().clone()).unwrap();
+    let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let connector = TlsConnector::from(Arc::new(config));
+    for (name, allowed) in [
+        ("good.example.com", true),
+        ("evil.example.com", false),
+        ("EVIL.example.com", false),
+    ] {
+        let stream = rig.open(RAW).await.unwrap().stream;
+        let shaken = connector.connect(name.try_into().unwrap(), stream).await;
+        assert_eq!(shaken.is_ok(), allowed, "{name}");
+    }
+    assert_eq!(
+        pod.connects.load(Ordering::Relaxed),
+        1,
+        "who is denied is never seen by the application"
+    );
+    // Bytes that are no TLS name nobody: the policy lets them pass, and they arrive as they were sent.
+    let mut plain = rig.open(RAW).await.unwrap().stream;
+    plain.write_all(b"plain\n").await.unwrap();
+    let arrived = async {
+        while pod.connects.load(Ordering::Relaxed) < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), arrived).await.unwrap();
 }

@@ -25,7 +25,9 @@ use super::{
     transport::MatchedTransports,
     value::{Place, place},
 };
-use crate::upstream::{Endpoint, EndpointSet, Health, Locality, LocalityGroup, NamedEndpoint, Target, TransportTerms};
+use crate::upstream::{
+    Endpoint, EndpointSet, EndpointState, Health, Locality, LocalityGroup, NamedEndpoint, Target, TransportTerms,
+};
 
 /// Highest priority that an assignment may have, as Envoy's validation says.
 const MAX_PRIORITY: u32 = 128;
@@ -61,6 +63,9 @@ struct Reached {
     /// What it asks of the transport.
     asks: BTreeMap<String, String>,
 }
+
+/// The state of an endpoint, with what was put onto its connections.
+type Known = (Option<Arc<TransportTerms>>, Arc<EndpointState>);
 
 /// Where an endpoint is.
 #[derive(Clone, Debug)]
@@ -327,10 +332,11 @@ impl Assignment {
         addresses: impl Fn(&str) -> &'a [IpAddr],
         unsupported: &mut Vec<Unsupported>,
     ) -> EndpointSet {
-        let mut states: HashMap<(Target, Option<Arc<TransportTerms>>), _> = previous
-            .iter()
-            .map(|endpoint| ((endpoint.target.clone(), endpoint.transport.clone()), endpoint.state.clone()))
-            .collect();
+        let mut states: HashMap<Target, Vec<Known>> = HashMap::new();
+        for endpoint in previous.iter() {
+            let known = (endpoint.transport.clone(), endpoint.state.clone());
+            states.entry(endpoint.target.clone()).or_default().push(known);
+        }
         let mut notes = Notes::of(cluster);
         let mut groups = Vec::with_capacity(self.groups.len());
         for group in &self.groups {
@@ -357,7 +363,15 @@ impl Assignment {
                 };
                 for (target, display) in targets {
                     // Connections that were made with something else on them are not this endpoint's.
-                    let state = states.entry((target.clone(), transport.clone())).or_default().clone();
+                    let known = states.entry(target.clone()).or_default();
+                    let state = match known.iter().find(|(with, _)| *with == transport) {
+                        Some((_, state)) => state.clone(),
+                        None => {
+                            let state = Arc::<EndpointState>::default();
+                            known.push((transport.clone(), state.clone()));
+                            state
+                        }
+                    };
                     endpoints.push(Arc::new(Endpoint {
                         target,
                         display,

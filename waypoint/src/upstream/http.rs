@@ -91,7 +91,8 @@ pub struct Answer {
     pub spelling: http::Extensions,
 }
 
-/// The connection of an exchange.
+/// The connection of an exchange. One that is lent is moved, and a box would be an allocation for each request.
+#[allow(clippy::large_enum_variant)]
 pub enum Lease {
     /// For this exchange alone; to be put back when both sides are done.
     Http1(Http1),

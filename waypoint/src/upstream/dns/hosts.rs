@@ -6,15 +6,20 @@
 //! there are too many: a client that invents names costs the others a look-up, not their memory.
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     net::SocketAddr,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use arc_swap::ArcSwapOption;
 use cairn_exchange::clock::{Instant, now};
-use parking_lot::Mutex;
+use parking_lot::RwLock;
+use smallvec::SmallVec;
 use tokio::{sync::Notify, time::timeout};
 
 use super::{Answer, Cadence, Family, Names, pause};
@@ -37,18 +42,24 @@ pub struct HostCacheTerms {
     pub port: u16,
 }
 
-/// Hosts by name and port.
+/// Hosts by name and port. Requests to hosts that are known share the lock.
 #[derive(Debug, Default)]
 pub struct HostCache {
-    hosts: Mutex<HashMap<(Arc<str>, u16), Arc<Host>>>,
+    hosts: RwLock<Hosts>,
 }
 
-/// One host.
+type Hosts = HashMap<Arc<str>, SmallVec<[Arc<Host>; 1]>>;
+
+/// One host at one port.
 #[derive(Debug)]
 struct Host {
+    name: Arc<str>,
+    port: u16,
     found: ArcSwapOption<Result<Arc<Endpoint>, HostError>>,
     first: Notify,
-    asked: Mutex<Instant>,
+    made: Instant,
+    /// When it was last asked for, in milliseconds after it was made.
+    asked: AtomicU64,
 }
 
 /// Why a host has no address, in Envoy's words.
@@ -87,35 +98,47 @@ impl HostCache {
     }
 
     fn entry(&self, names: &Names, terms: &HostCacheTerms, host: &str, port: u16) -> Arc<Host> {
-        let mut hosts = self.hosts.lock();
-        let key = (Arc::from(host.to_ascii_lowercase()), port);
-        if let Some(entry) = hosts.get(&key) {
-            *entry.asked.lock() = now();
-            return entry.clone();
+        let host = match host.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            true => Cow::Owned(host.to_ascii_lowercase()),
+            false => Cow::Borrowed(host),
+        };
+        let known = |hosts: &Hosts| {
+            let entry = hosts.get(&*host)?.iter().find(|entry| entry.port == port)?;
+            entry.asked.store(millis(entry.made), Ordering::Relaxed);
+            Some(entry.clone())
+        };
+        if let Some(entry) = known(&self.hosts.read()) {
+            return entry;
         }
-        let at = now();
-        if hosts.len() >= terms.max_hosts {
-            hosts.retain(|_, host| at.saturating_duration_since(*host.asked.lock()) < terms.host_ttl);
+        let mut hosts = self.hosts.write();
+        // Somebody else may have been first.
+        if let Some(entry) = known(&hosts) {
+            return entry;
         }
-        if hosts.len() >= terms.max_hosts
-            && let Some(oldest) = hosts
-                .iter()
-                .min_by_key(|(_, host)| *host.asked.lock())
-                .map(|(key, _)| key.clone())
-        {
-            hosts.remove(&oldest);
+        if count(&hosts) >= terms.max_hosts {
+            retain(&mut hosts, |entry| entry.unasked() < terms.host_ttl);
+        }
+        if count(&hosts) >= terms.max_hosts {
+            let oldest = hosts.values().flatten().max_by_key(|entry| entry.unasked()).cloned();
+            retain(&mut hosts, |entry| {
+                oldest.as_ref().is_none_or(|oldest| !Arc::ptr_eq(entry, oldest))
+            });
         }
         let entry = Arc::new(Host {
+            name: host.as_ref().into(),
+            port,
             found: ArcSwapOption::empty(),
             first: Notify::new(),
-            asked: Mutex::new(at),
+            made: now(),
+            asked: AtomicU64::new(0),
         });
-        hosts.insert(key.clone(), entry.clone());
+        hosts.entry(entry.name.clone()).or_default().push(entry.clone());
         drop(hosts);
         match names.runtime() {
             Some(runtime) => {
                 // The task ends with its entry, and the entry with the cache.
-                runtime.spawn(keep_fresh(Arc::downgrade(&entry), names.clone(), terms.clone(), key));
+                let (name, port) = (entry.name.clone(), entry.port);
+                runtime.spawn(keep_fresh(Arc::downgrade(&entry), names.clone(), terms.clone(), (name, port)));
             }
             None => entry
                 .found
@@ -126,10 +149,7 @@ impl HostCache {
 
     /// Forgets hosts that nobody asks for any more.
     pub fn sweep(&self, terms: &HostCacheTerms) {
-        let at = now();
-        self.hosts
-            .lock()
-            .retain(|_, host| at.saturating_duration_since(*host.asked.lock()) < terms.host_ttl);
+        retain(&mut self.hosts.write(), |entry| entry.unasked() < terms.host_ttl);
     }
 
     /// Endpoints that are known now.
@@ -140,8 +160,24 @@ impl HostCache {
                 .as_ref()
                 .and_then(|found| found.as_ref().as_ref().ok().cloned())
         };
-        self.hosts.lock().values().filter_map(known).collect()
+        self.hosts.read().values().flatten().filter_map(known).collect()
     }
+}
+
+fn count(hosts: &Hosts) -> usize {
+    hosts.values().map(SmallVec::len).sum()
+}
+
+fn retain(hosts: &mut Hosts, keep: impl Fn(&Arc<Host>) -> bool) {
+    hosts.retain(|_, ports| {
+        ports.retain(|entry| keep(entry));
+        !ports.is_empty()
+    });
+}
+
+/// Milliseconds since then.
+fn millis(since: Instant) -> u64 {
+    u64::try_from(now().saturating_duration_since(since).as_millis()).unwrap_or(u64::MAX)
 }
 
 async fn keep_fresh(entry: Weak<Host>, names: Names, terms: HostCacheTerms, (host, port): (Arc<str>, u16)) {
@@ -172,6 +208,11 @@ async fn keep_fresh(entry: Weak<Host>, names: Names, terms: HostCacheTerms, (hos
 }
 
 impl Host {
+    /// How long nobody has asked for it.
+    fn unasked(&self) -> Duration {
+        Duration::from_millis(millis(self.made).saturating_sub(self.asked.load(Ordering::Relaxed)))
+    }
+
     fn take(&self, answer: &Answer, port: u16) {
         let found = match answer.addresses.first() {
             None => Err(HostError(answer.empty.unwrap_or("cares_norecords"))),
@@ -243,9 +284,13 @@ mod tests {
         for (number, host) in ["a.test", "b.test", "c.test", "d.test"].iter().enumerate() {
             server.set(host, &[&format!("10.0.0.{number}")], 60);
             cache.endpoint(&names, &terms, host, 80).await.unwrap();
-            assert!(cache.hosts.lock().len() <= 2);
+            assert!(count(&cache.hosts.read()) <= 2);
+            // The next one is asked for later than this one.
+            tokio::time::pause();
+            tokio::time::advance(Duration::from_secs(1)).await;
+            tokio::time::resume();
         }
-        let left: Vec<_> = cache.hosts.lock().keys().map(|(host, _)| host.to_string()).collect();
+        let left: Vec<_> = cache.hosts.read().keys().map(ToString::to_string).collect();
         assert!(
             left.contains(&"d.test".to_owned()) && !left.contains(&"a.test".to_owned()),
             "{left:?}"
