@@ -102,7 +102,13 @@ pub enum Absent {
 impl Template {
     /// Compiles a format string.
     pub fn parse(text: &str) -> Result<Self, FormatError> {
-        parse::template(text).map(|parts| Self { parts })
+        parse::template(text, parse::Unknown::Refused).map(|parts| Self { parts })
+    }
+
+    /// Compiles the format string of a log. Formatters add operators to Envoy, and versions do: one that has no name here is accepted
+    /// as an absent value, and [`Template::unrecorded`] names it. What is wrong in itself is refused as ever.
+    pub fn parse_log(text: &str) -> Result<Self, FormatError> {
+        parse::template(text, parse::Unknown::Absent).map(|parts| Self { parts })
     }
 
     /// Appends the text to `out`; absent values are `-`.

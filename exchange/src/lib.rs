@@ -3,13 +3,17 @@
 //! Nothing here opens a socket, waits, or knows where configuration comes from.
 
 pub mod clock;
+mod filter_state;
 mod flags;
 pub mod format;
+mod metadata;
 mod record;
 mod spiffe;
 mod workload;
 
+pub use filter_state::FilterState;
 pub use flags::ResponseFlags;
+pub use metadata::DynamicMetadata;
 pub use record::{
     ClusterFacts, Connection, Counts, Exchange, Moments, Protocol, RequestHead, Scheme, Service, ShadowDecision, Upstream,
     is_grpc_content_type,

@@ -12,7 +12,7 @@ use std::{
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, uri::PathAndQuery};
 
-use crate::{ResponseFlags, SpiffeId, clock::Instant, workload::Workload};
+use crate::{DynamicMetadata, FilterState, ResponseFlags, SpiffeId, clock::Instant, workload::Workload};
 
 /// What is spoken inside a tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -178,6 +178,10 @@ pub struct Exchange {
     pub chain: Arc<str>,
     /// Name of the chosen route.
     pub route: Option<Arc<str>>,
+    /// Objects that filters have put.
+    pub filter_state: FilterState,
+    /// A filter has changed what routes look at, and asks for the route to be chosen again.
+    pub reroute: bool,
     /// The chosen cluster.
     pub cluster: Option<Arc<ClusterFacts>>,
     /// The endpoint of the last attempt.
@@ -202,6 +206,8 @@ pub struct Exchange {
     pub transport_failure: Option<Cow<'static, str>>,
     /// What rules that are only tried out would have done, in their order.
     pub shadow: Vec<ShadowDecision>,
+    /// What filters have noted.
+    pub metadata: DynamicMetadata,
     /// Whether an AUDIT policy matched: `access_log_hint`.
     pub audited: bool,
     /// Bytes and messages.
@@ -244,6 +250,8 @@ impl Exchange {
             request: None,
             chain,
             route: None,
+            filter_state: FilterState::default(),
+            reroute: false,
             cluster: None,
             upstream: None,
             upstream_protocol: None,
@@ -256,6 +264,7 @@ impl Exchange {
             termination_details: None,
             transport_failure: None,
             shadow: Vec::new(),
+            metadata: DynamicMetadata::default(),
             audited: false,
             counts: Counts::default(),
             moments: Moments::default(),

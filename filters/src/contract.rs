@@ -3,13 +3,15 @@
 //! For a request the filters are called in order, `decode_head`, then body and trailers; for its answer in reverse order,
 //! `encode_head`, body, trailers. A filter that replies ends the way inward: the reply passes the encode side of the filters that ran,
 //! its own among them, as an answer from upstream would, and of no others. A filter says once, when it is compiled, what it needs of bodies; a chain whose filters
-//! need nothing streams bodies without calling anybody.
+//! need nothing streams bodies without calling anybody. What the chosen route says of a filter is in [`Scope`].
 
 use std::{any::Any, borrow::Cow, fmt, future::Future, pin::Pin};
 
 use bytes::Bytes;
 use cairn_exchange::{Exchange, ResponseFlags};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+
+use crate::on_route::Scope;
 
 /// What a filter needs of a body.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,6 +65,8 @@ pub struct LocalReply {
     pub body: Bytes,
     /// A gRPC status that differs from the status's equivalent.
     pub grpc_status: Option<u32>,
+    /// It goes out as it is, to gRPC callers too.
+    pub as_it_is: bool,
 }
 
 /// The head of an answer.
@@ -80,8 +84,16 @@ pub enum Slot {
     /// Nothing.
     #[default]
     Empty,
+    /// The filter is turned off for this request.
+    Off,
     /// The counters of `grpc_stats`.
     GrpcStats(crate::grpc_stats::Counters),
+    /// The faults of a request.
+    Fault(crate::fault::Injected),
+    /// What the answer to an allowed origin carries.
+    Cors(Box<cairn_policy::cors::Allowed>),
+    /// Mutations that stand on the route.
+    HeaderMutation(Box<crate::header_mutation::Levels>),
     /// Whatever a [`HttpFilter`] put there.
     Other(Box<dyn Any + Send>),
 }
@@ -97,12 +109,25 @@ pub trait HttpFilter: fmt::Debug + Send + Sync {
     }
 
     /// The request's head is there.
-    fn decode_head(&self, _slot: &mut Slot, _exchange: &mut Exchange) -> Verdict {
+    fn decode_head(&self, _slot: &mut Slot, _exchange: &mut Exchange, _scope: &Scope<'_>) -> Verdict {
         Verdict::Continue
+    }
+
+    /// Whether it watches the body of this request ([`BodyNeed::Observe`]).
+    fn watches(&self, _slot: &Slot) -> bool {
+        self.needs().request == BodyNeed::Observe
     }
 
     /// A piece of the request's body passes ([`BodyNeed::Observe`]).
     fn decode_data(&self, _slot: &mut Slot, _data: &mut Bytes, _end: bool) {}
+
+    /// Whether it wants the whole body of this request, and how much of it at most; asked after `decode_head`.
+    fn whole_body(&self, _slot: &Slot) -> Option<usize> {
+        match self.needs().request {
+            BodyNeed::Whole { limit } => Some(limit),
+            BodyNeed::Nothing | BodyNeed::Observe => None,
+        }
+    }
 
     /// All of the request's body is there ([`BodyNeed::Whole`]).
     fn decode_body(&self, _slot: &mut Slot, _exchange: &mut Exchange, _body: &mut Bytes) -> Verdict {
@@ -118,8 +143,10 @@ pub trait HttpFilter: fmt::Debug + Send + Sync {
     /// A piece of the answer's body passes.
     fn encode_data(&self, _slot: &mut Slot, _data: &mut Bytes, _end: bool) {}
 
-    /// The answer's trailers.
-    fn encode_trailers(&self, _slot: &mut Slot, _trailers: &mut HeaderMap) {}
+    /// The answer's trailers; what is returned goes out as the end of the body in their place.
+    fn encode_trailers(&self, _slot: &mut Slot, _trailers: &mut HeaderMap) -> Option<Bytes> {
+        None
+    }
 
     /// The exchange is over: what the slot knows goes into the record.
     fn finish(&self, _slot: &mut Slot, _exchange: &mut Exchange) {}
@@ -137,6 +164,7 @@ impl LocalReply {
             headers: Vec::new(),
             body: body.into(),
             grpc_status: None,
+            as_it_is: false,
         }
     }
 
@@ -162,7 +190,11 @@ impl fmt::Debug for Slot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Slot::Empty => "Empty",
+            Slot::Off => "Off",
             Slot::GrpcStats(_) => "GrpcStats",
+            Slot::Fault(_) => "Fault",
+            Slot::Cors(_) => "Cors",
+            Slot::HeaderMutation(_) => "HeaderMutation",
             Slot::Other(_) => "Other",
         })
     }

@@ -7,10 +7,18 @@ use cairn_exchange::{Exchange, ResponseFlags};
 use cairn_policy::rbac::{Denied, Rbac};
 use http::StatusCode;
 
-use crate::contract::{LocalReply, Verdict};
+use crate::{
+    contract::{LocalReply, Verdict},
+    on_route::{RouteConfig, Scope},
+};
 
-/// The request's head is there: decides.
-pub fn decode_head(rbac: &Rbac, exchange: &mut Exchange) -> Verdict {
+/// The request's head is there: decides, by the route's own rules where it has any.
+pub fn decode_head(rbac: &Rbac, exchange: &mut Exchange, scope: &Scope<'_>) -> Verdict {
+    let rbac = match scope.config() {
+        Some(RouteConfig::Rbac(None)) => return Verdict::Continue,
+        Some(RouteConfig::Rbac(Some(other))) => other,
+        _ => rbac,
+    };
     match rbac.check(exchange) {
         Ok(()) => Verdict::Continue,
         Err(denied) => Verdict::Reply(reply(&denied)),
@@ -33,7 +41,7 @@ mod tests {
     use http::{HeaderMap, HeaderValue, Method, uri::PathAndQuery};
 
     use super::*;
-    use crate::{Filter, FilterChain, Run};
+    use crate::{Filter, FilterChain, NoServices, OnRoute, Run};
 
     fn exchange(path: &'static str) -> Exchange {
         let connection = Connection {
@@ -96,7 +104,7 @@ mod tests {
             (vec![Filter::Rbac(Arc::default())], "/", None),
         ] {
             let chain = FilterChain::new(filters);
-            let verdict = chain.decode_head(&mut Run::default(), &mut exchange(path));
+            let verdict = chain.decode_head(&mut Run::default(), &mut exchange(path), &OnRoute::NONE, &NoServices);
             match (verdict, details) {
                 (Verdict::Continue, None) => {}
                 (Verdict::Reply(reply), Some(details)) => {
@@ -127,7 +135,7 @@ mod tests {
         ]);
         let mut exchange = exchange("/");
         assert!(matches!(
-            chain.decode_head(&mut Run::default(), &mut exchange),
+            chain.decode_head(&mut Run::default(), &mut exchange, &OnRoute::NONE, &NoServices),
             Verdict::Continue
         ));
         assert_eq!(

@@ -16,13 +16,17 @@ use std::{
 use arc_swap::{ArcSwap, ArcSwapOption};
 use cairn_exchange::SpiffeId;
 use parking_lot::Mutex;
-use rustls::{ClientConfig, ServerConfig, pki_types::CertificateRevocationListDer};
+use rustls::{
+    ClientConfig, ServerConfig,
+    pki_types::{CertificateDer, CertificateRevocationListDer},
+};
 use tokio::{sync::watch, task::JoinSet};
 
 use crate::{
     ca::{self, CaSettings},
+    compliance::Compliance,
     config::{self, ConfigError},
-    credentials::Credentials,
+    credentials::{self, Credentials, CredentialsError},
     files, peer, revocation,
     rotation::{self, Renewal},
     sds,
@@ -66,6 +70,8 @@ pub struct Options {
     /// How often files are looked at. Polling by content sees every way that files are exchanged, Kubernetes' swap of a
     /// symbolic link to the whole directory included.
     pub file_poll: Duration,
+    /// What is allowed of TLS, whatever terms say.
+    pub compliance: Compliance,
     /// The time of day.
     pub wall: WallClock,
 }
@@ -94,7 +100,9 @@ pub struct Status {
     pub next_renewal: Option<SystemTime>,
     /// How many certificates the trust bundle has.
     pub roots: usize,
-    /// How often credentials or revocation lists have changed; 0 before the first.
+    /// How many roots are believed beside it.
+    pub anchors: usize,
+    /// How often credentials, trust anchors or revocation lists have changed; 0 before the first.
     pub generation: u64,
     /// Why the last attempt failed; `None` after a success.
     pub last_error: Option<String>,
@@ -131,6 +139,7 @@ pub(crate) struct Shared {
     generation: watch::Sender<u64>,
     parts: Mutex<Parts>,
     status: Mutex<Status>,
+    compliance: Compliance,
     wall: WallClock,
 }
 
@@ -139,6 +148,8 @@ pub(crate) struct Shared {
 struct Parts {
     credentials: Option<Arc<Credentials>>,
     revocation_lists: RevocationState,
+    /// Roots that are believed beside those of the credentials.
+    anchors: Arc<[CertificateDer<'static>]>,
 }
 
 /// What is known of revocation lists.
@@ -156,6 +167,7 @@ pub(crate) enum RevocationState {
 struct Generation {
     credentials: Arc<Credentials>,
     revocation_lists: Arc<[CertificateRevocationListDer<'static>]>,
+    anchors: Arc<[CertificateDer<'static>]>,
     servers: Configs<ServerTerms, ServerConfig>,
     clients: Configs<ClientTerms, ClientConfig>,
 }
@@ -176,7 +188,7 @@ impl Identity {
 
     /// As [`Identity::start`], with options.
     pub fn start_with(source: Source, options: Options) -> Self {
-        let shared = Arc::new(Shared::new(options.wall));
+        let shared = Arc::new(Shared::new(options.compliance, options.wall));
         let mut tasks = JoinSet::new();
         let poll = options.file_poll;
         if let Some(path) = options.revocation_file {
@@ -210,7 +222,7 @@ impl Identity {
 
     /// Credentials that never change; needs no runtime.
     pub fn fixed(credentials: Credentials) -> Self {
-        let shared = Arc::new(Shared::new(WallClock::default()));
+        let shared = Arc::new(Shared::new(Compliance::default(), WallClock::default()));
         shared.install(credentials, None);
         Self {
             shared,
@@ -262,15 +274,37 @@ impl Identity {
     /// [`Identity::server_config`], or the reason that there is none.
     pub fn try_server_config(&self, terms: &ServerTerms) -> Result<Arc<ServerConfig>, Unavailable> {
         let generation = self.shared.usable()?;
-        let build = || config::server(&generation.credentials, &generation.revocation_lists, terms);
+        let build = || {
+            let mut terms = self.shared.compliance.server(terms);
+            terms.extra_roots.extend(generation.anchors.iter().cloned());
+            config::server(&generation.credentials, &generation.revocation_lists, &terms)
+        };
         Ok(generation.servers.get(terms, build)?)
     }
 
     /// [`Identity::client_config`], or the reason that there is none.
     pub fn try_client_config(&self, terms: &ClientTerms) -> Result<Arc<ClientConfig>, Unavailable> {
         let generation = self.shared.usable()?;
-        let build = || config::client(&generation.credentials, &generation.revocation_lists, terms);
+        let build = || {
+            let mut terms = self.shared.compliance.client(terms);
+            terms.extra_roots.extend(generation.anchors.iter().cloned());
+            config::client(&generation.credentials, &generation.revocation_lists, &terms)
+        };
         Ok(generation.clients.get(terms, build)?)
+    }
+
+    /// Takes over roots that are believed beside those of the credentials, in PEM form; they take the place of the ones before. For
+    /// meshes whose authorities are several (contract xds §1.9, PCDS).
+    pub fn set_trust_anchors(&self, pem: &[String]) -> Result<(), CredentialsError> {
+        let mut anchors = Vec::new();
+        for text in pem {
+            anchors.extend(credentials::certificates(credentials::ROOTS, text.as_bytes())?);
+        }
+        if !anchors.is_empty() {
+            credentials::trust_anchors(&anchors)?;
+        }
+        self.shared.set_anchors(anchors);
+        Ok(())
     }
 
     /// Why no connection can be accepted or opened now; `None` when all is well.
@@ -295,12 +329,13 @@ impl fmt::Debug for Identity {
 // === impl Shared ===
 
 impl Shared {
-    fn new(wall: WallClock) -> Self {
+    fn new(compliance: Compliance, wall: WallClock) -> Self {
         Self {
             current: ArcSwapOption::empty(),
             generation: watch::Sender::new(0),
             parts: Mutex::default(),
             status: Mutex::default(),
+            compliance,
             wall,
         }
     }
@@ -349,6 +384,18 @@ impl Shared {
         self.begin_generation(&parts);
     }
 
+    /// The roots beside those of the credentials may have changed.
+    fn set_anchors(&self, anchors: Vec<CertificateDer<'static>>) {
+        let mut parts = self.parts.lock();
+        if *parts.anchors == *anchors {
+            return;
+        }
+        tracing::info!(roots = anchors.len(), "further trust anchors in use");
+        self.status.lock().anchors = anchors.len();
+        parts.anchors = anchors.into();
+        self.begin_generation(&parts);
+    }
+
     /// An attempt to get new credentials failed; what was there stays. `what` begins the sentence in the log.
     pub(crate) fn failed(&self, what: &str, error: &dyn std::error::Error) {
         tracing::warn!("{what} failed: {error}");
@@ -378,6 +425,7 @@ impl Shared {
         self.current.store(Some(Arc::new(Generation {
             credentials,
             revocation_lists,
+            anchors: parts.anchors.clone(),
             servers: Configs::new(),
             clients: Configs::new(),
         })));
@@ -451,6 +499,7 @@ impl Default for Options {
         Self {
             revocation_file: None,
             file_poll: files::POLL,
+            compliance: Compliance::default(),
             wall: WallClock::default(),
         }
     }

@@ -16,6 +16,7 @@
 
 mod backoff;
 mod ca;
+mod compliance;
 mod config;
 mod credentials;
 mod files;
@@ -34,6 +35,7 @@ mod verify;
 mod wall;
 
 pub use ca::{AnswerError, CaSettings, ConnectError, IssueError, SYSTEM_ROOTS, TokenError};
+pub use compliance::{Compliance, NoPolicy, Parameters};
 pub use config::{ConfigError, server_name};
 pub use credentials::{Credentials, CredentialsError, Pem};
 pub use files::FilesError;

@@ -7,15 +7,24 @@
 //! * [`path`]: the one form that a path takes before anything looks at it.
 //! * [`route`]: which route a request takes, and what that route makes of it.
 //! * [`headers`]: which headers are added, removed and believed.
+//! * [`jwt`]: which tokens a request must have, and whether they are good.
 //! * [`rbac`]: who may do what.
 //! * [`timeout`]: how long a request may take.
 //! * [`retry`]: whether, when and how often it is tried again.
 //! * [`balance`]: who gets the next request.
+//! * [`rate_limit`]: what a request counts as, and how much is left.
+//! * [`cors`]: which origins may call.
+//! * [`fault`]: which requests are delayed or fail on purpose.
 
 pub mod balance;
+pub mod cors;
+pub mod fault;
 pub mod headers;
+pub mod jwt;
 pub mod matcher;
+pub mod outlier;
 pub mod path;
+pub mod rate_limit;
 pub mod rbac;
 pub mod retry;
 pub mod route;

@@ -66,13 +66,13 @@ pub const DEFAULT_JSON_FORMAT: [(&str, &str); 24] = [
 const KEPT_LINE_BYTES: usize = 16 * 1024;
 
 /// The access logs of a chain.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct AccessLog {
     sinks: Box<[Sink]>,
 }
 
 /// One log of a chain.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Sink {
     /// How a line looks.
     pub format: LogFormat,
@@ -83,7 +83,7 @@ pub struct Sink {
 }
 
 /// How a line looks.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum LogFormat {
     /// Text, which ends the line itself.
     Text {
@@ -128,19 +128,13 @@ impl AccessLog {
 
     /// The fields of the answer that the formats read, so that the chain can keep them in the record.
     pub fn response_headers(&self) -> impl Iterator<Item = &HeaderName> {
-        self.templates().flat_map(Template::response_headers)
+        let templates = self.sinks.iter().flat_map(|sink| sink.format.templates());
+        templates.flat_map(Template::response_headers)
     }
 
     /// Operators that are accepted but always absent, as they were written.
     pub fn unrecorded(&self) -> impl Iterator<Item = &str> {
-        self.templates().flat_map(Template::unrecorded)
-    }
-
-    fn templates(&self) -> impl Iterator<Item = &Template> {
-        self.sinks.iter().flat_map(|sink| match &sink.format {
-            LogFormat::Text { template, .. } => vec![template],
-            LogFormat::Json(format) => format.templates(),
-        })
+        self.sinks.iter().flat_map(|sink| sink.format.unrecorded())
     }
 }
 
@@ -159,6 +153,18 @@ impl LogFormat {
     pub fn istio_json() -> Self {
         let fields = DEFAULT_JSON_FORMAT.map(|(key, format)| (key.to_owned(), JsonValue::Text(format.to_owned())));
         Self::Json(JsonFormat::new(fields.into(), false).expect("a test compiles the default format"))
+    }
+
+    /// Operators that are accepted but always absent, as they were written.
+    pub fn unrecorded(&self) -> impl Iterator<Item = &str> {
+        self.templates().into_iter().flat_map(Template::unrecorded)
+    }
+
+    fn templates(&self) -> Vec<&Template> {
+        match self {
+            Self::Text { template, .. } => vec![template],
+            Self::Json(format) => format.templates(),
+        }
     }
 
     /// Appends a line.

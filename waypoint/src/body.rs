@@ -348,7 +348,8 @@ impl RequestBody {
         locked.position = 0;
         // The attempt before it has to learn that it is over.
         locked.wake_reader();
-        let hint = if locked.attempt == 1 {
+        // A filter that sees the data may change its length.
+        let hint = if locked.attempt == 1 && locked.observer.is_none() {
             locked.incoming.size_hint()
         } else {
             SizeHint::default()

@@ -25,7 +25,7 @@ use crate::{
     proxy::{DataSettings, Live, Observer, Proxy},
     serve::listener,
     snapshot::Snapshot,
-    upstream::{Connector, Discovery, dns::Names},
+    upstream::{Connector, Discovery, Outliers, dns::Names},
     workloads::Workloads,
 };
 
@@ -117,9 +117,17 @@ impl Engine {
             windows: parts.settings.tunnel_server.windows.clone(),
             ..cairn_hbone::PoolSettings::default()
         };
+        let (outliers, signals) = Outliers::new();
+        let outlier_log = parts.settings.outlier_log.as_ref().and_then(|path| {
+            let opened = logs.open(path);
+            opened
+                .inspect_err(|error| tracing::warn!(%error, "ejections are not logged"))
+                .ok()
+        });
         let proxy = Arc::new(Proxy {
             snapshot: snapshot.clone(),
             connector: Connector::new(parts.identity.clone(), pool, &sources),
+            outliers,
             identity: parts.identity,
             istio,
             observer: parts.observer,
@@ -128,6 +136,8 @@ impl Engine {
             connections: AtomicU64::new(1),
             live: Live::default(),
         });
+        // On the runtime for everything that is not a connection.
+        tokio::spawn(signals.supervise(Arc::downgrade(&proxy), outlier_log));
         Self {
             proxy,
             snapshot,

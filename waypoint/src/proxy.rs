@@ -1,7 +1,7 @@
 //! What all connections of the proxy share.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -14,7 +14,10 @@ use cairn_hbone::drain;
 use cairn_identity::Identity;
 use cairn_telemetry::IstioStats;
 
-use crate::{snapshot::Snapshot, upstream::Connector};
+use crate::{
+    snapshot::Snapshot,
+    upstream::{Connector, Outliers},
+};
 
 /// How long a client may be silent on a port of unknown protocol before bytes are passed without knowing (architecture §6).
 pub const DETECT_TIMEOUT: Duration = Duration::from_millis(50);
@@ -28,6 +31,21 @@ pub struct DataSettings {
     pub detect_timeout: Duration,
     /// How tunnels are accepted.
     pub tunnel_server: cairn_hbone::ServerSettings,
+    /// Least request goes by how long endpoints take, beside how many requests they have.
+    pub peak_ewma: bool,
+    /// Where it is logged which endpoints are taken out and back.
+    pub outlier_log: Option<std::path::PathBuf>,
+    /// Who the proxy is to services that its filters ask.
+    pub node: Node,
+}
+
+/// Who the proxy is to services that its filters ask.
+#[derive(Clone, Debug, Default)]
+pub struct Node {
+    /// The cluster of its node: `waypoint.app`.
+    pub cluster: Arc<str>,
+    /// Its address.
+    pub address: Option<IpAddr>,
 }
 
 /// Told of each finished request and connection.
@@ -39,6 +57,8 @@ pub struct Proxy {
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     /// Opens streams to endpoints.
     pub connector: Connector,
+    /// Takes out endpoints that fail.
+    pub outliers: Outliers,
     /// Who we are.
     pub identity: Identity,
     /// Istio's metrics.
@@ -95,6 +115,9 @@ impl Default for DataSettings {
             listen: None,
             detect_timeout: DETECT_TIMEOUT,
             tunnel_server: cairn_hbone::ServerSettings::default(),
+            peak_ewma: false,
+            outlier_log: None,
+            node: Node::default(),
         }
     }
 }

@@ -7,6 +7,7 @@
 
 mod environment;
 mod identity;
+mod ignored;
 mod istiod;
 mod pod;
 mod proxy_config;
@@ -15,6 +16,8 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
+
+use cairn_identity::Compliance;
 
 pub(crate) use environment::flag;
 pub use environment::{Environment, SettingError};
@@ -58,6 +61,12 @@ pub struct Settings {
     pub peers: &'static str,
     /// How long start waits for endpoints, secrets and extensions.
     pub warm_timeout: Duration,
+    /// What is allowed of TLS, whatever istiod says.
+    pub compliance: Compliance,
+    /// Whether istiod is asked for roots beside those that come with the certificate.
+    pub trust_anchors: bool,
+    /// Names of settings that are set and have no meaning here.
+    pub ignored: Vec<String>,
 }
 
 /// Where metrics, readiness and administration are served (contract runtime §8.4).
@@ -90,6 +99,9 @@ impl Settings {
             environment: &environment,
             config: &config,
             pod,
+            compliance: environment
+                .parsed("COMPLIANCE_POLICY", "fips-140-2, fips-140-3 or pqc")?
+                .unwrap_or_default(),
         };
         Ok(Self {
             istiod: istiod::settings(&asked, &istio_version)?,
@@ -98,11 +110,14 @@ impl Settings {
             drain: drain(&asked)?,
             workers: workers(&asked)?,
             log: arguments.log_settings()?,
-            data: data(&environment)?,
+            data: data(arguments, &environment)?,
             network: environment.text_or("ISTIO_META_NETWORK", "").to_owned(),
             istio_version,
             peers: peers(&environment)?,
             warm_timeout: environment.duration("CAIRN_WARM_TIMEOUT", WARM_TIMEOUT)?,
+            compliance: asked.compliance,
+            ignored: ignored::names(&asked),
+            trust_anchors: environment.flag("PROXY_CONFIG_XDS_AGENT", false)?,
         })
     }
 }
@@ -114,6 +129,7 @@ struct Asked<'a> {
     environment: &'a Environment,
     config: &'a ProxyConfig,
     pod: &'a Pod,
+    compliance: Compliance,
 }
 
 impl Asked<'_> {
@@ -211,11 +227,16 @@ fn workers(asked: &Asked<'_>) -> Result<Option<usize>, SettingError> {
 /// More threads than this serve nobody.
 const MAX_WORKERS: usize = 1024;
 
-fn data(environment: &Environment) -> Result<DataSettings, SettingError> {
+fn data(arguments: &Arguments, environment: &Environment) -> Result<DataSettings, SettingError> {
     let defaults = DataSettings::default();
     Ok(DataSettings {
         listen: environment.parsed("CAIRN_LISTEN", "ADDRESS:PORT")?,
         detect_timeout: environment.duration("CAIRN_DETECT_TIMEOUT", defaults.detect_timeout)?,
+        peak_ewma: environment.flag("CAIRN_PEAK_EWMA", defaults.peak_ewma)?,
+        outlier_log: arguments
+            .value("outlierLogPath")
+            .filter(|path| !path.is_empty())
+            .map(Into::into),
         ..defaults
     })
 }

@@ -17,7 +17,7 @@ use std::{
 };
 
 use cairn_exchange::Exchange;
-use cairn_filters::{Filter, FilterChain, HttpFilter, Slot, Verdict};
+use cairn_filters::{Filter, FilterChain, HttpFilter, Scope, Slot, Verdict};
 use outside::Outside;
 use rig::{Config, Rig};
 
@@ -39,7 +39,7 @@ impl HttpFilter for Costly {
         "costly"
     }
 
-    fn decode_head(&self, _: &mut Slot, _: &mut Exchange) -> Verdict {
+    fn decode_head(&self, _: &mut Slot, _: &mut Exchange, _: &Scope<'_>) -> Verdict {
         let until = Instant::now() + Duration::from_micros(100);
         while Instant::now() < until {
             std::hint::spin_loop();

@@ -17,7 +17,7 @@ use std::{
 
 use bytes::Bytes;
 use cairn_exchange::{Exchange, ResponseFlags};
-use cairn_filters::{BodyNeed, Filter, FilterChain, HttpFilter, LocalReply, Needs, ResponseHead, Slot, Verdict};
+use cairn_filters::{BodyNeed, Filter, FilterChain, HttpFilter, LocalReply, Needs, ResponseHead, Scope, Slot, Verdict};
 use cairn_waypoint::upstream::UpstreamProtocol;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
@@ -75,7 +75,7 @@ impl HttpFilter for HeadOnly {
         self.name
     }
 
-    fn decode_head(&self, slot: &mut Slot, exchange: &mut Exchange) -> Verdict {
+    fn decode_head(&self, slot: &mut Slot, exchange: &mut Exchange, _: &Scope<'_>) -> Verdict {
         note(&self.calls, format!("{} in", self.name));
         *slot = Slot::Other(Box::new(self.name));
         if path(exchange) == format!("/reply/{}", self.name) {
@@ -111,7 +111,7 @@ impl HttpFilter for Waiting {
         "waiting"
     }
 
-    fn decode_head(&self, _: &mut Slot, _: &mut Exchange) -> Verdict {
+    fn decode_head(&self, _: &mut Slot, _: &mut Exchange, _: &Scope<'_>) -> Verdict {
         note(&self.calls, "waiting stops");
         let (go, calls) = (self.go.clone(), self.calls.clone());
         Verdict::Stop(Box::pin(async move {
@@ -155,7 +155,7 @@ impl HttpFilter for Buffering {
         }
     }
 
-    fn decode_head(&self, _: &mut Slot, _: &mut Exchange) -> Verdict {
+    fn decode_head(&self, _: &mut Slot, _: &mut Exchange, _: &Scope<'_>) -> Verdict {
         note(&self.calls, "buffering in");
         Verdict::Continue
     }
@@ -230,8 +230,9 @@ impl HttpFilter for Changing {
         *data = Bytes::from([&b"<"[..], data, b">"].concat());
     }
 
-    fn encode_trailers(&self, _: &mut Slot, trailers: &mut HeaderMap) {
+    fn encode_trailers(&self, _: &mut Slot, trailers: &mut HeaderMap) -> Option<Bytes> {
         trailers.insert("x-trailer-seen", HeaderValue::from_static("out"));
+        None
     }
 }
 

@@ -9,9 +9,13 @@
 
 mod rig;
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
+use cairn_waypoint::{snapshot::Snapshot, upstream::Cluster};
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use rig::{Config, Rig, echo_app, fetch, http_app, send};
@@ -347,4 +351,39 @@ async fn an_offer_to_go_on_in_http2_is_not_taken_and_no_reason_to_refuse() {
         .unwrap();
     let (status, _, body) = send(&mut client, request).await;
     assert_eq!((status, &body[..]), (StatusCode::OK, &b"web /a 0"[..]));
+}
+
+#[tokio::test]
+async fn a_connection_through_a_tunnel_of_older_terms_is_not_used_again() {
+    let rig = Rig::start().await;
+    let pod = rig.pod(10, echo_app("web")).await;
+    rig.serve(Config::default().http(WEB, &[pod.address])).await;
+    let mut client = rig.http1(WEB).await;
+    let connects = || pod.connects.load(Ordering::SeqCst);
+    for want in [1, 1] {
+        assert_eq!(fetch(&mut client, "/").await.0, StatusCode::OK);
+        rig.quiet().await;
+        assert_eq!(connects(), want);
+    }
+    // Only the cluster of tunnels changes, not the service's own.
+    let before = rig.engine.snapshot.load_full();
+    let tunnels = before.clusters.get("connect_originate").unwrap();
+    let mut after = Snapshot::empty(rig.engine.workloads.clone());
+    after.terminate = before.terminate.clone();
+    after.matcher = before.matcher.clone();
+    after.chains = before.chains.clone();
+    after.clusters = before.clusters.clone();
+    let changed = Cluster {
+        facts: tunnels.facts.clone(),
+        settings: tunnels.settings.clone(),
+        transport_hash: !tunnels.transport_hash,
+        state: tunnels.state.clone(),
+    };
+    after.clusters.insert(tunnels.name().clone(), Arc::new(changed));
+    rig.engine.snapshot.store(Arc::new(after));
+    for want in [2, 2] {
+        assert_eq!(fetch(&mut client, "/").await.0, StatusCode::OK);
+        rig.quiet().await;
+        assert_eq!(connects(), want);
+    }
 }

@@ -31,5 +31,5 @@ pub use client::Client;
 pub use consumer::{Changed, Consumer, Interest, Subscription, TypeUrl, Update, Verdict, Wish};
 pub use error::{SettingsError, StreamError};
 pub use node::NodeBuilder;
-pub use settings::{Address, ClientCertificate, Settings, Tls, TlsFiles};
+pub use settings::{Address, Allowed, ClientCertificate, Settings, Tls, TlsFiles};
 pub use status::{Status, StatusSnapshot, TypeStatus};

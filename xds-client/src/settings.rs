@@ -4,9 +4,14 @@
 //! loaded: roots, client certificate and token are read again for each connection or stream, since the kubelet replaces them
 //! while the proxy runs (contract xds §1.2).
 
-use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
+use std::{fmt, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
 use cairn_proto::envoy::config::core::v3::Node;
+use rustls::{
+    SupportedProtocolVersion,
+    crypto::{CryptoProvider, aws_lc_rs},
+    version::{TLS12, TLS13},
+};
 
 use crate::{Backoff, SettingsError};
 
@@ -63,6 +68,17 @@ pub struct TlsFiles {
     pub server_name: String,
     /// A certificate of our own to show beside the token. One that has expired is left out.
     pub client_certificate: Option<ClientCertificate>,
+    /// What is allowed of TLS.
+    pub allowed: Allowed,
+}
+
+/// Cipher suites, key exchange groups and versions that may be used.
+#[derive(Clone, Debug)]
+pub struct Allowed {
+    /// Suites and groups.
+    pub provider: Arc<CryptoProvider>,
+    /// Versions.
+    pub versions: Vec<&'static SupportedProtocolVersion>,
 }
 
 /// PEM files of a certificate and its key.
@@ -72,6 +88,18 @@ pub struct ClientCertificate {
     pub chain: PathBuf,
     /// Its private key.
     pub key: PathBuf,
+}
+
+// === impl Allowed ===
+
+/// Everything that we can do.
+impl Default for Allowed {
+    fn default() -> Self {
+        Self {
+            provider: Arc::new(aws_lc_rs::default_provider()),
+            versions: vec![&TLS13, &TLS12],
+        }
+    }
 }
 
 // === impl Settings ===

@@ -30,8 +30,8 @@ pub(crate) async fn connector(files: &TlsFiles) -> Result<(TlsConnector, ServerN
         )
     })?;
     // The provider is named, since a process-wide default may be missing or another one.
-    let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+    let builder = ClientConfig::builder_with_provider(files.allowed.provider.clone())
+        .with_protocol_versions(&files.allowed.versions)
         .map_err(|error| file::unusable(ROOTS, &files.roots, error))?
         .with_root_certificates(roots);
     let own = match &files.client_certificate {

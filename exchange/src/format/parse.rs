@@ -69,7 +69,16 @@ pub enum FormatProblem {
 /// Longest excerpt of the text in an error.
 const MAX_EXCERPT: usize = 60;
 
-pub(super) fn template(text: &str) -> Result<Box<[Part]>, FormatError> {
+/// What becomes of an operator that has no name here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unknown {
+    /// The text is refused.
+    Refused,
+    /// Its value is always absent.
+    Absent,
+}
+
+pub(super) fn template(text: &str, unknown: Unknown) -> Result<Box<[Part]>, FormatError> {
     let mut parts = Vec::new();
     let mut literal = String::new();
     let mut position = 0;
@@ -97,7 +106,10 @@ pub(super) fn template(text: &str) -> Result<Box<[Part]>, FormatError> {
         if !literal.is_empty() {
             parts.push(Part::Literal(std::mem::take(&mut literal).into()));
         }
-        let (operator, max) = command.compile().map_err(|problem| fail(token, problem))?;
+        let (operator, max) = match command.compile() {
+            Err(FormatProblem::UnknownOperator(_)) if unknown == Unknown::Absent => (Operator::Unrecorded, None),
+            compiled => compiled.map_err(|problem| fail(token, problem))?,
+        };
         parts.push(Part::Operator {
             operator,
             max,

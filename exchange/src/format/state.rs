@@ -8,6 +8,9 @@ pub(super) fn filter_state<'a>(view: &View<'a>, key: &str, field: Option<&str>, 
         return Value::from_text(text);
     }
     let exchange = view.exchange;
+    if let Some(text) = exchange.filter_state.get(key).filter(|_| field.is_none()) {
+        return Value::text(text);
+    }
     let connection: &'a Connection = &exchange.connection;
     match (key, field) {
         ("downstream_peer" | "downstream_peer_obj", Some(field)) => peer_field(connection.source.as_deref(), field),

@@ -445,3 +445,17 @@ proptest::proptest! {
         proptest::prop_assert_eq!(template.is_literal(), Some(text.as_str()));
     }
 }
+
+#[test]
+fn a_log_may_have_operators_that_are_not_known_but_nothing_that_is_wrong() {
+    let template = Template::parse_log("[%WHAT%] %WHAT(x.y):7% %PROTOCOL%").unwrap();
+    assert_eq!(template.unrecorded().collect::<Vec<_>>(), ["WHAT", "WHAT(x.y):7"]);
+    let exchange = finished();
+    let mut out = Vec::new();
+    template.render(&View::new(&exchange), &mut out);
+    assert!(out.starts_with(b"[-] - "), "{}", String::from_utf8_lossy(&out));
+    for wrong in ["%WHAT", "%REQ()%", "%PROTOCOL(x)%", "50% off"] {
+        assert_eq!(Template::parse_log(wrong), Template::parse(wrong), "{wrong}");
+        assert!(Template::parse_log(wrong).is_err(), "{wrong}");
+    }
+}

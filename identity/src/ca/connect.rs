@@ -11,7 +11,6 @@ use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls::{
     ClientConfig,
-    crypto::aws_lc_rs,
     pki_types::{InvalidDnsNameError, ServerName},
 };
 use tokio::{
@@ -25,6 +24,7 @@ use tower::service_fn;
 
 use super::CaSettings;
 use crate::{
+    Compliance,
     credentials::{self, CredentialsError},
     read::{self, ReadError},
 };
@@ -128,7 +128,7 @@ async fn open(settings: &CaSettings, target: &Target) -> Result<Box<dyn Io>, Con
     };
     // Before the connection: a missing file is the cause that the user can mend, whether or not somebody listens.
     let tls = match &target.server_name {
-        Some(name) => Some((name.clone(), tls_config(&settings.root_file).await?)),
+        Some(name) => Some((name.clone(), tls_config(&settings.root_file, settings.compliance).await?)),
         None => None,
     };
     let tcp = TcpStream::connect(&target.address).await.map_err(failed)?;
@@ -145,13 +145,13 @@ async fn open(settings: &CaSettings, target: &Target) -> Result<Box<dyn Io>, Con
 }
 
 /// TLS 1.2 or later, with an ordinary check of the server's name.
-async fn tls_config(root_file: &Path) -> Result<ClientConfig, ConnectError> {
+async fn tls_config(root_file: &Path, compliance: Compliance) -> Result<ClientConfig, ConnectError> {
     let (path, pem) = roots(root_file).await?;
     let roots = credentials::certificates(credentials::ROOTS, &pem)
         .and_then(|roots| credentials::trust_anchors(&roots))
         .map_err(|source| ConnectError::BadRoots { path, source })?;
-    let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()?
+    let mut config = ClientConfig::builder_with_provider(compliance.provider())
+        .with_protocol_versions(&compliance.versions())?
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec()];

@@ -1,6 +1,6 @@
 //! Asks a certificate authority for a certificate: istiod's `istio.v1.auth.IstioCertificateService`.
 //!
-//! Each certificate has a key of its own (ECDSA P-256), which never leaves this process. Each request makes a new connection:
+//! Each certificate has a key of its own (ECDSA P-256), which leaves this process only as a file that the operator asked for. Each request makes a new connection:
 //! certificates are asked for twice a day, and so the roots that the authority is believed by, and the token that we are
 //! believed by, are always the ones that lie in their files now (contract runtime §8.3, contract xds §1.2).
 //!
@@ -8,6 +8,7 @@
 
 mod answer;
 mod connect;
+mod output;
 mod request;
 
 use std::{path::PathBuf, time::Duration};
@@ -18,6 +19,8 @@ pub(crate) use connect::system_bundle;
 pub use connect::{ConnectError, SYSTEM_ROOTS};
 pub(crate) use request::issue;
 pub use request::{IssueError, TokenError};
+
+use crate::Compliance;
 
 /// Where and how to ask.
 #[derive(Clone, Debug)]
@@ -40,6 +43,10 @@ pub struct CaSettings {
     pub headers: Vec<(String, String)>,
     /// Sent as `CertSigner` (`ISTIO_META_CERT_SIGNER`).
     pub cert_signer: Option<String>,
+    /// What is allowed of TLS with the authority.
+    pub compliance: Compliance,
+    /// A folder to put each new certificate into as files, for others to read (`OUTPUT_CERTS`).
+    pub output: Option<PathBuf>,
     /// How long the certificate should live (`SECRET_TTL`).
     pub ttl: Duration,
     /// Part of its life that a certificate has left when it is renewed (`SECRET_GRACE_PERIOD_RATIO`).
@@ -62,6 +69,8 @@ impl CaSettings {
             root_file: "./var/run/secrets/istio/root-cert.pem".into(),
             token_file: "./var/run/secrets/tokens/istio-token".into(),
             cluster_id: "Kubernetes".to_owned(),
+            compliance: Compliance::default(),
+            output: None,
             headers: Vec::new(),
             cert_signer: None,
             ttl: Duration::from_secs(24 * 3600),

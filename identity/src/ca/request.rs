@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use cairn_proto::istio::v1::auth::{IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient};
 use prost_types::{Struct, Value, value::Kind};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::PrivatePkcs8KeyDer;
 use tokio::time::timeout;
 use tonic::{
     Code, Request,
@@ -16,6 +16,7 @@ use super::{
     CaSettings,
     answer::{self, AnswerError},
     connect::{self, ConnectError},
+    output,
 };
 use crate::{
     credentials::Credentials,
@@ -93,6 +94,8 @@ pub enum TokenError {
 /// A new key and a certificate for it.
 pub(crate) async fn issue(settings: &CaSettings, wall: &WallClock) -> Result<Credentials, IssueError> {
     let (key, csr) = csr(settings)?;
+    let written = settings.output.as_ref().map(|folder| (folder.clone(), key.serialize_pem()));
+    let key = PrivatePkcs8KeyDer::from(key).into();
     let mut request = Request::new(IstioCertificateRequest {
         csr,
         validity_duration: i64::try_from(settings.ttl.as_secs()).unwrap_or(i64::MAX),
@@ -108,19 +111,37 @@ pub(crate) async fn issue(settings: &CaSettings, wall: &WallClock) -> Result<Cre
         .map_err(|_| IssueError::Timeout(settings.address.clone()))?
         .map_err(|status| refused(settings, &status))?
         .into_inner();
-    answer::check(&answer.cert_chain, key, &settings.id, wall.now())
-        .map_err(|error| IssueError::Answer(settings.address.clone(), error.into()))
+    let credentials = answer::check(&answer.cert_chain, key, &settings.id, wall.now())
+        .map_err(|error| IssueError::Answer(settings.address.clone(), error.into()))?;
+    if let Some((folder, key)) = written {
+        put_out(folder, key, answer.cert_chain).await;
+    }
+    Ok(credentials)
+}
+
+/// Writes a certificate for others; that it cannot be written is no reason not to use it.
+async fn put_out(folder: PathBuf, key: String, chain: Vec<String>) {
+    let place = folder.display().to_string();
+    let written = tokio::task::spawn_blocking(move || output::write(&folder, &key, &chain)).await;
+    if let Some(error) = written.map_or_else(
+        |error| Some(error.to_string()),
+        |done| done.err().map(|error| error.to_string()),
+    ) {
+        tracing::warn!(
+            "the certificate cannot be written to {place} (OUTPUT_CERTS): {error}; is it a folder that we may write to?"
+        );
+    }
 }
 
 /// A key, and a request for it with an empty subject and one URI SAN.
-fn csr(settings: &CaSettings) -> Result<(PrivateKeyDer<'static>, String), IssueError> {
+fn csr(settings: &CaSettings) -> Result<(KeyPair, String), IssueError> {
     let failed = |error| IssueError::Csr(settings.id.to_string(), error);
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?;
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.subject_alt_names = vec![SanType::URI(settings.id.as_str().try_into().map_err(failed)?)];
     let csr = params.serialize_request(&key).and_then(|csr| csr.pem()).map_err(failed)?;
-    Ok((PrivatePkcs8KeyDer::from(key).into(), csr))
+    Ok((key, csr))
 }
 
 fn cert_signer(signer: &str) -> Struct {

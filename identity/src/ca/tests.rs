@@ -342,3 +342,22 @@ async fn an_authority_that_accepts_and_says_nothing_is_given_up() {
     let error = issue(&settings, &WallClock::default()).await.unwrap_err().to_string();
     assert_eq!(error, format!("connecting to the CA at localhost:{port} took longer than 5s"));
 }
+
+#[tokio::test]
+async fn a_certificate_is_put_out_where_it_is_asked_for() {
+    let mut lab = Lab::start(honest(root("mesh", &PKCS_ECDSA_P256_SHA256))).await;
+    let folder = tempfile::tempdir().unwrap();
+    lab.settings.output = Some(folder.path().to_owned());
+    let credentials = lab.issue().await.unwrap();
+    let read = |name: &str| fs::read(folder.path().join(name)).unwrap();
+    let pem = crate::Pem {
+        chain: read("cert-chain.pem"),
+        key: read("key.pem"),
+        roots: read("root-cert.pem"),
+    };
+    let put = crate::Credentials::from_pem(&pem, cairn_exchange::clock::wall()).unwrap();
+    assert_eq!((put.id(), put.serial()), (credentials.id(), credentials.serial()));
+    // A folder that is not there costs no certificate.
+    lab.settings.output = Some(folder.path().join("nowhere"));
+    lab.issue().await.unwrap();
+}

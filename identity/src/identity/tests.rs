@@ -23,7 +23,10 @@ fn us() -> SpiffeId {
 
 /// An identity whose certificates of `life` come from memory, as long as `works`; counts what was asked.
 fn rotating(life: Duration, works: &Arc<AtomicBool>) -> (Identity, Arc<AtomicUsize>) {
-    let shared = Arc::new(Shared::new(WallClock::following_tokio(clock::wall())));
+    let shared = Arc::new(Shared::new(
+        crate::Compliance::default(),
+        WallClock::following_tokio(clock::wall()),
+    ));
     let (authority, asked) = (authority(), Arc::new(AtomicUsize::new(0)));
     let mut tasks = JoinSet::new();
     tasks.spawn({
@@ -197,4 +200,45 @@ async fn configurations_are_kept_for_each_terms_and_bounded() {
         !Arc::ptr_eq(&last, &identity.server_config(&terms(MAX_CONFIGS)).unwrap()),
         "the oldest went"
     );
+}
+
+#[tokio::test]
+async fn further_trust_anchors_are_believed_until_they_are_taken_back() {
+    let (ours, theirs) = (authority(), authority());
+    let identity = Identity::fixed(ours.issue(&us()).unwrap());
+    let stranger = Identity::fixed(theirs.issue(&id("spiffe://cluster.local/ns/app/sa/client")).unwrap());
+    stranger.set_trust_anchors(&[ours.root_pem()]).unwrap();
+    let meets = async || {
+        let server = identity.server_config(&ServerTerms::hbone(LOCAL)).unwrap();
+        let client = stranger.client_config(&ClientTerms::hbone(LOCAL)).unwrap();
+        handshake(server, client).await.is_ok()
+    };
+    assert!(!meets().await);
+    let pem = [theirs.root_pem()];
+    identity.set_trust_anchors(&pem).unwrap();
+    assert!(meets().await);
+    let generation = identity.status().generation;
+    identity.set_trust_anchors(&pem).unwrap();
+    assert_eq!((identity.status().generation, identity.status().anchors), (generation, 1));
+    // They stay when the certificate is renewed, and when what comes next cannot be read.
+    identity.shared.install(ours.issue(&us()).unwrap(), None);
+    assert!(identity.set_trust_anchors(&["no certificate".to_owned()]).is_err());
+    assert!(meets().await);
+    identity.set_trust_anchors(&[]).unwrap();
+    assert!(!meets().await);
+}
+
+#[tokio::test]
+async fn a_compliance_policy_narrows_every_configuration() {
+    let options = Options {
+        compliance: crate::Compliance::PostQuantum,
+        ..Options::default()
+    };
+    let identity = Identity::start_with(Source::Fixed(authority().issue(&us()).unwrap()), options);
+    let server = identity.server_config(&ServerTerms::hbone(LOCAL)).unwrap();
+    let client = identity.client_config(&ClientTerms::hbone(LOCAL)).unwrap();
+    for provider in [server.crypto_provider(), client.crypto_provider()] {
+        let groups: Vec<_> = provider.kx_groups.iter().map(|group| group.name()).collect();
+        assert_eq!(groups, [rustls::NamedGroup::X25519MLKEM768]);
+    }
 }

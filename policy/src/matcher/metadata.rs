@@ -1,28 +1,11 @@
 //! Matching dynamic metadata: what filters (JWT authentication foremost) have noted about a request.
 //!
-//! Whoever keeps the metadata hands in a lookup from (filter, path of keys) to a [`MetadataValue`]; nothing here stores any.
+//! Values are JSON, as the record keeps them.
+
+use cairn_exchange::DynamicMetadata;
+use serde_json::Value;
 
 use super::StringMatcher;
-
-/// Looks up metadata by filter and path of keys.
-pub type MetadataLookup<'a> = &'a dyn Fn(&str, &[Box<str>]) -> Option<MetadataValue>;
-
-/// A value found in metadata.
-#[derive(Clone, Debug, PartialEq)]
-pub enum MetadataValue {
-    /// Nothing.
-    Null,
-    /// True or false.
-    Bool(bool),
-    /// A number, as JSON has them.
-    Number(f64),
-    /// A string.
-    String(Box<str>),
-    /// A list.
-    List(Vec<MetadataValue>),
-    /// An object; only its presence can be matched.
-    Object,
-}
 
 /// What is asked of a value.
 #[derive(Clone, Debug)]
@@ -67,17 +50,19 @@ pub struct MetadataMatcher {
 
 impl ValueMatcher {
     /// Whether a value matches; a missing value never does.
-    pub fn matches(&self, value: Option<&MetadataValue>) -> bool {
+    pub fn matches(&self, value: Option<&Value>) -> bool {
         let Some(value) = value else { return false };
         match (self, value) {
             (Self::Or(any), value) => any.iter().any(|matcher| matcher.matches(Some(value))),
-            (Self::Present(wanted), value) => *wanted && *value != MetadataValue::Null,
-            (Self::Null, MetadataValue::Null) => true,
-            (Self::Bool(wanted), MetadataValue::Bool(found)) => wanted == found,
-            (Self::Exact(wanted), MetadataValue::Number(found)) => wanted == found,
-            (Self::Range { start, end }, MetadataValue::Number(found)) => (*start..*end).contains(found),
-            (Self::String(string), MetadataValue::String(found)) => string.matches(found.as_bytes()),
-            (Self::ListOneOf(item), MetadataValue::List(items)) => items.iter().any(|found| item.matches(Some(found))),
+            (Self::Present(wanted), value) => *wanted && !value.is_null(),
+            (Self::Null, Value::Null) => true,
+            (Self::Bool(wanted), Value::Bool(found)) => wanted == found,
+            (Self::Exact(wanted), Value::Number(found)) => found.as_f64() == Some(*wanted),
+            (Self::Range { start, end }, Value::Number(found)) => {
+                found.as_f64().is_some_and(|found| (*start..*end).contains(&found))
+            }
+            (Self::String(string), Value::String(found)) => string.matches(found.as_bytes()),
+            (Self::ListOneOf(item), Value::Array(items)) => items.iter().any(|found| item.matches(Some(found))),
             _ => false,
         }
     }
@@ -86,37 +71,36 @@ impl ValueMatcher {
 // === impl MetadataMatcher ===
 
 impl MetadataMatcher {
-    /// Whether the metadata behind `lookup` matches.
-    pub fn matches(&self, lookup: MetadataLookup<'_>) -> bool {
-        self.value.matches(lookup(&self.filter, &self.path).as_ref()) != self.invert
+    /// Whether what was noted matches.
+    pub fn matches(&self, metadata: &DynamicMetadata) -> bool {
+        self.value.matches(metadata.get(&self.filter, &self.path)) != self.invert
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{MetadataMatcher, MetadataValue, StringMatcher, ValueMatcher};
+    use std::sync::Arc;
+
+    use cairn_exchange::DynamicMetadata;
+    use serde_json::json;
+
+    use super::{MetadataMatcher, StringMatcher, ValueMatcher};
 
     #[test]
     fn a_claim_matches_as_a_string_or_as_one_of_a_list() {
-        let string = |value: &str| MetadataValue::String(value.into());
         let claim = |wanted| {
             let matcher = || ValueMatcher::String(StringMatcher::exact(wanted));
             ValueMatcher::Or(vec![ValueMatcher::ListOneOf(Box::new(matcher())), matcher()])
         };
-        for (value, wanted, invert, matches) in [
-            (Some(string("dev")), "dev", false, true),
-            (Some(string("ops")), "dev", false, false),
-            (Some(string("ops")), "dev", true, true),
-            (
-                Some(MetadataValue::List(vec![string("ops"), string("dev")])),
-                "dev",
-                false,
-                true,
-            ),
-            (Some(MetadataValue::List(vec![])), "dev", false, false),
-            (Some(MetadataValue::Number(1.0)), "1", false, false),
-            (None, "dev", false, false),
-            (None, "dev", true, true),
+        for (payload, wanted, invert, matches) in [
+            (json!({"group": "dev"}), "dev", false, true),
+            (json!({"group": "ops"}), "dev", false, false),
+            (json!({"group": "ops"}), "dev", true, true),
+            (json!({"group": ["ops", "dev"]}), "dev", false, true),
+            (json!({"group": []}), "dev", false, false),
+            (json!({"group": 1}), "1", false, false),
+            (json!({}), "dev", false, false),
+            (json!({}), "dev", true, true),
         ] {
             let matcher = MetadataMatcher {
                 filter: "envoy.filters.http.jwt_authn".into(),
@@ -124,30 +108,32 @@ mod tests {
                 value: claim(wanted),
                 invert,
             };
-            let lookup = |filter: &str, path: &[Box<str>]| {
-                assert_eq!((filter, path.len()), ("envoy.filters.http.jwt_authn", 2));
-                value.clone()
-            };
-            assert_eq!(matcher.matches(&lookup), matches, "{value:?} {wanted} {invert}");
+            let mut metadata = DynamicMetadata::default();
+            metadata.set(
+                "envoy.filters.http.jwt_authn".into(),
+                "payload".into(),
+                Arc::new(payload.clone()),
+            );
+            assert_eq!(matcher.matches(&metadata), matches, "{payload} {wanted} {invert}");
         }
     }
 
     #[test]
     fn other_kinds_of_values_match_their_own_kind_only() {
-        use MetadataValue as Value;
         for (matcher, value, matches) in [
-            (ValueMatcher::Null, Value::Null, true),
-            (ValueMatcher::Null, Value::Bool(false), false),
-            (ValueMatcher::Bool(true), Value::Bool(true), true),
-            (ValueMatcher::Bool(true), Value::Bool(false), false),
-            (ValueMatcher::Exact(2.0), Value::Number(2.0), true),
-            (ValueMatcher::Range { start: 1.0, end: 2.0 }, Value::Number(2.0), false),
-            (ValueMatcher::Range { start: 1.0, end: 2.0 }, Value::Number(1.0), true),
-            (ValueMatcher::Present(true), Value::Object, true),
-            (ValueMatcher::Present(true), Value::Null, false),
-            (ValueMatcher::Present(false), Value::Object, false),
+            (ValueMatcher::Null, json!(null), true),
+            (ValueMatcher::Null, json!(false), false),
+            (ValueMatcher::Bool(true), json!(true), true),
+            (ValueMatcher::Bool(true), json!(false), false),
+            (ValueMatcher::Exact(2.0), json!(2), true),
+            (ValueMatcher::Range { start: 1.0, end: 2.0 }, json!(2), false),
+            (ValueMatcher::Range { start: 1.0, end: 2.0 }, json!(1.0), true),
+            (ValueMatcher::Present(true), json!({}), true),
+            (ValueMatcher::Present(true), json!(null), false),
+            (ValueMatcher::Present(false), json!({}), false),
         ] {
             assert_eq!(matcher.matches(Some(&value)), matches, "{matcher:?} {value:?}");
+            assert!(!matcher.matches(None), "{matcher:?}");
         }
     }
 }

@@ -18,7 +18,7 @@ mod string;
 pub(crate) use header::joined;
 pub use header::{HeaderMatch, HeaderMatcher, HeaderName, request_header};
 pub use ip::CidrSet;
-pub use metadata::{MetadataLookup, MetadataMatcher, MetadataValue, ValueMatcher};
+pub use metadata::{MetadataMatcher, ValueMatcher};
 pub use path::{PathMatch, PathMatcher};
 pub use query::{QueryMatch, QueryMatcher, first_query_value};
 pub use regex::{REGEX_SIZE_LIMIT, Regex, RegexError, RegexRewrite};

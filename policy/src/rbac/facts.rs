@@ -5,13 +5,10 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use cairn_exchange::{Connection, Exchange, RequestHead};
+use cairn_exchange::{Connection, DynamicMetadata, Exchange, RequestHead};
 
 use super::{Address, Text};
-use crate::{
-    matcher::{HeaderName, MetadataLookup, request_header},
-    route::no_metadata,
-};
+use crate::matcher::{HeaderName, request_header};
 
 /// The facts that conditions ask for.
 #[derive(Clone, Copy)]
@@ -39,7 +36,7 @@ pub struct Facts<'a> {
     /// The authority of the CONNECT.
     pub connect_authority: Option<&'a str>,
     /// What filters have noted.
-    pub metadata: MetadataLookup<'a>,
+    pub metadata: &'a DynamicMetadata,
 }
 
 // === impl Facts ===
@@ -47,8 +44,7 @@ pub struct Facts<'a> {
 impl<'a> Facts<'a> {
     /// Of a request or connection inside a tunnel.
     ///
-    /// The port is the service's also where the client asked for the service by its name; the record keeps no metadata, so
-    /// that lookups find nothing.
+    /// The port is the service's also where the client asked for the service by its name.
     pub fn inside(exchange: &'a Exchange) -> Self {
         let connection: &Connection = &exchange.connection;
         Self {
@@ -64,7 +60,7 @@ impl<'a> Facts<'a> {
             peer_principal: connection.peer.as_ref().map(|peer| peer.as_str()),
             local_principal: connection.local.as_ref().map(|local| local.as_str()),
             connect_authority: Some(&connection.authority),
-            metadata: &no_metadata,
+            metadata: &exchange.metadata,
         }
     }
 
@@ -83,7 +79,7 @@ impl<'a> Facts<'a> {
             peer_principal: None,
             local_principal: None,
             connect_authority: None,
-            metadata: &no_metadata,
+            metadata: DynamicMetadata::NONE,
         }
     }
 

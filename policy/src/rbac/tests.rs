@@ -5,18 +5,13 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use cairn_exchange::{RequestHead, Scheme};
+use cairn_exchange::{DynamicMetadata, RequestHead, Scheme};
 use http::{HeaderMap, HeaderValue, Method, uri::PathAndQuery};
 use ipnet::IpNet;
 use proptest::{collection::vec, prelude::*, sample::select};
 
 use super::{Action, Address, Condition, Decision, Facts, Filters, Policy, Rbac, Rules, Text, UriTemplate, details, interpret};
-use crate::{
-    matcher::{
-        HeaderMatch, HeaderMatcher, HeaderName, MetadataMatcher, MetadataValue, Regex, StringMatch, StringMatcher, ValueMatcher,
-    },
-    route::no_metadata,
-};
+use crate::matcher::{HeaderMatch, HeaderMatcher, HeaderName, MetadataMatcher, Regex, StringMatch, StringMatcher, ValueMatcher};
 
 const CLIENT: &str = "spiffe://cluster.local/ns/app/sa/client";
 
@@ -77,7 +72,7 @@ impl Sample {
             peer_principal: self.peer,
             local_principal: Some("spiffe://cluster.local/ns/app/sa/waypoint"),
             connect_authority: Some("10.96.1.10:80"),
-            metadata: &no_metadata,
+            metadata: DynamicMetadata::NONE,
         }
     }
 }
@@ -224,12 +219,14 @@ fn a_connect_has_headers_but_no_path() {
 #[test]
 fn claims_are_looked_up_where_filters_note_them() {
     let request = Sample::http("GET", "/", &[]);
-    let lookup = |filter: &str, path: &[Box<str>]| {
-        let found = filter == "envoy.filters.http.jwt_authn" && path == ["payload".into(), "sub".into()];
-        found.then(|| MetadataValue::String("dev".into()))
-    };
+    let mut metadata = DynamicMetadata::default();
+    metadata.set(
+        "envoy.filters.http.jwt_authn".into(),
+        "payload".into(),
+        std::sync::Arc::new(serde_json::json!({"sub": "dev"})),
+    );
     let facts = Facts {
-        metadata: &lookup,
+        metadata: &metadata,
         ..request.facts()
     };
     for (wanted, expected) in [("dev", true), ("ops", false)] {

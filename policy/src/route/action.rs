@@ -8,8 +8,10 @@ use http::{HeaderValue, StatusCode};
 use super::{HashPolicy, Overrides, Redirect};
 use crate::{
     balance::{WeightSumError, Weights},
+    cors::CorsPolicy,
     headers::HeaderEdits,
     matcher::RegexRewrite,
+    rate_limit::RateLimits,
     retry::RetryPolicy,
     timeout::RouteTimeouts,
 };
@@ -48,6 +50,12 @@ pub struct Forward {
     pub mirrors: Vec<Mirror>,
     /// Upgrades that differ from those of the chain.
     pub upgrades: Vec<Upgrade>,
+    /// Cross-origin sharing, where it stands on the route itself.
+    pub cors: Option<Arc<CorsPolicy>>,
+    /// What requests count as.
+    pub rate_limits: RateLimits,
+    /// The cluster's limits for requests of high priority count.
+    pub high_priority: bool,
 }
 
 /// Where requests are sent.
@@ -184,6 +192,9 @@ impl Forward {
             hash_policies: Vec::new(),
             mirrors: Vec::new(),
             upgrades: Vec::new(),
+            cors: None,
+            rate_limits: RateLimits::default(),
+            high_priority: false,
         }
     }
 

@@ -190,12 +190,12 @@ mod tests {
     use http::{HeaderMap, HeaderValue, uri::PathAndQuery};
     use proptest::prelude::*;
 
-    use cairn_exchange::Scheme;
+    use cairn_exchange::{DynamicMetadata, Scheme};
 
     use super::{Arc, Facts, HeaderMatch, HeaderMatcher, HeaderName, PathMatch, RequestHead, Route, RouteIndex};
     use crate::{
         matcher::{PathMatcher, Regex, StringMatch, StringMatcher},
-        route::{Forward, RouteAction, RouteMatch, Target, no_metadata},
+        route::{Forward, RouteAction, RouteMatch, Target},
     };
 
     fn a_path() -> impl Strategy<Value = String> {
@@ -265,7 +265,7 @@ mod tests {
         ) {
             let index = RouteIndex::new(&routes);
             for head in requests {
-                let facts = Facts { random: 0, metadata: &no_metadata };
+                let facts = Facts { random: 0, metadata: DynamicMetadata::NONE };
                 let linear = routes.iter().position(|route| route.matches.matches(&head, facts));
                 let indexed = index.find(&routes, &head, facts).and_then(|found| {
                     routes.iter().position(|route| Arc::ptr_eq(route, found))

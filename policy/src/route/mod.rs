@@ -20,9 +20,7 @@ pub use action::{
     WeightedCluster, WeightedClusters,
 };
 pub use domains::{Domain, InvalidDomain};
-pub use hash::{CookieTtl, HashPolicy, HashSource};
+pub use hash::{CookieTtl, HashFacts, HashPolicy, HashSource, RequestHash, hash_address};
 pub use redirect::{Redirect, RedirectPath, request_location};
 pub use rewrite::{InvalidRewrite, rewrite_host, rewrite_path};
-pub use table::{
-    EditLevels, Facts, Found, InvalidRouteTable, Overrides, Route, RouteMatch, RouteTable, VirtualHost, no_metadata,
-};
+pub use table::{EditLevels, Facts, Found, InvalidRouteTable, Overrides, Route, RouteMatch, RouteTable, VirtualHost};

@@ -2,14 +2,15 @@
 
 use std::{any::Any, collections::BTreeMap, sync::Arc};
 
-use cairn_exchange::RequestHead;
+use cairn_exchange::{DynamicMetadata, RequestHead};
 use http::Method;
 use smallvec::SmallVec;
 
 use super::{Decorator, Domain, Fraction, RouteAction, WeightedCluster, domains::DomainIndex, index::RouteIndex};
 use crate::{
     headers::HeaderEdits,
-    matcher::{HeaderMatcher, MetadataLookup, MetadataMatcher, MetadataValue, PathMatch, PathMatcher, QueryMatcher},
+    matcher::{HeaderMatcher, MetadataMatcher, PathMatch, PathMatcher, QueryMatcher},
+    rate_limit::RateLimit,
 };
 
 /// Configuration of filters on a route, a virtual host or a weighted cluster, by the filter's name; only the filter knows its type.
@@ -70,6 +71,8 @@ pub struct VirtualHost {
     pub response_edits: HeaderEdits,
     /// Configuration of filters.
     pub overrides: Overrides,
+    /// What requests count as.
+    pub rate_limits: Vec<RateLimit>,
 }
 
 /// All routes of a chain.
@@ -88,6 +91,8 @@ pub struct RouteTable {
     pub most_specific_edits_win: bool,
     /// The port of the authority does not count when the virtual host is looked for.
     pub ignore_port_in_authority: bool,
+    /// Configuration of filters.
+    pub overrides: Overrides,
 }
 
 /// Why a table is refused.
@@ -112,7 +117,7 @@ pub struct Facts<'a> {
     /// would depend on each other.
     pub random: u64,
     /// Dynamic metadata.
-    pub metadata: MetadataLookup<'a>,
+    pub metadata: &'a DynamicMetadata,
 }
 
 /// A found route.
@@ -128,11 +133,6 @@ pub struct Found<'a> {
 
 /// Header edits in the order in which they are applied.
 pub type EditLevels<'a> = SmallVec<[&'a HeaderEdits; 4]>;
-
-/// No filter has noted anything.
-pub fn no_metadata(_: &str, _: &[Box<str>]) -> Option<MetadataValue> {
-    None
-}
 
 // === impl RouteMatch ===
 
@@ -200,6 +200,7 @@ impl VirtualHost {
             request_edits: HeaderEdits::default(),
             response_edits: HeaderEdits::default(),
             overrides: Overrides::new(),
+            rate_limits: Vec::new(),
         }
     }
 }
@@ -230,6 +231,7 @@ impl RouteTable {
             response_edits: HeaderEdits::default(),
             most_specific_edits_win: false,
             ignore_port_in_authority: false,
+            overrides: Overrides::new(),
         })
     }
 
@@ -297,12 +299,15 @@ impl<'a> Found<'a> {
         self.table.levels(cluster.map(|cluster| &cluster.response_edits), others)
     }
 
-    /// What is configured for a filter: at the weighted cluster, else at the route, else at the virtual host.
-    pub fn override_of(&self, filter: &str, cluster: Option<&'a WeightedCluster>) -> Option<&'a Arc<dyn Any + Send + Sync>> {
-        let cluster = cluster.and_then(|cluster| cluster.overrides.get(filter));
-        cluster
-            .or_else(|| self.route.overrides.get(filter))
-            .or_else(|| self.host.overrides.get(filter))
+    /// What is configured for filters, the most specific level first: weighted cluster, route, virtual host, table.
+    pub fn override_levels(&self, cluster: Option<&'a WeightedCluster>) -> impl Iterator<Item = &'a Overrides> + use<'a> {
+        let levels = [&self.route.overrides, &self.host.overrides, &self.table.overrides];
+        cluster.map(|cluster| &cluster.overrides).into_iter().chain(levels)
+    }
+
+    /// Whether anything is configured for any filter.
+    pub fn has_overrides(&self, cluster: Option<&'a WeightedCluster>) -> bool {
+        self.override_levels(cluster).any(|level| !level.is_empty())
     }
 }
 

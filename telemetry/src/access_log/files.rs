@@ -182,6 +182,13 @@ fn open(path: &Path) -> io::Result<Box<dyn Write + Send>> {
 
 // === impl LogFile ===
 
+/// The same queue.
+impl PartialEq for LogFile {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.queue, &other.queue)
+    }
+}
+
 impl LogFile {
     /// Appends a line to the queue, or drops it; never waits.
     pub fn push(&self, line: &[u8]) {

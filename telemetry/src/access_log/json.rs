@@ -179,7 +179,7 @@ fn node(value: JsonValue, field: &str) -> Result<Node, JsonFormatError> {
         JsonValue::Number(value) if value.is_finite() => Node::Constant(value.to_string().into_bytes().into()),
         JsonValue::Number(_) => Node::Constant((*b"null").into()),
         JsonValue::Text(text) if !text.contains('%') => Node::Constant(json_string(&text)),
-        JsonValue::Text(text) => Node::Template(Template::parse(&text).map_err(|source| JsonFormatError {
+        JsonValue::Text(text) => Node::Template(Template::parse_log(&text).map_err(|source| JsonFormatError {
             field: field.to_owned(),
             source,
         })?),

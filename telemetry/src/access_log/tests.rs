@@ -122,10 +122,19 @@ fn an_object_of_absent_values_is_an_empty_line() {
 
 #[test]
 fn an_error_names_the_field() {
-    let fields = vec![("a".to_owned(), JsonValue::List(vec![JsonValue::Null, text("x %NO%")]))];
+    let fields = vec![("a".to_owned(), JsonValue::List(vec![JsonValue::Null, text("x %REQ()%")]))];
     let error = JsonFormat::new(fields, false).unwrap_err();
     assert_eq!((error.field.as_str(), error.source.position), ("a[1]", 2));
-    assert_eq!(error.source.problem, FormatProblem::UnknownOperator("NO".into()));
+    assert_eq!(error.source.problem, FormatProblem::NeedsParameter("REQ".into()));
+}
+
+#[test]
+fn an_operator_that_is_not_known_is_absent_and_named() {
+    let format = LogFormat::Json(JsonFormat::new(vec![("a".to_owned(), text("%NO%"))], false).unwrap());
+    assert_eq!(format.unrecorded().collect::<Vec<_>>(), ["NO"]);
+    let mut out = Vec::new();
+    format.render(&View::new(&testing::exchange()), &mut out);
+    assert_eq!(out, b"{\"a\":null}\n");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::{Pages, envoy::json_answer};
 use crate::{
     snapshot::Snapshot,
-    upstream::{Endpoint, Health, Target},
+    upstream::{Endpoint, Health, Level, Resource, Target},
 };
 
 /// `/clusters`, `/clusters?format=json`.
@@ -36,23 +36,36 @@ fn as_text(snapshot: &Snapshot) -> String {
     let mut out = String::new();
     for (name, cluster) in snapshot.clusters.sorted() {
         let breakers = &cluster.settings.breakers;
-        for (limit, value) in [
-            ("max_connections", breakers.max_connections),
-            ("max_pending_requests", breakers.max_pending_requests),
-            ("max_requests", breakers.max_requests),
-            ("max_retries", breakers.max_retries),
+        for (level, priority) in [(Level::Default, "default_priority"), (Level::High, "high_priority")] {
+            let limits = breakers.of(level);
+            for (limit, value) in [
+                ("max_connections", limits.max_connections),
+                ("max_pending_requests", limits.max_pending_requests),
+                ("max_requests", limits.max_requests),
+                ("max_retries", limits.max_retries),
+            ] {
+                let _ = writeln!(out, "{name}::{priority}::{limit}::{value}");
+            }
+        }
+        // Beyond what Envoy tells here: its `circuit_breakers.*.remaining_*` gauges.
+        for (what, resource) in [
+            ("remaining_cx", Resource::Connection),
+            ("remaining_pending", Resource::Pending),
+            ("remaining_rq", Resource::Request),
+            ("remaining_retries", Resource::Retry),
         ] {
-            let _ = writeln!(out, "{name}::default_priority::{limit}::{value}");
+            let left = breakers.remaining(&cluster.state.usage, Level::Default, resource);
+            let _ = writeln!(out, "{name}::default_priority::{what}::{left}");
         }
         let _ = writeln!(out, "{name}::added_via_api::true");
         for endpoint in cluster.state.endpoints.load().iter() {
             let at = &endpoint.display;
             let _ = writeln!(out, "{name}::{at}::rq_active::{}", endpoint.state.active.load(Relaxed));
             let _ = writeln!(out, "{name}::{at}::rq_total::{}", endpoint.state.total.load(Relaxed));
-            let flags = if endpoint.health == Health::Healthy {
-                "healthy"
-            } else {
-                health(endpoint.health)
+            let flags = match (endpoint.state.monitor.is_ejected(), endpoint.health) {
+                (true, _) => "/failed_outlier_check",
+                (false, Health::Healthy) => "healthy",
+                (false, other) => health(other),
             };
             let _ = writeln!(out, "{name}::{at}::health_flags::{flags}");
             let _ = writeln!(out, "{name}::{at}::weight::{}", endpoint.weight);
@@ -77,7 +90,10 @@ fn host(endpoint: &Endpoint) -> Value {
             { "name": "rq_total", "value": endpoint.state.total.load(Relaxed).to_string() },
             { "type": "GAUGE", "name": "rq_active", "value": endpoint.state.active.load(Relaxed).to_string() },
         ],
-        "health_status": { "eds_health_status": health(endpoint.health) },
+        "health_status": {
+            "eds_health_status": health(endpoint.health),
+            "failed_outlier_check": endpoint.state.monitor.is_ejected(),
+        },
         "weight": endpoint.weight,
         "locality": {
             "region": *endpoint.locality.region, "zone": *endpoint.locality.zone, "sub_zone": *endpoint.locality.sub_zone,

@@ -47,7 +47,10 @@ const HELP: [(&str, &str); 18] = [
         "Envoy's names for a few numbers (?filter=REGEX, ?format=json or prometheus)",
     ),
     ("/stats/prometheus", "metrics"),
-    ("/unsupported", "what istiod asked for and is not done"),
+    (
+        "/unsupported",
+        "what istiod asked for and is not done, and what waits for something that istiod has not sent",
+    ),
 ];
 
 /// 15000.
@@ -130,7 +133,7 @@ async fn services(State(pages): State<Pages>) -> Response {
 }
 
 async fn unsupported(State(pages): State<Pages>) -> Response {
-    json_answer(&json!({ "unsupported": *pages.store.unsupported() }))
+    json_answer(&json!({ "unsupported": *pages.store.unsupported(), "waiting": *pages.store.pending() }))
 }
 
 async fn server_info(State(pages): State<Pages>) -> Response {

@@ -17,13 +17,13 @@ use cairn_xds::{StatusSnapshot, TypeStatus, TypeUrl};
 use crate::{
     config::{
         Effect, Store,
-        compiler::{ADDRESSES, CLUSTERS, ENDPOINTS, EXTENSIONS, LISTENERS, SECRETS, WORKLOADS},
+        compiler::{ADDRESSES, CLUSTERS, ENDPOINTS, EXTENSIONS, LISTENERS, PROXY_CONFIG, SECRETS, WORKLOADS},
     },
     proxy::{Live, Proxy},
 };
 
 /// The types of resources, by the short names that Istio's metrics use.
-const TYPES: [(&str, &str); 7] = [
+const TYPES: [(&str, &str); 8] = [
     ("cds", CLUSTERS),
     ("eds", ENDPOINTS),
     ("lds", LISTENERS),
@@ -31,6 +31,7 @@ const TYPES: [(&str, &str); 7] = [
     ("sds", SECRETS),
     ("wads", ADDRESSES),
     ("wds", WORKLOADS),
+    ("pcds", PROXY_CONFIG),
 ];
 
 /// What is under way, the configuration, and the certificate.
@@ -77,6 +78,9 @@ fn configuration(registry: &Registry, proxy: &Arc<Proxy>, store: &Arc<Store>) {
         &[],
         move || snapshot.load().version as f64,
     );
+    let waiting = store.clone();
+    let help = "Clusters and chains that wait for something that istiod has not sent, or are used without it.";
+    registry.gauge_fn("cairn_config_waiting", help, &[], move || waiting.pending().len() as f64);
     let effects = [
         ("refused", Effect::Refused),
         ("route_refused", Effect::RouteRefused),

@@ -145,6 +145,20 @@ async fn readiness_is_told_on_all_ports_with_the_reason() {
 }
 
 #[tokio::test]
+async fn silent_clients_do_not_keep_the_probe_waiting() {
+    let proxy = proxy().await;
+    for at in [proxy.ready, proxy.agent, proxy.metrics, proxy.admin] {
+        let mut silent = Vec::new();
+        for _ in 0..200 {
+            silent.push(TcpStream::connect(at).await.unwrap());
+        }
+        let probe = ask(at, "GET", "/healthz/ready");
+        let answered = tokio::time::timeout(std::time::Duration::from_secs(5), probe).await;
+        assert!(answered.is_ok(), "{at}");
+    }
+}
+
+#[tokio::test]
 async fn tools_find_envoys_forms() {
     let proxy = proxy().await;
     let info = json(proxy.admin, "/server_info").await;

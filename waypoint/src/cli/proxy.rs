@@ -7,7 +7,7 @@
 use std::{future::pending, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
-use cairn_identity::{Identity, Options};
+use cairn_identity::{Compliance, Identity, Options};
 use clap::Args;
 use parking_lot::Mutex;
 use serde_json::json;
@@ -20,6 +20,7 @@ use crate::{
     consumer::{self, Progress, Watched},
     engine::{Engine, Parts, Runtimes},
     logging,
+    proxy::{DataSettings, Node},
     settings::{Environment, Pod, Ports, Settings},
     shutdown,
 };
@@ -54,7 +55,7 @@ fn start(arguments: &[String]) -> Result<()> {
     let environment = Environment::of_process();
     let settings = Settings::new(&arguments, &environment, &Pod::read())?;
     let logging = logging::Handle::start(&settings.log);
-    say_what_was_ignored(&arguments);
+    say_what_was_ignored(&arguments, &settings.ignored);
     let runtimes = Runtimes::new(settings.workers).context("the threads of the proxy cannot be started")?;
     let data = runtimes.data.handle().clone();
     let result = runtimes.control.block_on(run(settings, &arguments, logging, data));
@@ -64,10 +65,13 @@ fn start(arguments: &[String]) -> Result<()> {
     result
 }
 
-fn say_what_was_ignored(arguments: &Arguments) {
+fn say_what_was_ignored(arguments: &Arguments, settings: &[String]) {
     let (flags, scopes) = (arguments.unknown(), arguments.unknown_scopes());
     if !flags.is_empty() {
         tracing::warn!("accepted, but without meaning here: {}", flags.join(" "));
+    }
+    if !settings.is_empty() {
+        tracing::warn!("set, but not supported here: {}", settings.join(", "));
     }
     if !scopes.is_empty() {
         tracing::warn!("log levels were given for parts that are not here: {}", scopes.join(", "));
@@ -78,23 +82,44 @@ fn say_what_was_ignored(arguments: &Arguments) {
 async fn run(settings: Settings, arguments: &Arguments, logging: logging::Handle, data: runtime::Handle) -> Result<()> {
     let options = Options {
         revocation_file: Some(REVOCATION_FILE.into()),
+        compliance: settings.compliance,
         ..Options::default()
     };
+    if matches!(settings.compliance, Compliance::Fips140V2 | Compliance::Fips140V3) {
+        tracing::warn!(
+            "COMPLIANCE_POLICY narrows versions, cipher suites and curves of TLS; the cryptographic module of this build is not a validated one"
+        );
+    }
     let identity = Identity::start_with(settings.identity, options);
+    let node = &settings.istiod.node;
+    let data_settings = DataSettings {
+        node: Node {
+            cluster: arguments.value("serviceCluster").unwrap_or(&node.cluster).into(),
+            // TYPE~ADDRESS~POD~DOMAIN
+            address: node.id.split('~').nth(1).and_then(|address| address.parse().ok()),
+        },
+        ..settings.data
+    };
     let engine = Arc::new(Engine::new(Parts {
         identity: identity.clone(),
         network: settings.network,
         version: settings.istio_version.clone(),
-        settings: settings.data,
+        settings: data_settings,
         observer: None,
     }));
     let compiler = Compiler::new(engine.workloads.clone(), engine.snapshot.clone(), Some(engine.logs.clone()))
         .feeding(engine.sources.clone());
     let store = compiler.store().clone();
     let (watched, progress) = Watched::new(compiler, &engine.registry);
+    let watched = watched.believing(identity.clone());
+    tokio::spawn(watched.deadlines());
     let about = about(&settings.istiod.node, arguments, settings.workers, &settings.istio_version);
     let istiod = settings.istiod.address.to_string();
-    let client = cairn_xds::Client::new(settings.istiod, consumer::subscriptions(settings.peers), watched)?;
+    let client = cairn_xds::Client::new(
+        settings.istiod,
+        consumer::subscriptions(settings.peers, settings.trust_anchors),
+        watched,
+    )?;
     let status = client.status();
     let listening: Arc<Mutex<Option<String>>> = Arc::default();
     let readiness = readiness(istiod, &status, &progress, &identity, &listening);

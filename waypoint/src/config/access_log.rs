@@ -1,7 +1,8 @@
 //! Access logs (contract runtime §7.5): files with their formats and filters; other loggers are listed and left out.
 //!
 //! A log decides nothing, so nothing here refuses traffic. A sink whose filter cannot be done is left out rather than
-//! logging more than was asked for; a format that is malformed is malformed for Envoy too.
+//! logging more than was asked for. An operator that is not known is an absent value, and is listed; a format that is wrong in itself
+//! is so for Envoy too.
 
 use cairn_exchange::{
     ResponseFlags,
@@ -14,7 +15,7 @@ use cairn_proto::envoy::{
             ResponseFlagFilter, StatusCodeFilter, access_log::ConfigType, access_log_filter::FilterSpecifier,
             comparison_filter::Op,
         },
-        core::v3::{SubstitutionFormatString, substitution_format_string::Format},
+        core::v3::{SubstitutionFormatString, TypedExtensionConfig, substitution_format_string::Format},
     },
     extensions::access_loggers::file::v3::{FileAccessLog, file_access_log::AccessLogFormat},
 };
@@ -22,21 +23,64 @@ use cairn_telemetry::access_log::{AccessLog, Comparison, Filter, JsonFormat, Jso
 use prost_types::{Struct, Value, value::Kind};
 
 use super::{
-    any::{Typed, Unknown, typed, unpack},
+    any::{Typed, Unknown, type_name, typed, unpack},
     report::{Malformed, Notes, ignore_set},
     value::inline,
 };
 
+/// Formatters whose operators are known without them.
+const FORMATTERS: [&str; 3] = [
+    "envoy.extensions.formatter.cel.v3.Cel",
+    "envoy.extensions.formatter.metadata.v3.Metadata",
+    "envoy.extensions.formatter.req_without_query.v3.ReqWithoutQuery",
+];
+
 /// Compiles the logs of a chain. Without `files` (nothing is served) formats are checked and nothing is opened.
 pub(crate) fn compile(logs: Vec<EnvoyAccessLog>, files: Option<&LogFiles>, notes: &mut Notes) -> Result<AccessLog, Malformed> {
+    compile_those(logs, files, notes, |_, _| ())
+}
+
+/// Compiles the logs of tunnels. Refused ones have lines; a log that is not about those alone is listed.
+pub(crate) fn refusals(logs: Vec<EnvoyAccessLog>, files: Option<&LogFiles>, notes: &mut Notes) -> Result<AccessLog, Malformed> {
+    compile_those(logs, files, notes, |filter, notes| {
+        if !is_about_refusals(filter) {
+            notes.ignore("filter", "only tunnels that are refused are written");
+        }
+    })
+}
+
+fn compile_those(
+    logs: Vec<EnvoyAccessLog>,
+    files: Option<&LogFiles>,
+    notes: &mut Notes,
+    check: fn(&Filter, &mut Notes),
+) -> Result<AccessLog, Malformed> {
     let mut sinks = Vec::new();
     for (index, log) in logs.into_iter().enumerate() {
-        sinks.extend(notes.at("access_log", index, |notes| compile_sink(log, files, notes))?);
+        let sink = notes.at("access_log", index, |notes| compile_sink(log, files, notes, check))?;
+        sinks.extend(sink);
     }
     Ok(AccessLog::new(sinks))
 }
 
-fn compile_sink(log: EnvoyAccessLog, files: Option<&LogFiles>, notes: &mut Notes) -> Result<Option<Sink>, Malformed> {
+/// Whether nothing passes that was answered 200.
+fn is_about_refusals(filter: &Filter) -> bool {
+    match filter {
+        Filter::Status(Comparison::AtLeast, status) => *status > 200,
+        Filter::Status(Comparison::Equal, status) => *status != 200,
+        Filter::Status(Comparison::NotEqual, status) => *status == 200,
+        Filter::All(all) => all.iter().any(is_about_refusals),
+        Filter::Any(any) => any.iter().all(is_about_refusals),
+        Filter::Always | Filter::Status(Comparison::AtMost, _) | Filter::Duration(..) | Filter::Flags(_) => false,
+    }
+}
+
+fn compile_sink(
+    log: EnvoyAccessLog,
+    files: Option<&LogFiles>,
+    notes: &mut Notes,
+    check: fn(&Filter, &mut Notes),
+) -> Result<Option<Sink>, Malformed> {
     let EnvoyAccessLog {
         name,
         filter,
@@ -66,6 +110,7 @@ fn compile_sink(log: EnvoyAccessLog, files: Option<&LogFiles>, notes: &mut Notes
         Some(Ok(filter)) => filter,
         Some(Err(NotDone)) => return Ok(None),
     };
+    check(&filter, notes);
     let Some(files) = files else { return Ok(None) };
     match files.open(&path) {
         Ok(file) => Ok(Some(Sink { format, filter, file })),
@@ -90,8 +135,7 @@ fn compile_format(format: Option<AccessLogFormat>, notes: &mut Notes) -> Result<
                 format,
             } = format;
             ignore_set!(notes, content_type);
-            // Formatters add operators; those that we know need no configuration, and others are no operators to the parser.
-            drop(formatters);
+            check_formatters(&formatters, notes);
             match format {
                 Some(Format::TextFormat(text)) => compile_text(&text, omit_empty_values, notes),
                 Some(Format::JsonFormat(json)) => compile_json(json, omit_empty_values, notes),
@@ -110,21 +154,36 @@ fn compile_format(format: Option<AccessLogFormat>, notes: &mut Notes) -> Result<
     }
 }
 
-fn compile_text(text: &str, omit_empty: bool, notes: &mut Notes) -> Result<LogFormat, Malformed> {
-    match Template::parse(text) {
-        Ok(template) => Ok(LogFormat::Text {
-            template,
-            absent: if omit_empty { Absent::Empty } else { Absent::Dash },
-        }),
-        Err(error) => Err(notes.malformed("log_format", error.to_string())),
+/// Formatters add operators. Those that we know need no configuration; the operators of others are listed where they stand.
+fn check_formatters(formatters: &[TypedExtensionConfig], notes: &mut Notes) {
+    for TypedExtensionConfig { name, typed_config } in formatters {
+        let kind = typed_config.as_ref().map_or("", |any| type_name(&any.type_url));
+        if !FORMATTERS.contains(&kind) {
+            notes.ignore("log_format.formatters", format!("formatter {name} ({kind}) is not known"));
+        }
     }
 }
 
+fn compile_text(text: &str, omit_empty: bool, notes: &mut Notes) -> Result<LogFormat, Malformed> {
+    let template = Template::parse_log(text).map_err(|error| notes.malformed("log_format", error.to_string()))?;
+    let format = LogFormat::Text {
+        template,
+        absent: if omit_empty { Absent::Empty } else { Absent::Dash },
+    };
+    Ok(listed(format, notes))
+}
+
 fn compile_json(json: Struct, omit_empty: bool, notes: &mut Notes) -> Result<LogFormat, Malformed> {
-    match JsonFormat::new(fields(json), omit_empty) {
-        Ok(format) => Ok(LogFormat::Json(format)),
-        Err(error) => Err(notes.malformed("log_format", error.to_string())),
+    let format = JsonFormat::new(fields(json), omit_empty).map_err(|error| notes.malformed("log_format", error.to_string()))?;
+    Ok(listed(LogFormat::Json(format), notes))
+}
+
+/// Lists the operators of a format that have no value here.
+fn listed(format: LogFormat, notes: &mut Notes) -> LogFormat {
+    for operator in format.unrecorded() {
+        notes.ignore("log_format", format!("%{operator}% has no value here"));
     }
+    format
 }
 
 fn fields(json: Struct) -> Vec<(String, JsonValue)> {

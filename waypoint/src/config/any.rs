@@ -34,10 +34,22 @@ named! {
     "envoy.config.listener.v3.Listener" => proto::envoy::config::listener::v3::Listener,
     "envoy.extensions.access_loggers.file.v3.FileAccessLog" => proto::envoy::extensions::access_loggers::file::v3::FileAccessLog,
     "envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig" => proto::envoy::extensions::clusters::dynamic_forward_proxy::v3::ClusterConfig,
+    "envoy.extensions.filters.http.buffer.v3.Buffer" => proto::envoy::extensions::filters::http::buffer::v3::Buffer,
+    "envoy.extensions.filters.http.buffer.v3.BufferPerRoute" => proto::envoy::extensions::filters::http::buffer::v3::BufferPerRoute,
+    "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication" => proto::envoy::extensions::filters::http::jwt_authn::v3::JwtAuthentication,
+    "envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig" => proto::envoy::extensions::filters::http::jwt_authn::v3::PerRouteConfig,
+    "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit" => proto::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit,
+    "envoy.extensions.filters.http.ratelimit.v3.RateLimit" => proto::envoy::extensions::filters::http::ratelimit::v3::RateLimit,
+    "envoy.extensions.filters.http.ratelimit.v3.RateLimitPerRoute" => proto::envoy::extensions::filters::http::ratelimit::v3::RateLimitPerRoute,
+    "envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit" => proto::envoy::extensions::filters::network::local_ratelimit::v3::LocalRateLimit,
+    "envoy.extensions.filters.http.rbac.v3.RBACPerRoute" => proto::envoy::extensions::filters::http::rbac::v3::RbacPerRoute,
+    "envoy.extensions.filters.http.cors.v3.CorsPolicy" => proto::envoy::extensions::filters::http::cors::v3::CorsPolicy,
     "envoy.extensions.filters.http.cors.v3.Cors" => proto::envoy::extensions::filters::http::cors::v3::Cors,
     "envoy.extensions.filters.http.dynamic_forward_proxy.v3.FilterConfig" => proto::envoy::extensions::filters::http::dynamic_forward_proxy::v3::FilterConfig,
     "envoy.extensions.filters.http.fault.v3.HTTPFault" => proto::envoy::extensions::filters::http::fault::v3::HttpFault,
     "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" => proto::envoy::extensions::filters::http::grpc_stats::v3::FilterConfig,
+    "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb" => proto::envoy::extensions::filters::http::grpc_web::v3::GrpcWeb,
+    "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute" => proto::envoy::extensions::filters::http::header_mutation::v3::HeaderMutationPerRoute,
     "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation" => proto::envoy::extensions::filters::http::header_mutation::v3::HeaderMutation,
     "envoy.extensions.filters.http.rbac.v3.RBAC" => proto::envoy::extensions::filters::http::rbac::v3::Rbac,
     "envoy.extensions.filters.http.router.v3.Router" => proto::envoy::extensions::filters::http::router::v3::Router,
@@ -51,6 +63,13 @@ named! {
     "envoy.extensions.filters.network.sni_dynamic_forward_proxy.v3.FilterConfig" => proto::envoy::extensions::filters::network::sni_dynamic_forward_proxy::v3::FilterConfig,
     "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy" => proto::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy,
     "envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig" => proto::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig,
+    "envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest" => proto::envoy::extensions::load_balancing_policies::least_request::v3::LeastRequest,
+    "envoy.extensions.load_balancing_policies.round_robin.v3.RoundRobin" => proto::envoy::extensions::load_balancing_policies::round_robin::v3::RoundRobin,
+    "envoy.extensions.load_balancing_policies.random.v3.Random" => proto::envoy::extensions::load_balancing_policies::random::v3::Random,
+    "envoy.extensions.load_balancing_policies.ring_hash.v3.RingHash" => proto::envoy::extensions::load_balancing_policies::ring_hash::v3::RingHash,
+    "envoy.extensions.load_balancing_policies.maglev.v3.Maglev" => proto::envoy::extensions::load_balancing_policies::maglev::v3::Maglev,
+    "envoy.extensions.load_balancing_policies.cluster_provided.v3.ClusterProvided" => proto::envoy::extensions::load_balancing_policies::cluster_provided::v3::ClusterProvided,
+    "envoy.extensions.load_balancing_policies.wrr_locality.v3.WrrLocality" => proto::envoy::extensions::load_balancing_policies::wrr_locality::v3::WrrLocality,
     "envoy.extensions.matching.common_inputs.network.v3.FilterStateInput" => proto::envoy::extensions::matching::common_inputs::network::v3::FilterStateInput,
     "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig" => proto::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig,
     "envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig" => proto::envoy::extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig,
@@ -120,7 +139,7 @@ impl Typed<'_> {
     }
 }
 
-/// Looks through `TypedStruct`.
+/// Looks through `TypedStruct`; [`structure::unwrapped`](super::structure::unwrapped) makes those messages that stand for one.
 pub(crate) fn typed<'a>(any: &'a prost_types::Any, notes: &mut Notes) -> Result<Typed<'a>, Malformed> {
     use proto::{udpa, xds};
     let name = type_name(&any.type_url);

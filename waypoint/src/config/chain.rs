@@ -3,7 +3,12 @@
 //! A network filter that we do not know may be the one that decides, so it refuses the chain; what was understood of the chain is
 //! compiled all the same, so that it can be shown.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    any::Any as AnyThing,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use cairn_proto::{
@@ -24,14 +29,18 @@ use cairn_proto::{
     stats::PluginConfig,
 };
 
-use cairn_policy::rbac::Rbac;
+use cairn_policy::{rate_limit::TokenBucket, rbac::Rbac};
 use cairn_telemetry::access_log::LogFiles;
 
+use prost_types::Any;
+
 use super::{
-    any::{Typed, Unknown, decode, typed, unpack},
-    hcm, rbac,
+    any::{Typed, Unknown, decode, type_name, typed, unpack},
+    hcm,
+    live::{self, Live},
+    local_ratelimit, rbac,
     report::{Malformed, Notes, Unsupported, ignore_set, refuse_set, unneeded},
-    tcp,
+    structure, tcp,
     value::duration,
 };
 use crate::snapshot::{Chain, ChainKind, Refusal, ServerNameUse};
@@ -42,6 +51,9 @@ const TCP_REPORTING: Duration = Duration::from_secs(5);
 /// Where Envoy forwards TLS by its server name unless told otherwise.
 const SERVER_NAME_PORT: u16 = 443;
 
+/// Extension configurations by name.
+pub(crate) type Extensions = BTreeMap<String, Any>;
+
 /// A compiled chain and what it needs.
 #[derive(Clone, Debug)]
 pub(crate) struct Compiled {
@@ -51,6 +63,8 @@ pub(crate) struct Compiled {
     pub clusters: BTreeSet<Arc<str>>,
     /// Extension configurations that it names.
     pub extensions: BTreeSet<String>,
+    /// Whether any of those has not arrived yet.
+    pub extensions_missing: bool,
     /// What is not done.
     pub unsupported: Vec<Unsupported>,
 }
@@ -68,14 +82,61 @@ pub(crate) struct Context {
     pub clusters: BTreeSet<Arc<str>>,
     /// Extension configurations named so far.
     pub extensions: BTreeSet<String>,
+    /// Whether any of those has not arrived yet.
+    pub extensions_missing: bool,
+    /// Extension configurations that have arrived, by name.
+    pub extension_configs: Arc<Extensions>,
     /// Names of the HTTP filters of the chain.
     pub filter_names: BTreeSet<String>,
+    /// Names of those of them that any route says anything of.
+    pub overridden: BTreeSet<String>,
+    /// Whether any route has cross-origin sharing in the old way.
+    pub routes_have_cors: bool,
+    /// Whether any filter counts requests, so that what they count as matters.
+    pub counts_requests: bool,
+    /// Buckets of connections.
+    pub limits: Vec<Arc<TokenBucket>>,
+    /// Live things that outlive this compilation.
+    pub live: Arc<Live>,
+    /// The chain's name.
+    pub chain: Arc<str>,
+    /// How often each content was asked for.
+    kept: HashMap<(&'static str, Vec<u8>), usize>,
     /// Where access logs are written; `None` when nothing is served.
     pub log_files: Option<LogFiles>,
 }
 
+// === impl Context ===
+
+impl Context {
+    /// A live thing of a filter with this content, as it was before, or new.
+    pub(crate) fn keep<T: AnyThing + Send + Sync>(
+        &mut self,
+        filter: &'static str,
+        content: &[u8],
+        make: impl FnOnce() -> T,
+    ) -> Arc<T> {
+        let nth = self.kept.entry((filter, content.to_vec())).or_default();
+        let name = live::Name {
+            chain: self.chain.clone(),
+            filter,
+            content: content.to_vec(),
+            nth: *nth,
+        };
+        *nth += 1;
+        self.live.keep(name, make)
+    }
+}
+
 /// Compiles a chain.
-pub(crate) fn compile(listener: &str, name: &str, bytes: &Bytes, log_files: Option<&LogFiles>) -> Result<Compiled, Malformed> {
+pub(crate) fn compile(
+    listener: &str,
+    name: &str,
+    bytes: &Bytes,
+    log_files: Option<&LogFiles>,
+    live: &Arc<Live>,
+    extensions: &Arc<Extensions>,
+) -> Result<Compiled, Malformed> {
     let mut notes = Notes::of_chain(listener, name);
     let chain: FilterChain = decode(bytes, Unknown::Refuses, &mut notes)?;
     let FilterChain {
@@ -94,6 +155,9 @@ pub(crate) fn compile(listener: &str, name: &str, bytes: &Bytes, log_files: Opti
     }
     let mut context = Context {
         log_files: log_files.cloned(),
+        live: live.clone(),
+        extension_configs: extensions.clone(),
+        chain: name.into(),
         ..Context::default()
     };
     let mut kind = None;
@@ -109,7 +173,11 @@ pub(crate) fn compile(listener: &str, name: &str, bytes: &Bytes, log_files: Opti
             "authorization of connections (network RBAC) before HTTP is not supported",
         );
     }
-    let refuse = notes.refusal();
+    if matches!(kind, Some(ChainKind::Http(_))) && !context.limits.is_empty() {
+        notes.refuse("filters", "a limit of connections before HTTP is not supported");
+    }
+    let missing = || "the configuration of a filter has not arrived yet".to_owned();
+    let refuse = notes.refusal().or_else(|| context.extensions_missing.then(missing));
     let kind = match (kind, &refuse) {
         (Some(kind), _) => kind,
         (None, Some(_)) => ChainKind::Refused {
@@ -129,13 +197,23 @@ pub(crate) fn compile(listener: &str, name: &str, bytes: &Bytes, log_files: Opti
         server_name: _,
         clusters,
         extensions,
+        extensions_missing,
+        extension_configs: _,
         filter_names: _,
+        overridden: _,
+        routes_have_cors: _,
+        counts_requests: _,
+        limits: _,
+        live: _,
+        chain: _,
+        kept: _,
         log_files: _,
     } = context;
     Ok(Compiled {
         chain: Arc::new(chain),
         clusters,
         extensions,
+        extensions_missing,
         unsupported: notes.into_list(),
     })
 }
@@ -150,15 +228,16 @@ fn compile_filter(filter: Filter, context: &mut Context, notes: &mut Notes) -> R
     let Filter { name, config_type } = filter;
     let any = match config_type {
         Some(ConfigType::TypedConfig(any)) => any,
-        Some(ConfigType::ConfigDiscovery(discovery)) => {
-            discovered(&name, discovery, context, notes);
-            return Ok(None);
-        }
+        Some(ConfigType::ConfigDiscovery(discovery)) => match discovered(&name, discovery, context, notes) {
+            Some(any) => any,
+            None => return Ok(None),
+        },
         None => {
             notes.refuse("", format!("filter {name} has no configuration"));
             return Ok(None);
         }
     };
+    let any = structure::unwrapped(&any, notes)?;
     match typed(&any, notes)? {
         Typed::Struct(kind, _) => match kind.as_str() {
             // Peers tell each other who they are on TCP connections of sidecars; over HBONE they are found by address
@@ -216,6 +295,10 @@ fn compile_filter(filter: Filter, context: &mut Context, notes: &mut Notes) -> R
                 };
                 context.server_name.forward_to = Some(port);
             }
+            "envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit" => {
+                let limit = local_ratelimit::network(unpack(any, Unknown::Refuses, notes)?, context, notes)?;
+                context.limits.extend(limit);
+            }
             "stats.PluginConfig" => context.metrics = Some(stats(unpack(any, Unknown::Ignored, notes)?, notes)?),
             other => notes.refuse("", format!("filter {name} ({other}) is not supported")),
         },
@@ -223,20 +306,29 @@ fn compile_filter(filter: Filter, context: &mut Context, notes: &mut Notes) -> R
     Ok(None)
 }
 
-/// A filter whose configuration comes over ECDS: it is asked for, and refuses the chain, as none of those types is supported.
-pub(crate) fn discovered(name: &str, discovery: ExtensionConfigSource, context: &mut Context, notes: &mut Notes) {
+/// The configuration of a filter that comes over ECDS, or what stands in for it; without either the chain refuses until it is there.
+pub(crate) fn discovered(name: &str, discovery: ExtensionConfigSource, context: &mut Context, notes: &mut Notes) -> Option<Any> {
     let ExtensionConfigSource {
         config_source,
         default_config,
         apply_default_config_without_warming,
         type_urls,
     } = discovery;
-    unneeded!(config_source, default_config, apply_default_config_without_warming, type_urls);
+    // Where it comes from is one stream for everything, and the default is used whenever nothing else is there.
+    unneeded!(config_source, apply_default_config_without_warming);
     context.extensions.insert(name.to_owned());
-    notes.refuse(
-        "config_discovery",
-        format!("filter {name} by extension configuration is not supported"),
-    );
+    let arrived = context.extension_configs.get(name).cloned();
+    let Some(config) = arrived.or(default_config) else {
+        // Nothing is wrong with that: the chain is compiled anew when it is there.
+        context.extensions_missing = true;
+        return None;
+    };
+    let kind = type_name(&config.type_url);
+    if !type_urls.iter().any(|allowed| type_name(allowed) == kind) {
+        notes.refuse("config_discovery", format!("filter {name} may not be a {kind}"));
+        return None;
+    }
+    Some(config)
 }
 
 /// Objects that istiod has put into filter state; we hold what they stand for as facts of the connection (contract xds §2.2,

@@ -1,7 +1,8 @@
 //! Clusters and their endpoints between answers of istiod: what was sent, what is published, what waits.
 //!
 //! istiod sends every cluster at nearly every change (contract seen §1, row 1.9), so bytes are compared first. A new cluster
-//! waits until its endpoints have been sent once. One that istiod has removed stays while a chain still names it: chains are sent
+//! waits until its endpoints have been sent once, or until [`FETCH_TIMEOUT`] is over: chains wait with it, and what is new in them (a
+//! policy that denies) must not wait for ever on endpoints that do not come. One that istiod has removed stays while a chain still names it: chains are sent
 //! after clusters. Endpoints are swapped inside of a cluster's state and need no new snapshot.
 
 use std::{
@@ -10,19 +11,21 @@ use std::{
 };
 
 use bytes::Bytes;
+use cairn_exchange::clock::{self, Instant};
 
 use super::{
     cluster::{self, Compiled, Endpoints},
-    compiler::Resource,
+    compiler::{FETCH_TIMEOUT, Resource},
     discovery::Discovering,
     endpoint::{self, Assignment},
-    listener::TunnelListener,
+    originate::TunnelListener,
     report::{ResourceError, Unsupported},
     state::StateStore,
+    store::Pending,
 };
 use crate::{
     snapshot::Table,
-    upstream::{Cluster, TransportTerms, dns::Names},
+    upstream::{Cluster, EndpointSet, TransportTerms, dns::Names},
 };
 
 /// All clusters.
@@ -32,8 +35,8 @@ pub(crate) struct Clusters {
     assignments: HashMap<Arc<str>, AssignmentEntry>,
     /// Clusters by the name that their endpoints have.
     by_service: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
-    /// Clusters of which a version waits for endpoints.
-    waiting: BTreeSet<Arc<str>>,
+    /// Clusters of which a version waits for endpoints, and until when.
+    waiting: BTreeMap<Arc<str>, Instant>,
     /// Clusters that istiod has removed and a chain may still name.
     gone: BTreeSet<Arc<str>>,
     /// What listeners say of tunnels, by cluster.
@@ -116,12 +119,19 @@ impl Clusters {
                 entry.malformed = None;
                 let before = entry.latest.replace(Arc::new(compiled));
                 let active = entry.active.clone();
-                self.waiting.insert(name.clone());
+                self.wait(&name);
                 self.reindex(&name, before.iter().chain(&active));
             }
             Err(malformed) => entry.malformed = Some(ResourceError::malformed(&name, None, malformed)),
         }
         true
+    }
+
+    /// Notes that a version is to be published. A deadline that runs is not put off by another version.
+    fn wait(&mut self, name: &Arc<str>) {
+        self.waiting
+            .entry(name.clone())
+            .or_insert_with(|| clock::now() + FETCH_TIMEOUT);
     }
 
     /// Keeps `by_service` true after a cluster has changed; `before` are its versions so far.
@@ -191,6 +201,8 @@ impl Clusters {
     fn swap_endpoints(&mut self, name: &Arc<str>) {
         let Some(entry) = self.entries.get_mut(name) else { return };
         let Some(active) = &entry.active else { return };
+        let state = self.states.cluster(name);
+        entry.endpoints_unsupported.clear();
         let assignment = match &active.endpoints {
             Endpoints::Fixed(assignment) => Some(assignment),
             Endpoints::Eds(service) => self
@@ -199,33 +211,53 @@ impl Clusters {
                 .and_then(|entry| entry.good.as_ref())
                 .map(|(assignment, _)| assignment),
         };
-        let Some(assignment) = assignment else { return };
-        let state = self.states.cluster(name);
-        entry.endpoints_unsupported.clear();
-        let previous = state.endpoints.load_full();
-        let unsupported = &mut entry.endpoints_unsupported;
-        let endpoints = assignment.endpoints(name, &active.matched, &previous, |_| &[], unsupported);
+        let Some(assignment) = assignment else {
+            let _writing = state.writing.lock();
+            entry.discovering = None;
+            // Those that it had under another name are not its own any more.
+            state.endpoints.store(Arc::new(EndpointSet::default()));
+            return;
+        };
+        // A search that goes on takes `writing` with its own lock held: it is started, and the one before ended, without `writing`.
         let discovering = Discovering::start(active, assignment, &state, &self.names, entry.discovering.as_ref());
         let before = std::mem::replace(&mut entry.discovering, discovering);
         // The old search has ended before the new one says anything.
         drop(before);
+        let writing = state.writing.lock();
+        let previous = state.endpoints.load_full();
+        if active.settings.outlier.is_none() {
+            // Nobody would take them back.
+            previous.iter().for_each(|endpoint| endpoint.state.monitor.take_back());
+        }
+        let listed = &mut entry.endpoints_unsupported;
+        let endpoints = assignment.endpoints(name, &active.settings, &active.matched, &previous, |_| &[], listed);
         match &entry.discovering {
-            Some(discovering) => discovering.swap(),
+            Some(discovering) => {
+                drop(writing);
+                discovering.swap();
+            }
             None => state.endpoints.store(Arc::new(endpoints)),
         }
     }
 
     /// Publishes what need not wait any longer; `true` when the table has changed.
     pub(crate) fn settle(&mut self, table: &mut Table<Arc<Cluster>>) -> bool {
-        let ready: Vec<Arc<str>> = self
-            .waiting
-            .iter()
-            .filter(|name| {
-                let latest = self.entries.get(*name).and_then(|entry| entry.latest.as_ref());
-                latest.is_none_or(|latest| self.has_endpoints(latest))
-            })
-            .cloned()
-            .collect();
+        let now = clock::now();
+        let mut ready: Vec<Arc<str>> = Vec::new();
+        for (name, deadline) in &self.waiting {
+            let latest = self.entries.get(name).and_then(|entry| entry.latest.as_ref());
+            if latest.is_none_or(|latest| self.has_endpoints(latest)) {
+                ready.push(name.clone());
+            } else if *deadline <= now {
+                tracing::warn!(
+                    cluster = %name,
+                    waited = ?FETCH_TIMEOUT,
+                    "istiod has not sent the endpoints of this cluster: it, and the chains that name it, are used without; requests to it \
+                     are answered 503 until they come"
+                );
+                ready.push(name.clone());
+            }
+        }
         for name in &ready {
             self.waiting.remove(name);
             let Some(entry) = self.entries.get_mut(name) else { continue };
@@ -278,7 +310,8 @@ impl Clusters {
         self.tunnels = tunnels;
         for name in touched {
             if let Some((name, _)) = self.entries.get_key_value(name.as_str()) {
-                self.waiting.insert(name.clone());
+                let name = name.clone();
+                self.wait(&name);
             }
         }
         true
@@ -337,7 +370,31 @@ impl Clusters {
 
     /// Clusters that wait for endpoints.
     pub(crate) fn waiting(&self) -> impl ExactSizeIterator<Item = &Arc<str>> {
-        self.waiting.iter()
+        self.waiting.keys()
+    }
+
+    /// When the next of them stops to wait.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.waiting.values().min().copied()
+    }
+
+    /// Clusters whose endpoints have not come: those that wait for them, and those that are used without.
+    pub(crate) fn pending(&self, list: &mut Vec<Pending>) {
+        for (name, entry) in &self.entries {
+            let Some(compiled) = entry.latest.as_ref().filter(|latest| !self.has_endpoints(latest)) else {
+                continue;
+            };
+            list.push(Pending {
+                resource: name.to_string(),
+                chain: None,
+                waits_for: compiled
+                    .service()
+                    .map(|service| format!("endpoints (EDS) of {service}"))
+                    .into_iter()
+                    .collect(),
+                overdue: !self.waiting.contains_key(name),
+            });
+        }
     }
 
     /// What is not done.

@@ -42,12 +42,17 @@ pub const SECRETS: &str = "type.googleapis.com/envoy.extensions.transport_socket
 /// Type URL of extension configurations.
 pub const EXTENSIONS: &str = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig";
 
+/// Type URL of what istiod tells of trust anchors.
+pub const PROXY_CONFIG: &str = "type.googleapis.com/istio.mesh.v1alpha1.ProxyConfig";
+
 /// Names that a sentence about what is missing lists.
 const NAMES_IN_WORDS: usize = 5;
 
-/// How long the proxy waits with being ready for secrets and extension configurations, as Envoy does (contract xds §1.11): istiod
-/// leaves out what the proxy may not have, and what needs it refuses by itself.
-const FETCH_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long anything waits for what it needs: the proxy with being ready for secrets and extension configurations, as Envoy does
+/// (contract xds §1.11: istiod leaves out what the proxy may not have, and what needs it refuses by itself); and a cluster, with the
+/// chains that name it, for its endpoints. There Envoy waits without end, as istiod tells it to, and a policy that came with the
+/// chain waits with it.
+pub(crate) const FETCH_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Bytes of a NACK's words, after which only the number of further errors is told.
 const MAX_WORDS: usize = 6 * 1024;
@@ -152,11 +157,11 @@ impl Compiler {
                 self.apply_workloads(type_url, &changed, &removed, &mut errors);
                 false
             }
+            EXTENSIONS => self.listeners.apply_extensions(&changed, &mut errors),
             SECRETS => {
                 self.apply_secrets(&changed, &removed, &mut errors);
                 true
             }
-            EXTENSIONS => true,
             other => {
                 let what = format!("{other} was not asked for");
                 errors.push(ResourceError::malformed(
@@ -182,9 +187,22 @@ impl Compiler {
         if any || first {
             applied.published = self.settle();
             applied.wants = self.wants();
-            self.list_unsupported();
+            self.list();
         }
         applied
+    }
+
+    /// When something has waited long enough for what it needs; then [`Compiler::overdue`] is to be called.
+    pub fn due(&self) -> Option<Instant> {
+        self.clusters.due()
+    }
+
+    /// Publishes what has waited long enough, without what it waits for; the version, when anything in the snapshot changed. Names
+    /// that are no longer wanted are told with the next answer.
+    pub fn overdue(&mut self) -> Option<u64> {
+        let published = self.settle();
+        self.list();
+        published
     }
 
     /// Puts the resources into the store, with what is wrong with them.
@@ -229,10 +247,11 @@ impl Compiler {
 
     fn apply_workloads(&mut self, type_url: &str, changed: &[Resource], removed: &[String], errors: &mut Vec<ResourceError>) {
         for resource in changed {
+            // What was wrong is looked at again: it is as wrong as before, and istiod is told so each time.
             if self
                 .store
                 .resource(type_url, &resource.name)
-                .is_some_and(|stored| stored.bytes == resource.bytes)
+                .is_some_and(|stored| stored.bytes == resource.bytes && stored.error.is_none())
             {
                 continue;
             }
@@ -324,11 +343,16 @@ impl Compiler {
         changed
     }
 
-    fn list_unsupported(&self) {
+    /// Tells the store what is not done, and what waits.
+    fn list(&self) {
         let mut list = Vec::new();
         self.clusters.unsupported(&mut list);
         self.listeners.unsupported(&mut list);
         self.store.set_unsupported(list);
+        let mut pending = Vec::new();
+        self.clusters.pending(&mut pending);
+        self.listeners.pending(&self.clusters, &mut pending);
+        self.store.set_pending(pending);
     }
 
     /// What has to come before the proxy can serve (architecture rule 11), in words; empty when everything is there.

@@ -161,6 +161,7 @@ impl Search {
 
     /// With `found` locked, so that sets are swapped in the order in which they were found.
     fn swap(&self, found: &mut Found) {
+        let _writing = self.state.writing.lock();
         let previous = self.state.endpoints.load_full();
         let addresses: BTreeMap<&str, &[IpAddr]> = found
             .addresses
@@ -169,6 +170,7 @@ impl Search {
             .collect();
         let mut endpoints = self.assignment.endpoints(
             &self.cluster.facts.name,
+            &self.cluster.settings,
             &self.cluster.matched,
             &previous,
             |host| addresses.get(host).copied().unwrap_or_default(),

@@ -4,19 +4,26 @@
 //! endpoint that was there before is adopted, so that a change of its neighbours does not forget its connections.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    borrow::Cow,
+    collections::{BTreeMap, HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
 use bytes::Bytes;
-use cairn_proto::envoy::config::{
-    core::v3::{HealthStatus, Locality as EnvoyLocality, Metadata},
-    endpoint::v3::{
-        ClusterLoadAssignment, Endpoint as EnvoyEndpoint, LbEndpoint, LocalityLbEndpoints, cluster_load_assignment::Policy,
-        lb_endpoint::HostIdentifier,
+use cairn_exchange::clock;
+use cairn_proto::envoy::{
+    config::{
+        core::v3::{HealthStatus, Locality as EnvoyLocality, Metadata},
+        endpoint::v3::{
+            ClusterLoadAssignment, Endpoint as EnvoyEndpoint, LbEndpoint, LocalityLbEndpoints,
+            cluster_load_assignment::{Policy, policy::DropOverload},
+            lb_endpoint::HostIdentifier,
+        },
     },
+    r#type::v3::{FractionalPercent, fractional_percent::DenominatorType},
 };
+use foldhash::fast::RandomState;
 use prost_types::{Struct, value::Kind};
 
 use super::{
@@ -26,7 +33,7 @@ use super::{
     value::{Place, place},
 };
 use crate::upstream::{
-    Endpoint, EndpointSet, EndpointState, Health, Locality, LocalityGroup, NamedEndpoint, Target, TransportTerms,
+    ClusterSettings, Endpoint, EndpointSet, Health, Locality, LocalityGroup, NamedEndpoint, Target, TransportTerms,
 };
 
 /// Highest priority that an assignment may have, as Envoy's validation says.
@@ -34,6 +41,8 @@ const MAX_PRIORITY: u32 = 128;
 
 /// Name of the metadata that says which transport an endpoint asks for.
 const TRANSPORT_MATCH: &str = "envoy.transport_socket_match";
+/// Name of the metadata that load balancing looks at.
+const LB_METADATA: &str = "envoy.lb";
 
 /// A compiled assignment, before live state is put to it.
 #[derive(Clone, Debug, Default)]
@@ -42,6 +51,10 @@ pub(crate) struct Assignment {
     pub groups: Vec<Group>,
     /// Endpoints that have a host name instead of an address.
     pub names: Vec<NamedEndpoint>,
+    /// Percent by which healthy endpoints count for more, where it is told.
+    overprovisioning: Option<u32>,
+    /// Share of requests that are dropped, of a million.
+    dropped: u32,
 }
 
 /// Endpoints of one locality in one priority.
@@ -60,12 +73,11 @@ struct Reached {
     display: Arc<str>,
     health: Health,
     weight: u32,
+    hostname: Option<Arc<str>>,
+    hash_key: Option<Arc<str>>,
     /// What it asks of the transport.
     asks: BTreeMap<String, String>,
 }
-
-/// The state of an endpoint, with what was put onto its connections.
-type Known = (Option<Arc<TransportTerms>>, Arc<EndpointState>);
 
 /// Where an endpoint is.
 #[derive(Clone, Debug)]
@@ -105,6 +117,7 @@ pub(crate) fn compile_assignment(assignment: ClusterLoadAssignment, notes: &mut 
         policy,
     } = assignment;
     refuse_set!(notes, named_endpoints);
+    let mut compiled = Assignment::default();
     if let Some(Policy {
         drop_overloads,
         overprovisioning_factor,
@@ -113,14 +126,43 @@ pub(crate) fn compile_assignment(assignment: ClusterLoadAssignment, notes: &mut 
     }) = policy
     {
         unneeded!(endpoint_stale_after);
-        refuse_set!(notes, drop_overloads);
-        ignore_set!(notes, overprovisioning_factor, weighted_priority_health);
+        ignore_set!(notes, weighted_priority_health);
+        if overprovisioning_factor == Some(0) {
+            return Err(notes.malformed("policy.overprovisioning_factor", "is zero"));
+        }
+        compiled.overprovisioning = overprovisioning_factor;
+        compiled.dropped = drop_share(drop_overloads, notes)?;
     }
-    let mut compiled = Assignment::default();
     for (index, group) in endpoints.into_iter().enumerate() {
         notes.at("endpoints", index, |notes| compile_group(group, &mut compiled, notes))?;
     }
     Ok(compiled)
+}
+
+/// The share of requests that are dropped, of a million. Envoy takes one category and rejects more.
+fn drop_share(overloads: Vec<DropOverload>, notes: &Notes) -> Result<u32, Malformed> {
+    let share = match <[DropOverload; 1]>::try_from(overloads) {
+        Ok(
+            [
+                DropOverload {
+                    category: _,
+                    drop_percentage,
+                },
+            ],
+        ) => drop_percentage,
+        Err(none) if none.is_empty() => None,
+        Err(_) => return Err(notes.malformed("policy.drop_overloads", "there is more than one")),
+    };
+    let Some(FractionalPercent { numerator, denominator }) = share else {
+        return Ok(0);
+    };
+    let scale = match DenominatorType::try_from(denominator) {
+        Ok(DenominatorType::Hundred) => 10_000,
+        Ok(DenominatorType::TenThousand) => 100,
+        Ok(DenominatorType::Million) => 1,
+        Err(_) => return Err(notes.malformed("policy.drop_overloads", format!("{denominator} is no denominator"))),
+    };
+    Ok(numerator.saturating_mul(scale).min(1_000_000))
 }
 
 fn compile_group(group: LocalityLbEndpoints, compiled: &mut Assignment, notes: &mut Notes) -> Result<(), Malformed> {
@@ -187,7 +229,7 @@ fn compile_endpoint(
         additional_addresses,
         observability_name,
     } = endpoint;
-    unneeded!(health_check_config, hostname, observability_name);
+    unneeded!(health_check_config, observability_name);
     // Further addresses of the same endpoint are tried by happy eyeballs in Envoy; the first one is the one that istiod prefers.
     ignore_set!(notes, additional_addresses);
     let health = match HealthStatus::try_from(health_status) {
@@ -202,10 +244,12 @@ fn compile_endpoint(
     };
     let weight = load_balancing_weight.unwrap_or(1).max(1);
     let address = address.ok_or_else(|| notes.malformed("endpoint.address", "is missing"))?;
+    let mut hostname = Some(hostname).filter(|name| !name.is_empty()).map(Arc::from);
     let (target, display) = match notes.within("endpoint", |notes| place(address, notes))? {
         Place::Socket(address) => (Reach::At(Target::Plain(address)), address.to_string()),
         Place::Host(host, port) => {
             let host: Arc<str> = host.into();
+            hostname.get_or_insert_with(|| host.clone());
             names.push(NamedEndpoint {
                 host: host.clone(),
                 port,
@@ -216,6 +260,7 @@ fn compile_endpoint(
             let display = format!("{host}:{port}");
             (Reach::Named(host, port), display)
         }
+        Place::Elsewhere => return Ok(()),
         Place::Internal(listener, id) => match behind(&listener, &id, metadata.as_ref(), notes)? {
             Some(target) => (Reach::At(target), format!("envoy://{listener}/{id}")),
             None => return Ok(()),
@@ -226,7 +271,13 @@ fn compile_endpoint(
         .and_then(|metadata| metadata.filter_metadata.get(TRANSPORT_MATCH))
         .map(texts)
         .unwrap_or_default();
+    let hash_key = metadata
+        .as_ref()
+        .and_then(|metadata| metadata.filter_metadata.get(LB_METADATA))
+        .and_then(|of| text(&of.fields, "hash_key"));
     group.endpoints.push(Reached {
+        hostname,
+        hash_key: hash_key.filter(|key| !key.is_empty()).map(Into::into),
         target,
         display: display.into(),
         health,
@@ -308,6 +359,8 @@ impl Assignment {
             display: "".into(),
             health: Health::Healthy,
             weight: 1,
+            hostname: None,
+            hash_key: None,
             asks: BTreeMap::new(),
         };
         let group = Group {
@@ -318,69 +371,54 @@ impl Assignment {
         };
         Self {
             groups: vec![group],
-            names: Vec::new(),
+            ..Self::default()
         }
     }
 
     /// The endpoints with their live state: that of `previous`, where an endpoint was in it. `addresses` knows those of a name.
-    /// Endpoints that ask for a transport that we cannot do are left out and listed.
-    pub(crate) fn endpoints<'a>(
-        &self,
+    /// Endpoints that ask for a transport that we cannot do are left out and listed; of two with the same address the first counts,
+    /// as in Envoy.
+    pub(crate) fn endpoints<'a, 'b>(
+        &'b self,
         cluster: &str,
+        settings: &ClusterSettings,
         matched: &MatchedTransports,
         previous: &EndpointSet,
         addresses: impl Fn(&str) -> &'a [IpAddr],
         unsupported: &mut Vec<Unsupported>,
     ) -> EndpointSet {
-        let mut states: HashMap<Target, Vec<Known>> = HashMap::new();
-        for endpoint in previous.iter() {
-            let known = (endpoint.transport.clone(), endpoint.state.clone());
-            states.entry(endpoint.target.clone()).or_default().push(known);
-        }
+        let mut before: HashMap<&Target, &Arc<Endpoint>, RandomState> = HashMap::with_capacity_and_hasher(
+            self.groups.iter().map(|group| group.endpoints.len()).sum(),
+            RandomState::default(),
+        );
+        before.extend(previous.iter().map(|endpoint| (&endpoint.target, endpoint)));
+        let mut seen: HashSet<Cow<'b, Target>, RandomState> =
+            HashSet::with_capacity_and_hasher(before.len(), RandomState::default());
         let mut notes = Notes::of(cluster);
         let mut groups = Vec::with_capacity(self.groups.len());
         for group in &self.groups {
             let mut endpoints = Vec::with_capacity(group.endpoints.len());
             for endpoint in &group.endpoints {
-                let Reached {
-                    target,
-                    display,
-                    health,
-                    weight,
-                    asks,
-                } = endpoint;
-                let transport = matched.of(asks).cloned();
-                if let Some(TransportTerms::Unsupported(reason)) = transport.as_deref() {
-                    notes.refuse("", format!("endpoint {display} is left out: {reason}"));
+                let transport = matched.of(&endpoint.asks);
+                if let Some(TransportTerms::Unsupported(reason)) = transport.map(Arc::as_ref) {
+                    notes.refuse("", format!("endpoint {} is left out: {reason}", endpoint.display));
                     continue;
                 }
-                let targets: Vec<(Target, Arc<str>)> = match target {
-                    Reach::At(target) => vec![(target.clone(), display.clone())],
-                    Reach::Named(host, port) => {
-                        let at = addresses(host).iter().map(|ip| SocketAddr::new(*ip, *port));
-                        at.map(|at| (Target::Plain(at), at.to_string().into())).collect()
+                let mut add = |target: Cow<'b, Target>, display: &Arc<str>| {
+                    if !seen.contains(&*target) {
+                        let before = before.get(&*target).copied();
+                        endpoints.push(endpoint.alive(&target, display, transport, before, &group.locality));
+                        seen.insert(target);
                     }
                 };
-                for (target, display) in targets {
-                    // Connections that were made with something else on them are not this endpoint's.
-                    let known = states.entry(target.clone()).or_default();
-                    let state = match known.iter().find(|(with, _)| *with == transport) {
-                        Some((_, state)) => state.clone(),
-                        None => {
-                            let state = Arc::<EndpointState>::default();
-                            known.push((transport.clone(), state.clone()));
-                            state
+                match &endpoint.target {
+                    Reach::At(target) => add(Cow::Borrowed(target), &endpoint.display),
+                    Reach::Named(host, port) => {
+                        for ip in addresses(host) {
+                            let at = SocketAddr::new(*ip, *port);
+                            add(Cow::Owned(Target::Plain(at)), &at.to_string().into());
                         }
-                    };
-                    endpoints.push(Arc::new(Endpoint {
-                        target,
-                        display,
-                        health: *health,
-                        weight: *weight,
-                        locality: group.locality.clone(),
-                        transport: transport.clone(),
-                        state,
-                    }));
+                    }
                 }
             }
             let group_of = LocalityGroup {
@@ -391,6 +429,66 @@ impl Assignment {
             groups.push((group.priority, group_of));
         }
         unsupported.extend(notes.into_list());
-        EndpointSet::new(groups)
+        EndpointSet::new(groups, settings.arrangement(self.overprovisioning)).dropping(self.dropped)
+    }
+}
+
+// === impl Reached ===
+
+impl Reached {
+    /// The endpoint at this target with the state of the one before: that itself, if nothing about it has changed.
+    fn alive(
+        &self,
+        target: &Target,
+        display: &Arc<str>,
+        transport: Option<&Arc<TransportTerms>>,
+        before: Option<&Arc<Endpoint>>,
+        locality: &Arc<Locality>,
+    ) -> Arc<Endpoint> {
+        let Self {
+            target: _,
+            display: _,
+            health,
+            weight,
+            hostname,
+            hash_key,
+            asks: _,
+        } = self;
+        let now = (*health, *weight, display, hostname, hash_key, locality);
+        // Connections that were made with something else on them are not this endpoint's.
+        let state = before
+            .filter(|before| before.transport.as_ref() == transport)
+            .map(|before| &before.state);
+        let same = before.filter(|before| {
+            let Endpoint {
+                target: _,
+                display,
+                health,
+                weight,
+                locality,
+                hostname,
+                hash_key,
+                healthy_since: _,
+                transport: _,
+                state: _,
+            } = &***before;
+            state.is_some() && now == (*health, *weight, display, hostname, hash_key, locality)
+        });
+        if let Some(same) = same {
+            return same.clone();
+        }
+        let was_healthy = before.filter(|before| before.health == Health::Healthy);
+        Arc::new(Endpoint {
+            target: target.clone(),
+            display: display.clone(),
+            health: *health,
+            weight: *weight,
+            locality: locality.clone(),
+            transport: transport.cloned(),
+            hostname: hostname.clone(),
+            hash_key: hash_key.clone(),
+            healthy_since: was_healthy.map_or_else(clock::now, |before| before.healthy_since),
+            state: state.cloned().unwrap_or_default(),
+        })
     }
 }

@@ -5,11 +5,11 @@
 
 use std::time::Duration;
 
+use cairn_filters::FilterChain;
 use cairn_policy::{
     headers::{incoming::Incoming, outgoing::ServerHeader},
-    matcher::{CidrSet, PathMatch},
+    matcher::CidrSet,
     path::{EscapedSlashes, PathNormalization},
-    route::{Domain, Target},
 };
 use cairn_proto::envoy::{
     config::accesslog::v3::AccessLog,
@@ -17,6 +17,7 @@ use cairn_proto::envoy::{
         Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions, KeepaliveSettings,
         http_protocol_options::HeadersWithUnderscoresAction,
     },
+    config::route::v3::RouteConfiguration,
     extensions::{
         filters::network::http_connection_manager::v3::{
             HttpConnectionManager, HttpFilter, RequestIdExtension,
@@ -35,9 +36,9 @@ use super::{
     any::{Unknown, type_name, unpack},
     chain::Context,
     http_filters,
+    protocol_options::{self, Http1, Http2},
     report::{Malformed, Notes, ignore_set, refuse_set, unneeded},
     route,
-    upstream_http::preserves_case,
     value::{self, limit},
 };
 use crate::snapshot::{HttpChain, HttpSettings, chain::Underscores};
@@ -80,58 +81,34 @@ pub(crate) fn compile(manager: HttpConnectionManager, context: &mut Context, not
             "connections inside a tunnel live with the tunnel",
         );
     }
-    let filters = http_filters::compile(http_filters, context, notes)?;
+    let mut filters = http_filters::compile(http_filters, context, notes)?;
     settings.suppress_envoy_headers = filters.suppress_envoy_headers;
     let routes = match route_specifier {
         Some(RouteSpecifier::RouteConfig(config)) => {
             notes.within("route_config", |notes| route::compile(config, context, notes))?
         }
+        // Envoy would take them, and what they say is not known: nothing of the chain is served.
         Some(RouteSpecifier::Rds(_)) => {
-            return Err(notes.malformed("rds", "routes by RDS are not supported: istiod never sends them"));
+            notes.refuse(
+                "rds",
+                "routes by RDS are not supported: istiod never sends them to a waypoint",
+            );
+            route::compile(RouteConfiguration::default(), context, notes)?
         }
-        Some(RouteSpecifier::ScopedRoutes(_)) => return Err(notes.malformed("scoped_routes", "is not supported")),
+        Some(RouteSpecifier::ScopedRoutes(_)) => {
+            notes.refuse("scoped_routes", "is not supported");
+            route::compile(RouteConfiguration::default(), context, notes)?
+        }
         None => return Err(notes.malformed("route_config", "is missing")),
     };
+    filters.drop_inert(context);
     Ok(HttpChain {
         settings,
-        filters: filters.chain,
+        filters: FilterChain::of(filters.chain),
         routes,
         access_logs: access_log::compile(access_log, context.log_files.as_ref(), notes)?,
         metrics: filters.metrics,
         shared: None,
-    })
-}
-
-/// Checks the routes of `connect_terminate`: every CONNECT goes to `main_internal`, nothing else goes anywhere
-/// (contract xds §2.2).
-pub(crate) fn check_tunnel_route(specifier: Option<RouteSpecifier>, notes: &mut Notes) -> Result<(), Malformed> {
-    let Some(RouteSpecifier::RouteConfig(config)) = specifier else {
-        return Err(notes.malformed("route_config", "is missing"));
-    };
-    notes.within("route_config", |notes| {
-        let table = route::compile(config, &mut Context::default(), notes)?;
-        let routes: Vec<_> = table
-            .hosts()
-            .iter()
-            .flat_map(|host| host.routes.iter().map(move |route| (host, route)))
-            .collect();
-        let as_expected = match routes.as_slice() {
-            [(host, route)] => {
-                let to = route.action.forward().map(|forward| &forward.target);
-                host.domains == [Domain::Any]
-                    && matches!(route.matches.path.how(), PathMatch::Connect)
-                    && route.matches.headers.is_empty()
-                    && matches!(to, Some(Target::Cluster(name)) if &**name == "main_internal")
-            }
-            _ => false,
-        };
-        if !as_expected {
-            notes.refuse(
-                "",
-                "tunnels are expected to have one route, for every CONNECT, to main_internal",
-            );
-        }
-        Ok(())
     })
 }
 
@@ -425,82 +402,38 @@ fn common_options(options: HttpProtocolOptions, settings: &mut HttpSettings, not
 }
 
 fn http1(options: Http1ProtocolOptions, settings: &mut HttpSettings, notes: &mut Notes) -> Result<(), Malformed> {
-    let Http1ProtocolOptions {
+    let Http1 {
         allow_absolute_url,
         accept_http_10,
         default_host_for_http_10,
-        header_key_format,
         enable_trailers,
-        allow_chunked_length,
         override_stream_error_on_invalid_http_message,
         send_fully_qualified_url,
-        use_balsa_parser,
-        allow_custom_methods,
         ignore_http_11_upgrade,
-    } = options;
-    unneeded!(
-        send_fully_qualified_url,
-        use_balsa_parser,
-        allow_custom_methods,
-        enable_trailers
-    );
-    refuse_set!(notes, default_host_for_http_10, allow_chunked_length, ignore_http_11_upgrade);
+        preserve_case,
+    } = protocol_options::http1(options, notes)?;
+    unneeded!(send_fully_qualified_url, enable_trailers);
+    refuse_set!(notes, default_host_for_http_10, ignore_http_11_upgrade);
     ignore_set!(notes, override_stream_error_on_invalid_http_message);
     if allow_absolute_url == Some(false) {
         notes.refuse("allow_absolute_url", "cannot be turned off");
     }
     settings.accept_http10 = accept_http_10;
-    settings.preserve_header_case = preserves_case(header_key_format, notes)?;
+    settings.preserve_header_case = preserve_case;
     Ok(())
 }
 
 fn http2(options: Http2ProtocolOptions, at: Where, settings: &mut HttpSettings, notes: &mut Notes) -> Option<KeepaliveSettings> {
-    let Http2ProtocolOptions {
-        hpack_table_size,
+    let Http2 {
         max_concurrent_streams,
         initial_stream_window_size,
         initial_connection_window_size,
         allow_connect,
-        allow_metadata,
-        max_outbound_frames,
-        max_outbound_control_frames,
-        max_consecutive_inbound_frames_with_empty_payload,
-        max_inbound_priority_frames_per_stream,
-        max_inbound_window_update_frames_per_data_frame_sent,
-        stream_error_on_invalid_http_messaging,
-        override_stream_error_on_invalid_http_message,
-        custom_settings_parameters,
         connection_keepalive,
-        use_oghttp2_codec,
-        max_metadata_size,
-        enable_huffman_encoding,
-        max_header_field_size_kb,
-        disallow_obs_text,
-        stream_reset_burst,
-        stream_reset_rate,
-    } = options;
-    // Envoy's own defences against floods; ours are those of our HTTP/2 library.
-    unneeded!(
-        hpack_table_size,
-        max_outbound_frames,
-        max_outbound_control_frames,
-        max_consecutive_inbound_frames_with_empty_payload,
-        max_inbound_priority_frames_per_stream,
-        max_inbound_window_update_frames_per_data_frame_sent,
-        stream_error_on_invalid_http_messaging,
-        override_stream_error_on_invalid_http_message,
-        use_oghttp2_codec,
-        max_metadata_size,
-        enable_huffman_encoding,
-        max_header_field_size_kb,
-        disallow_obs_text,
-        stream_reset_burst,
-        stream_reset_rate,
-    );
+    } = protocol_options::http2(options, notes);
     if at == Where::Inside {
         refuse_set!(notes, allow_connect);
     }
-    ignore_set!(notes, allow_metadata, custom_settings_parameters);
     settings.http2_max_concurrent_streams = max_concurrent_streams;
     settings.http2_stream_window = initial_stream_window_size;
     settings.http2_connection_window = initial_connection_window_size;

@@ -3,15 +3,16 @@
 //! Filters are known by the type of their configuration, never by name (contract xds §3.17). A filter that is not known, or not
 //! there yet, refuses the chain: nobody can tell from outside whether it was the one that would have denied.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicU64};
 
-use cairn_filters::{Filter, FilterChain};
+use cairn_filters::{Filter, Placed, buffer::Buffer, fault::Fault, grpc_web::GrpcWeb, local_ratelimit::LocalRateLimit};
 use cairn_proto::envoy::extensions::filters::{
     http::{
+        buffer::v3::Buffer as EnvoyBuffer,
         cors::v3::Cors,
         dynamic_forward_proxy::v3::{FilterConfig as ForwardProxy, filter_config::ImplementationSpecifier},
-        fault::v3::HttpFault,
         grpc_stats::v3::FilterConfig as GrpcStats,
+        grpc_web::v3::GrpcWeb as EnvoyGrpcWeb,
         router::v3::Router,
     },
     network::http_connection_manager::v3::{HttpFilter, http_filter::ConfigType},
@@ -21,15 +22,16 @@ use prost_types::{Struct, value::Kind};
 use super::{
     any::{Typed, Unknown, typed, unpack},
     chain::{self, Context},
-    header_mutation, rbac,
+    fault, header_mutation, jwt_authn, local_ratelimit, ratelimit, rbac,
     report::{Malformed, Notes, Present as _, ignore_set, refuse_set, unneeded},
+    set_filter_state, structure,
 };
 
 /// The filters of a chain.
 #[derive(Debug, Default)]
 pub(crate) struct Compiled {
     /// Those that work on requests.
-    pub chain: FilterChain,
+    pub chain: Vec<Placed>,
     /// Whether Istio's metrics are recorded.
     pub metrics: bool,
     /// Whether the router leaves out Envoy's own headers.
@@ -39,27 +41,40 @@ pub(crate) struct Compiled {
 /// Compiles the filters of a chain; the last one has to be the router.
 pub(crate) fn compile(filters: Vec<HttpFilter>, context: &mut Context, notes: &mut Notes) -> Result<Compiled, Malformed> {
     let mut compiled = Compiled::default();
-    let mut chain = Vec::new();
     let mut routed = false;
     for (index, filter) in filters.into_iter().enumerate() {
         if routed {
             return Err(notes.malformed("http_filters", "go on after the router"));
         }
         routed = notes.at("http_filters", index, |notes| {
-            compile_filter(filter, &mut chain, &mut compiled, context, notes)
+            compile_filter(filter, &mut compiled, context, notes)
         })?;
     }
     if !routed {
         return Err(notes.malformed("http_filters", "do not end in a router"));
     }
-    compiled.chain = FilterChain::new(chain);
     Ok(compiled)
+}
+
+// === impl Compiled ===
+
+impl Compiled {
+    /// Leaves out filters that do nothing by themselves and that no route says anything of; istiod puts such into every chain.
+    pub fn drop_inert(&mut self, context: &Context) {
+        self.chain.retain(|placed| {
+            let inert = match &placed.filter {
+                Filter::Fault(fault) => fault.faults.is_inert(),
+                Filter::Cors => !context.routes_have_cors,
+                _ => placed.off,
+            };
+            !inert || context.overridden.contains(&*placed.name)
+        });
+    }
 }
 
 /// Compiles one filter; `true` for the router.
 fn compile_filter(
     filter: HttpFilter,
-    chain: &mut Vec<Filter>,
     compiled: &mut Compiled,
     context: &mut Context,
     notes: &mut Notes,
@@ -73,25 +88,28 @@ fn compile_filter(
     // Optional means "where the proxy knows it": another proxy would, and would decide by it.
     unneeded!(is_optional);
     context.filter_names.insert(name.clone());
-    if disabled {
-        // It runs only on routes that say so, and such a route is refused there.
-        return Ok(false);
-    }
     let any = match config_type {
         Some(ConfigType::TypedConfig(any)) => any,
-        Some(ConfigType::ConfigDiscovery(discovery)) => {
-            chain::discovered(&name, discovery, context, notes);
-            return Ok(false);
-        }
+        Some(ConfigType::ConfigDiscovery(discovery)) => match chain::discovered(&name, discovery, context, notes) {
+            Some(any) => any,
+            None => return Ok(false),
+        },
         None => {
             notes.refuse("", format!("filter {name} has no configuration"));
             return Ok(false);
         }
     };
-    match typed(&any, notes)? {
+    let any = structure::unwrapped(&any, notes)?;
+    let filter = match typed(&any, notes)? {
         Typed::Struct(kind, value) => match kind.as_str() {
-            "io.istio.http.peer_metadata.Config" => peer_metadata(&value, notes),
-            other => notes.refuse("", format!("filter {name} ({other}) is not supported")),
+            "io.istio.http.peer_metadata.Config" => {
+                peer_metadata(&value, notes);
+                None
+            }
+            other => {
+                notes.refuse("", format!("filter {name} ({other}) is not supported"));
+                None
+            }
         },
         Typed::Message(kind, any) => match kind {
             "envoy.extensions.filters.http.router.v3.Router" => {
@@ -111,19 +129,26 @@ fn compile_filter(
                     replace_dots_in_grpc_service_name,
                     per_method_stat_specifier
                 );
-                if emit_filter_state {
-                    chain.push(Filter::GrpcStats);
-                }
+                emit_filter_state.then_some(Filter::GrpcStats)
             }
             "envoy.extensions.filters.http.fault.v3.HTTPFault" => {
-                // istiod's is empty: faults stand on routes (contract xds §3.8), and refuse those.
-                let fault: HttpFault = unpack(any, Unknown::Refuses, notes)?;
-                if fault != HttpFault::default() {
-                    notes.refuse("", "faults are not supported yet");
-                }
+                let faults = fault::compile(unpack(any, Unknown::Refuses, notes)?, notes)?;
+                Some(Filter::Fault(Arc::new(Fault {
+                    faults: Arc::new(faults),
+                    active: context.keep("fault", &any.value, AtomicU64::default),
+                })))
             }
             "envoy.extensions.filters.http.cors.v3.Cors" => {
                 let Cors {} = unpack(any, Unknown::Refuses, notes)?;
+                Some(Filter::Cors)
+            }
+            "envoy.extensions.filters.http.set_filter_state.v3.Config" => {
+                let filter = set_filter_state::compile(unpack(any, Unknown::Refuses, notes)?, notes)?;
+                Some(Filter::Other(Arc::new(filter)))
+            }
+            "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb" => {
+                let EnvoyGrpcWeb {} = unpack(any, Unknown::Refuses, notes)?;
+                Some(Filter::Other(Arc::new(GrpcWeb)))
             }
             "envoy.extensions.filters.http.dynamic_forward_proxy.v3.FilterConfig" => {
                 // It looks hosts up for clusters that go by them, which do so themselves; the cache is that of the cluster.
@@ -137,23 +162,62 @@ fn compile_filter(
                 if let Some(ImplementationSpecifier::SubClusterConfig(_)) = implementation_specifier {
                     notes.refuse("sub_cluster_config", "is not supported");
                 }
+                None
             }
             "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation" => {
                 let filter = header_mutation::compile(unpack(any, Unknown::Refuses, notes)?, notes)?;
-                chain.push(Filter::HeaderMutation(Arc::new(filter)));
+                Some(Filter::HeaderMutation(Arc::new(filter)))
             }
             "envoy.extensions.filters.http.rbac.v3.RBAC" => {
                 let filter = rbac::http(unpack(any, Unknown::Refuses, notes)?, notes)?;
-                chain.push(Filter::Rbac(Arc::new(filter)));
+                Some(Filter::Rbac(Arc::new(filter)))
+            }
+            "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit" => {
+                context.counts_requests = true;
+                let limit = local_ratelimit::compile(unpack(any, Unknown::Refuses, notes)?, context, notes)?;
+                let limit = Arc::new(limit);
+                Some(Filter::Other(Arc::new(LocalRateLimit { limit })))
+            }
+            "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication" => {
+                let filter = jwt_authn::compile(unpack(any, Unknown::Refuses, notes)?, context, notes)?;
+                // Keys and tokens that are known stay known while the filter stays the same.
+                Some(Filter::Other(context.keep("jwt_authn", &any.value, || filter)))
+            }
+            "envoy.extensions.filters.http.buffer.v3.Buffer" => {
+                let limit = buffer_limit(unpack(any, Unknown::Refuses, notes)?, notes)?;
+                Some(Filter::Other(Arc::new(Buffer { limit })))
+            }
+            "envoy.extensions.filters.http.ratelimit.v3.RateLimit" => {
+                context.counts_requests = true;
+                let filter = ratelimit::compile(unpack(any, Unknown::Refuses, notes)?, context, notes)?;
+                filter.map(|filter| Filter::Other(Arc::new(filter)))
             }
             "stats.PluginConfig" => {
                 chain::stats(unpack(any, Unknown::Ignored, notes)?, notes)?;
-                compiled.metrics = true;
+                compiled.metrics |= !disabled;
+                None
             }
-            other => notes.refuse("", format!("filter {name} ({other}) is not supported yet")),
+            other => {
+                notes.refuse("", format!("filter {name} ({other}) is not supported yet"));
+                None
+            }
         },
-    }
+    };
+    compiled.chain.extend(filter.map(|filter| Placed {
+        name: name.as_str().into(),
+        filter,
+        off: disabled,
+    }));
     Ok(false)
+}
+
+/// How much is waited for.
+pub(crate) fn buffer_limit(buffer: EnvoyBuffer, notes: &Notes) -> Result<usize, Malformed> {
+    let EnvoyBuffer { max_request_bytes } = buffer;
+    let limit = max_request_bytes.and_then(|limit| usize::try_from(limit).ok());
+    limit
+        .filter(|limit| *limit > 0)
+        .ok_or_else(|| notes.malformed("max_request_bytes", "is missing or zero"))
 }
 
 /// Peers are found by address in workload discovery (contract runtime §7.3); anything else that this filter can do is listed.

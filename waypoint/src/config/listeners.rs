@@ -10,16 +10,21 @@ use std::{
 };
 
 use bytes::Bytes;
+use cairn_proto::envoy::config::core::v3::TypedExtensionConfig;
 use cairn_telemetry::access_log::LogFiles;
 
 use super::{
-    chain,
+    any::{Unknown, decode},
+    chain::{self, Extensions},
     clusters::Clusters,
     compiler::Resource,
-    listener::{self, TunnelListener},
+    listener,
+    live::Live,
     matcher,
+    originate::{self, TunnelListener},
     report::{Effect, Malformed, Notes, ResourceError, Unsupported},
-    wire,
+    store::Pending,
+    terminate, wire,
 };
 use crate::snapshot::{Chain, Table, Terminate, matcher::Node};
 
@@ -32,6 +37,8 @@ const MAIN: &str = "main_internal";
 #[derive(Debug, Default)]
 pub(crate) struct Listeners {
     log_files: Option<LogFiles>,
+    live: Arc<Live>,
+    extensions: Arc<Extensions>,
     chains: HashMap<Arc<str>, Entry>,
     /// Chains of which a version waits.
     waiting: BTreeSet<Arc<str>>,
@@ -97,9 +104,10 @@ impl Listeners {
             match resource.name.as_str() {
                 MAIN => any |= self.apply_main(resource, errors),
                 TERMINATE => {
+                    let files = self.log_files.as_ref();
                     any |= self
                         .terminate
-                        .apply(resource, || listener::terminate(TERMINATE, &resource.bytes));
+                        .apply(resource, || terminate::terminate(TERMINATE, &resource.bytes, files));
                     errors.extend(self.terminate.errors());
                 }
                 name => {
@@ -186,7 +194,7 @@ impl Listeners {
             entry.bytes = bytes;
             return back;
         }
-        let compiled = chain::compile(MAIN, name, &bytes, self.log_files.as_ref());
+        let compiled = self.compile_chain(name, &bytes);
         let entry = self.chains.entry(name.clone()).or_insert_with(|| Entry {
             bytes: Bytes::new(),
             latest: None,
@@ -205,18 +213,77 @@ impl Listeners {
         true
     }
 
+    fn compile_chain(&self, name: &str, bytes: &Bytes) -> Result<chain::Compiled, Malformed> {
+        chain::compile(MAIN, name, bytes, self.log_files.as_ref(), &self.live, &self.extensions)
+    }
+
+    /// Takes over extension configurations; chains that name one are compiled anew. They are only ever replaced.
+    pub(crate) fn apply_extensions(&mut self, changed: &[Resource], errors: &mut Vec<ResourceError>) -> bool {
+        let mut news = HashSet::new();
+        for resource in changed {
+            let mut notes = Notes::of(&resource.name);
+            let config = decode(&resource.bytes, Unknown::Refuses, &mut notes);
+            let config = config.and_then(|TypedExtensionConfig { name: _, typed_config }| {
+                typed_config.ok_or_else(|| notes.malformed("typed_config", "is missing"))
+            });
+            match config {
+                Ok(config) if self.extensions.get(&resource.name) == Some(&config) => {}
+                Ok(config) => {
+                    Arc::make_mut(&mut self.extensions).insert(resource.name.clone(), config);
+                    news.insert(resource.name.as_str());
+                }
+                Err(malformed) => errors.push(ResourceError::malformed(&resource.name, None, malformed)),
+            }
+        }
+        let names = |entry: &Entry| {
+            let named = entry.latest.as_ref().map(|latest| &latest.extensions);
+            named.is_some_and(|named| named.iter().any(|name| news.contains(name.as_str())))
+        };
+        let affected: Vec<_> = self
+            .chains
+            .iter()
+            .filter(|(_, entry)| names(entry))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in affected {
+            let Some(bytes) = self.chains.get(&name).map(|entry| entry.bytes.clone()) else {
+                continue;
+            };
+            let compiled = self.compile_chain(&name, &bytes);
+            let Some(entry) = self.chains.get_mut(&name) else { continue };
+            match compiled {
+                Ok(compiled) => {
+                    entry.latest = Some(Arc::new(compiled));
+                    entry.malformed = None;
+                    self.waiting.insert(name.clone());
+                }
+                Err(malformed) => entry.malformed = Some(ResourceError::malformed(MAIN, Some(&name), malformed)),
+            }
+            errors.extend(self.chains.get(&name).iter().flat_map(|entry| entry.errors()));
+        }
+        true
+    }
+
     fn apply_rest(&mut self, rest: Bytes) -> bool {
         if self.main.known && self.main.rest == rest {
             return false;
         }
         let mut notes = Notes::of(MAIN);
+        let mut refused = false;
         let compiled = listener::take(&rest, &mut notes).and_then(|parts| {
+            if !parts.access_log.is_empty() {
+                notes.ignore(
+                    "access_log",
+                    "connections without a chain have no lines; their refused CONNECTs have",
+                );
+            }
+            // What the matcher refuses it refuses where it stands.
+            refused = notes.refusal().is_some();
             let matcher = parts
                 .matcher
                 .ok_or_else(|| notes.malformed("filter_chain_matcher", "is missing"))?;
             notes.within("filter_chain_matcher", |notes| matcher::compile(&matcher, notes))
         });
-        let refused = notes.refusal().is_some();
         self.main.known = true;
         self.main.rest = rest;
         self.main.unsupported = notes.into_list();
@@ -224,14 +291,7 @@ impl Listeners {
             Ok(node) => {
                 self.main.malformed.clear();
                 // What refuses here may decide about every connection: then no chain is reached.
-                let node = if refused {
-                    Node::List {
-                        entries: Vec::new(),
-                        otherwise: None,
-                    }
-                } else {
-                    node
-                };
+                let node = if refused { Node::Refused } else { node };
                 self.main.latest = Some(Arc::new(node));
                 self.main.waits = true;
             }
@@ -248,7 +308,12 @@ impl Listeners {
             .iter()
             .filter(|name| {
                 let latest = self.chains.get(*name).and_then(|entry| entry.latest.as_ref());
-                latest.is_none_or(|latest| !latest.clusters.iter().any(|cluster| clusters.is_coming(cluster)))
+                // Until a configuration of a filter is there, what was there before serves, as with Envoy; without that it refuses.
+                let served = self.chains.get(*name).is_some_and(|entry| entry.active.is_some());
+                latest.is_none_or(|latest| {
+                    let comes = latest.clusters.iter().any(|cluster| clusters.is_coming(cluster));
+                    !(comes || served && latest.extensions_missing)
+                })
             })
             .cloned()
             .collect();
@@ -345,6 +410,23 @@ impl Listeners {
         self.waiting.iter()
     }
 
+    /// The same, with what each waits for; a matcher that waits for them is not counted twice.
+    pub(crate) fn pending(&self, clusters: &Clusters, list: &mut Vec<Pending>) {
+        for name in &self.waiting {
+            let latest = self.chains.get(name).and_then(|entry| entry.latest.as_ref());
+            let names = latest.iter().flat_map(|latest| latest.clusters.iter());
+            list.push(Pending {
+                resource: MAIN.to_owned(),
+                chain: Some(name.to_string()),
+                waits_for: names
+                    .filter(|cluster| clusters.is_coming(cluster))
+                    .map(|cluster| format!("cluster {cluster}"))
+                    .collect(),
+                overdue: false,
+            });
+        }
+    }
+
     /// Listeners without which nothing is served, and that are not there.
     pub(crate) fn missing(&self) -> impl Iterator<Item = &'static str> {
         let terminate = self.terminate.compiled.is_none().then_some(TERMINATE);
@@ -364,8 +446,8 @@ impl Listeners {
 
 /// Compiles a listener that is neither of the two that serve: those that open tunnels, and ones that we do not know.
 fn other(name: &str, bytes: &Bytes) -> Result<(TunnelListener, Vec<Unsupported>), Malformed> {
-    if listener::is_originate(name) {
-        return listener::originate(name, bytes);
+    if originate::is_originate(name) {
+        return originate::originate(name, bytes);
     }
     let what = "this listener is not known; nothing listens for it".to_owned();
     let item = Unsupported {

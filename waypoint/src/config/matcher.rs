@@ -1,8 +1,8 @@
 //! `filter_chain_matcher` into the tree that chooses chains.
 //!
-//! All xds matcher types that exist are read: exact, prefix and IP trees, and lists of predicates. An input, a matcher or an action
-//! that we do not know could lead a connection to another chain than the one it belongs to; then the whole tree is not applied, and
-//! the last good one stays (contract xds §2.5).
+//! All xds matcher types that exist are read: exact, prefix and IP trees, and lists of predicates (contract xds §2.5). An input, a
+//! matcher or an action that we do not know could lead a connection to another chain than the one it belongs to; then what it would
+//! have decided is refused, and the rest of the tree serves. What Envoy would not read either is malformed: the last good tree stays.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -62,6 +62,7 @@ pub(crate) fn chains<'a>(node: &'a Node, names: &mut Vec<&'a str>) {
             names.push(name);
             return;
         }
+        Node::Refused => return,
         Node::Exact {
             input: _,
             map,
@@ -98,7 +99,9 @@ pub(crate) fn chains<'a>(node: &'a Node, names: &mut Vec<&'a str>) {
 
 fn compile_tree(tree: &MatcherTree, otherwise: Option<Box<Node>>, notes: &mut Notes) -> Result<Node, Malformed> {
     let MatcherTree { input, tree_type } = tree;
-    let input = compile_input(input.as_ref(), notes)?;
+    let Some(input) = compile_input(input.as_ref(), notes)? else {
+        return Ok(Node::Refused);
+    };
     match tree_type {
         None => Err(notes.malformed("", "has no map")),
         Some(TreeType::ExactMatchMap(MatchMap { map })) => {
@@ -155,12 +158,20 @@ fn compile_ranges(
         return Err(notes.malformed("typed_config", format!("matcher {name} has no configuration")));
     };
     if type_name(&any.type_url) != "xds.type.matcher.v3.IPMatcher" {
-        return Err(notes.malformed("typed_config", format!("matcher {} is not known", type_name(&any.type_url))));
+        notes.refuse(
+            "typed_config",
+            format!("matcher {} is not supported", type_name(&any.type_url)),
+        );
+        return Ok(Node::Refused);
     }
     if !matches!(input, Input::DestinationIp | Input::SourceIp) {
         return Err(notes.malformed("typed_config", "an IPMatcher needs an address as input"));
     }
+    let refusals = notes.refusals();
     let IpMatcher { range_matchers } = unpack(any, Unknown::Refuses, notes)?;
+    if notes.refusals() > refusals {
+        return Ok(Node::Refused);
+    }
     let mut ranges = Ranges::default();
     for (index, matcher) in range_matchers.iter().enumerate() {
         notes.at("range_matchers", index, |notes| {
@@ -169,9 +180,6 @@ fn compile_ranges(
                 on_match: next,
                 exclusive,
             } = matcher;
-            if *exclusive {
-                return Err(notes.malformed("exclusive", "is not supported"));
-            }
             if list.is_empty() {
                 return Err(notes.malformed("ranges", "is empty"));
             }
@@ -180,7 +188,12 @@ fn compile_ranges(
                 .map(|range| compile_range(range, notes))
                 .collect::<Result<Vec<_>, _>>()?;
             let next = next.as_ref().ok_or_else(|| notes.malformed("on_match", "is missing"))?;
-            ranges.add(nets, notes.within("on_match", |notes| on_match(next, notes))?);
+            let mut node = notes.within("on_match", |notes| on_match(next, notes))?;
+            if *exclusive {
+                notes.refuse("exclusive", "is not supported");
+                node = Node::Refused;
+            }
+            ranges.add(nets, node);
             Ok(())
         })?;
     }
@@ -217,36 +230,46 @@ fn compile_list(list: &MatcherList, otherwise: Option<Box<Node>>, notes: &mut No
             let predicate = predicate.as_ref().ok_or_else(|| notes.malformed("predicate", "is missing"))?;
             let predicate = notes.within("predicate", |notes| compile_predicate(predicate, notes))?;
             let next = next.as_ref().ok_or_else(|| notes.malformed("on_match", "is missing"))?;
-            Ok((predicate, notes.within("on_match", |notes| on_match(next, notes))?))
+            let node = notes.within("on_match", |notes| on_match(next, notes))?;
+            Ok(match predicate {
+                Some(predicate) => (predicate, node),
+                // Nobody knows whether it holds, so nothing after it is reached.
+                None => (Predicate::All(Vec::new()), Node::Refused),
+            })
         })?;
         entries.push(entry);
     }
     Ok(Node::List { entries, otherwise })
 }
 
-fn compile_predicate(predicate: &XdsPredicate, notes: &mut Notes) -> Result<Predicate, Malformed> {
+/// `None` for what is not supported, and listed.
+fn compile_predicate(predicate: &XdsPredicate, notes: &mut Notes) -> Result<Option<Predicate>, Malformed> {
     let XdsPredicate { match_type } = predicate;
     let all = |list: &PredicateList, notes: &mut Notes| {
         let PredicateList { predicate } = list;
         predicate
             .iter()
             .map(|predicate| compile_predicate(predicate, notes))
-            .collect::<Result<Vec<_>, _>>()
+            .collect::<Result<Option<Vec<_>>, _>>()
     };
     Ok(match match_type {
         None => return Err(notes.malformed("", "is empty")),
-        Some(MatchType::AndMatcher(list)) => Predicate::All(notes.within("and_matcher", |notes| all(list, notes))?),
-        Some(MatchType::OrMatcher(list)) => Predicate::Any(notes.within("or_matcher", |notes| all(list, notes))?),
-        Some(MatchType::NotMatcher(inner)) => Predicate::Not(Box::new(
-            notes.within("not_matcher", |notes| compile_predicate(inner, notes))?,
-        )),
+        Some(MatchType::AndMatcher(list)) => notes.within("and_matcher", |notes| all(list, notes))?.map(Predicate::All),
+        Some(MatchType::OrMatcher(list)) => notes.within("or_matcher", |notes| all(list, notes))?.map(Predicate::Any),
+        Some(MatchType::NotMatcher(inner)) => notes
+            .within("not_matcher", |notes| compile_predicate(inner, notes))?
+            .map(|inner| Predicate::Not(Box::new(inner))),
         Some(MatchType::SinglePredicate(single)) => {
             let SinglePredicate { input, matcher } = single;
             let input = compile_input(input.as_ref(), notes)?;
             match matcher {
-                Some(single_predicate::Matcher::ValueMatch(value)) => Predicate::Text(input, compile_string(value, notes)?),
+                Some(single_predicate::Matcher::ValueMatch(value)) => {
+                    let matcher = compile_string(value, notes)?;
+                    input.zip(matcher).map(|(input, matcher)| Predicate::Text(input, matcher))
+                }
                 Some(single_predicate::Matcher::CustomMatch(custom)) => {
-                    return Err(notes.malformed("custom_match", format!("matcher {} is not known", custom.name)));
+                    notes.refuse("custom_match", format!("matcher {} is not supported", custom.name));
+                    None
                 }
                 None => return Err(notes.malformed("", "compares with nothing")),
             }
@@ -254,7 +277,8 @@ fn compile_predicate(predicate: &XdsPredicate, notes: &mut Notes) -> Result<Pred
     })
 }
 
-fn compile_string(string: &XdsString, notes: &Notes) -> Result<StringMatcher, Malformed> {
+/// `None` for what is not supported, and listed.
+fn compile_string(string: &XdsString, notes: &mut Notes) -> Result<Option<StringMatcher>, Malformed> {
     let XdsString {
         ignore_case,
         match_pattern,
@@ -274,13 +298,15 @@ fn compile_string(string: &XdsString, notes: &Notes) -> Result<StringMatcher, Ma
             )
         }
         Some(MatchPattern::Custom(custom)) => {
-            return Err(notes.malformed("value_match.custom", format!("matcher {} is not known", custom.name)));
+            notes.refuse("value_match.custom", format!("matcher {} is not supported", custom.name));
+            return Ok(None);
         }
     };
-    Ok(StringMatcher::new(how, *ignore_case))
+    Ok(Some(StringMatcher::new(how, *ignore_case)))
 }
 
-fn compile_input(input: Option<&TypedExtensionConfig>, notes: &mut Notes) -> Result<Input, Malformed> {
+/// `None` for what is not supported, and listed.
+fn compile_input(input: Option<&TypedExtensionConfig>, notes: &mut Notes) -> Result<Option<Input>, Malformed> {
     let Some(TypedExtensionConfig { name, typed_config }) = input else {
         return Err(notes.malformed("input", "is missing"));
     };
@@ -288,31 +314,37 @@ fn compile_input(input: Option<&TypedExtensionConfig>, notes: &mut Notes) -> Res
         return Err(notes.malformed("input", format!("{name} has no configuration")));
     };
     const INPUTS: &str = "envoy.extensions.matching.common_inputs.network.v3.";
-    let unknown = |notes: &Notes| Err(notes.malformed("input", format!("{} is not known", type_name(&any.type_url))));
-    let Some(kind) = type_name(&any.type_url).strip_prefix(INPUTS) else {
-        return unknown(notes);
-    };
-    Ok(match kind {
+    let kind = type_name(&any.type_url);
+    Ok(Some(match kind.strip_prefix(INPUTS).unwrap_or_default() {
         "DestinationIPInput" => Input::DestinationIp,
         "DestinationPortInput" => Input::DestinationPort,
         // The source is the client of the tunnel: `envoy.filters.listener.original_dst.remote_ip`.
         "SourceIPInput" | "DirectSourceIPInput" => Input::SourceIp,
         "ApplicationProtocolInput" => Input::ApplicationProtocol,
         "FilterStateInput" => {
+            let refusals = notes.refusals();
             let FilterStateInput { key, field } = notes.within("input", |notes| unpack(any, Unknown::Refuses, notes))?;
             match (key.as_str(), field.as_str()) {
-                ("io.istio.connect_authority" | "io.istio.source", "") => Input::FilterState(key.into()),
-                _ => return Err(notes.malformed("input", format!("filter state `{key}` `{field}` is not known"))),
+                ("io.istio.connect_authority" | "io.istio.source", "") => {}
+                _ => notes.refuse("input", format!("filter state `{key}` `{field}` is not known")),
             }
+            if notes.refusals() > refusals {
+                return Ok(None);
+            }
+            Input::FilterState(key.into())
         }
-        _ => return unknown(notes),
-    })
+        _ => {
+            notes.refuse("input", format!("{kind} is not supported"));
+            return Ok(None);
+        }
+    }))
 }
 
 fn on_match(next: &OnMatch, notes: &mut Notes) -> Result<Node, Malformed> {
     let OnMatch { keep_matching, on_match } = next;
     if *keep_matching {
-        return Err(notes.malformed("keep_matching", "is not supported"));
+        notes.refuse("keep_matching", "is not supported");
+        return Ok(Node::Refused);
     }
     match on_match {
         None => Err(notes.malformed("", "leads nowhere")),
@@ -322,7 +354,8 @@ fn on_match(next: &OnMatch, notes: &mut Notes) -> Result<Node, Malformed> {
                 .as_ref()
                 .ok_or_else(|| notes.malformed("action", "has no value"))?;
             if type_name(&any.type_url) != "google.protobuf.StringValue" {
-                return Err(notes.malformed("action", format!("{} is not the name of a chain", type_name(&any.type_url))));
+                notes.refuse("action", format!("{} is not supported", type_name(&any.type_url)));
+                return Ok(Node::Refused);
             }
             let name: String = prost::Message::decode(any.value.as_slice())
                 .map_err(|error| notes.malformed("action", format!("is no google.protobuf.StringValue: {error}")))?;

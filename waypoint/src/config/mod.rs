@@ -6,7 +6,7 @@
 //! (architecture rule 3).
 //!
 //! * [`compiler`] and `listeners`, `clusters`: the state between answers;
-//! * `chain`, `hcm`, `http_filters`, `route`, `tcp`, `matcher`, `cluster`, `endpoint`, `workload`, …: one message each;
+//! * `chain`, `hcm`, `http_filters`, `per_route`, `route`, `tcp`, `matcher`, `cluster`, `endpoint`, `workload`, …: one message each;
 //! * [`store`]: the resources as they came;
 //! * [`load`]: the same resources from files;
 //! * [`dump`] and [`show`]: for tools and for people.
@@ -15,42 +15,61 @@
 
 mod access_log;
 mod any;
+mod balancing;
 mod chain;
 mod cluster;
 mod clusters;
 pub mod compiler;
+mod cors;
 mod discovery;
 mod dns;
 pub mod dump;
 mod endpoint;
+mod fault;
+mod grpc_service;
 mod hcm;
 mod header_mutation;
 mod headers;
 mod http_filters;
+mod jwt_authn;
+mod limits;
 mod listener;
 mod listeners;
+mod live;
 pub mod load;
+mod local_ratelimit;
 mod matcher;
+mod originate;
 mod origination;
+mod per_route;
+mod protocol_options;
+mod rate_limits;
+mod ratelimit;
 mod rbac;
 pub mod report;
 mod retry;
 mod route;
 mod route_action;
+mod set_filter_state;
 pub mod show;
 mod state;
 pub mod store;
+mod structure;
 mod tcp;
+mod terminate;
 mod tls;
 mod transport;
+pub(crate) mod trust;
 mod upstream_http;
 mod value;
 mod wire;
 mod workload;
 
 #[cfg(test)]
+mod filter_tests;
+#[cfg(test)]
 mod tests;
 
 pub use compiler::{Applied, Compiler, Resource};
 pub use report::{Effect, ResourceError, Unsupported};
-pub use store::{Store, Stored};
+pub use store::{Pending, Store, Stored};

@@ -3,7 +3,9 @@
 //! Certificates and roots are secrets with names: files of DestinationRules (`file-cert:`, `file-root:`), the workload's own, or secrets
 //! that istiod serves. A context that demands of the other side what we cannot check refuses its cluster.
 
-use cairn_identity::{NameKind, NameMatcher, NamePattern, OriginationTerms, SYSTEM_ROOTS_SECRET, Secrets, TlsVersion};
+use cairn_identity::{
+    NameKind, NameMatcher, NamePattern, OriginationTerms, Parameters, SYSTEM_ROOTS_SECRET, Secrets, TlsVersion,
+};
 use cairn_proto::envoy::{
     config::core::v3::{ConfigSource, DataSource, config_source::ConfigSourceSpecifier, data_source::Specifier},
     extensions::transport_sockets::tls::v3::{
@@ -17,7 +19,7 @@ use cairn_proto::envoy::{
 
 use super::{
     report::{Malformed, Notes, Present as _, ignore_set, refuse_set, unneeded},
-    tls::{Parameters, parameters},
+    tls::parameters,
 };
 
 /// Secrets that pilot-agent, and so this proxy, has itself.
@@ -153,16 +155,16 @@ fn common_terms(
     }
     if let Some(params) = tls_params {
         let Parameters {
-            min,
-            max,
-            ciphers,
+            min_version,
+            max_version,
+            cipher_suites,
             curves,
         } = notes.within("tls_params", |notes| {
             parameters(params, (terms.min_version, terms.max_version), notes)
         })?;
-        terms.min_version = min;
-        terms.max_version = max;
-        terms.cipher_suites = ciphers;
+        terms.min_version = min_version;
+        terms.max_version = max_version;
+        terms.cipher_suites = cipher_suites;
         terms.curves = curves;
     }
     Ok(())

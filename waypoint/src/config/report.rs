@@ -208,6 +208,11 @@ impl Notes {
         }
     }
 
+    /// How many items refuse the unit so far.
+    pub(crate) fn refusals(&self) -> usize {
+        self.list.iter().filter(|item| item.effect == Effect::Refused).count()
+    }
+
     /// Why the unit is refused, if it is.
     pub(crate) fn refusal(&self) -> Option<String> {
         let mut words = self

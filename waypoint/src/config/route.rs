@@ -4,10 +4,11 @@
 //! exactly those that would otherwise have been decided without it, and the other routes of the chain go on serving. What stands on
 //! a virtual host or on the whole table so refuses all routes in it.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use cairn_policy::{
+    cors::CorsPolicy,
     matcher::{MetadataMatcher, PathMatch, PathMatcher, QueryMatch, QueryMatcher, ValueMatcher},
     retry::RetryPolicy,
     route::{Decorator, DirectResponse, Domain, Fraction, Route, RouteAction, RouteMatch, RouteTable, VirtualHost},
@@ -16,12 +17,11 @@ use cairn_proto::envoy::{
     config::{
         core::v3::{Metadata, RuntimeFractionalPercent},
         route::v3::{
-            Decorator as EnvoyDecorator, FilterConfig, QueryParameterMatcher, Route as EnvoyRoute, RouteConfiguration,
+            Decorator as EnvoyDecorator, QueryParameterMatcher, Route as EnvoyRoute, RouteConfiguration,
             RouteMatch as EnvoyMatch, VirtualHost as EnvoyHost, query_parameter_matcher::QueryParameterMatchSpecifier,
             route_match::PathSpecifier,
         },
     },
-    extensions::filters::http::fault::v3::HttpFault,
     r#type::{
         matcher::v3::{
             MetadataMatcher as EnvoyMetadata, ValueMatcher as EnvoyValue, double_matcher, list_matcher,
@@ -33,9 +33,9 @@ use cairn_proto::envoy::{
 use http::{HeaderValue, StatusCode};
 
 use super::{
-    any::{Unknown, text, type_name, unpack},
+    any::text,
     chain::Context,
-    headers,
+    cors, headers, per_route, rate_limits,
     report::{Malformed, Notes, ignore_set, refuse_set, unneeded},
     retry, route_action,
     value::{self, regex},
@@ -50,6 +50,8 @@ pub(crate) struct Around {
     pub direct_response_limit: usize,
     /// Retries of routes that say nothing.
     pub retry: Option<RetryPolicy>,
+    /// Cross-origin sharing where it stands on the virtual host itself.
+    pub cors: Option<Arc<CorsPolicy>>,
     /// Why every route here refuses.
     refusal: Option<String>,
 }
@@ -93,11 +95,12 @@ pub(crate) fn compile(config: RouteConfiguration, context: &mut Context, notes: 
         );
     }
     let limit = max_direct_response_body_size_bytes.unwrap_or(DIRECT_RESPONSE_LIMIT);
-    let (overrides, refusal) = notes.in_route("*", |notes| overrides(&typed_per_filter_config, context, notes));
-    overrides?;
+    let (table_overrides, refusal) = notes.in_route("*", |notes| per_route::compile(&typed_per_filter_config, context, notes));
+    let table_overrides = table_overrides?;
     let around = Around {
         direct_response_limit: limit as usize,
         retry: None,
+        cors: None,
         refusal,
     };
     let hosts = virtual_hosts
@@ -114,6 +117,7 @@ pub(crate) fn compile(config: RouteConfiguration, context: &mut Context, notes: 
     table.response_edits = headers::edits(response_headers_to_add, response_headers_to_remove, "response_headers", notes)?;
     table.most_specific_edits_win = most_specific_header_mutations_wins;
     table.ignore_port_in_authority = ignore_port_in_host_matching;
+    table.overrides = table_overrides;
     Ok(table)
 }
 
@@ -143,8 +147,7 @@ fn compile_host(host: EnvoyHost, around: &Around, context: &mut Context, notes: 
         request_mirror_policies,
         metadata,
     } = host;
-    // Descriptors of rate limits are read by the rate limit filter, which refuses the chain where it is there.
-    unneeded!(rate_limits, metadata);
+    unneeded!(metadata);
     ignore_set!(
         notes,
         virtual_clusters,
@@ -157,20 +160,24 @@ fn compile_host(host: EnvoyHost, around: &Around, context: &mut Context, notes: 
             notes,
             matcher,
             require_tls,
-            cors,
             include_request_attempt_count,
             include_attempt_count_in_response,
             include_is_timeout_retry_header,
             retry_policy_typed_config,
             request_mirror_policies,
         );
-        overrides(&typed_per_filter_config, context, notes)
+        // They mean something only to filters that count.
+        let limits = if context.counts_requests { rate_limits } else { Vec::new() };
+        let limits = rate_limits::compile(limits, notes)?;
+        Ok((per_route::compile(&typed_per_filter_config, context, notes)?, limits))
     });
-    overrides?;
+    let (overrides, rate_limits) = overrides?;
     let retry = retry_policy
         .map(|policy| notes.within("retry_policy", |notes| retry::compile(policy, notes)))
         .transpose()?;
+    let cors = cors::of_route(cors, None, notes)?;
     let around = Around {
+        cors,
         direct_response_limit: around.direct_response_limit,
         retry: retry.or_else(|| around.retry.clone()),
         refusal: around.refusal.clone().or(refusal),
@@ -194,7 +201,8 @@ fn compile_host(host: EnvoyHost, around: &Around, context: &mut Context, notes: 
         routes,
         request_edits: headers::edits(request_headers_to_add, request_headers_to_remove, "request_headers", notes)?,
         response_edits: headers::edits(response_headers_to_add, response_headers_to_remove, "response_headers", notes)?,
-        overrides: BTreeMap::new(),
+        overrides,
+        rate_limits,
     })
 }
 
@@ -245,7 +253,7 @@ fn compile_route_fields(
         action,
     } = route;
     ignore_set!(notes, tracing, per_request_buffer_limit_bytes, request_body_buffer_limit);
-    overrides(&typed_per_filter_config, context, notes)?;
+    let overrides = per_route::compile(&typed_per_filter_config, context, notes)?;
     let matches = r#match.ok_or_else(|| notes.malformed("match", "is missing"))?;
     let matches = notes.within("match", |notes| compile_match(matches, notes))?;
     let action = route_action::compile(action, around, context, notes)?;
@@ -256,46 +264,9 @@ fn compile_route_fields(
         config: metadata.as_ref().and_then(config_of).map(Into::into),
         decorator: decorator.and_then(|decorator| compile_decorator(decorator, notes)),
         stat_prefix: Some(stat_prefix).filter(|prefix| !prefix.is_empty()).map(Into::into),
+        overrides,
         ..Route::new(matches, action)
     })
-}
-
-/// Configuration of filters on a route, a virtual host or a table.
-pub(crate) fn overrides(
-    config: &BTreeMap<String, prost_types::Any>,
-    context: &Context,
-    notes: &mut Notes,
-) -> Result<(), Malformed> {
-    for (filter, any) in config {
-        notes.within(format!("typed_per_filter_config[{filter}]"), |notes| {
-            if !context.filter_names.contains(filter) {
-                // istiod leaves such behind, for stateful sessions for instance (contract xds §4.10).
-                notes.ignore("", "the chain has no such filter");
-                return Ok(());
-            }
-            match type_name(&any.type_url) {
-                "envoy.extensions.filters.http.fault.v3.HTTPFault" => {
-                    let fault: HttpFault = unpack(any, Unknown::Refuses, notes)?;
-                    if fault != HttpFault::default() {
-                        notes.refuse("", "faults are not supported yet");
-                    }
-                }
-                "envoy.extensions.filters.http.cors.v3.CorsPolicy" => notes.refuse("", "CORS is not supported yet"),
-                "envoy.config.route.v3.FilterConfig" => {
-                    let FilterConfig {
-                        config,
-                        is_optional,
-                        disabled,
-                    } = unpack(any, Unknown::Refuses, notes)?;
-                    unneeded!(config, is_optional, disabled);
-                    notes.refuse("", "filters cannot be turned on or off on a route yet");
-                }
-                other => notes.refuse("", format!("{other} is not supported yet")),
-            }
-            Ok(())
-        })?;
-    }
-    Ok(())
 }
 
 /// The Istio object that a route was made from.
@@ -317,7 +288,7 @@ fn compile_decorator(decorator: EnvoyDecorator, notes: &mut Notes) -> Option<Dec
     }
 }
 
-fn compile_match(matches: EnvoyMatch, notes: &mut Notes) -> Result<RouteMatch, Malformed> {
+pub(crate) fn compile_match(matches: EnvoyMatch, notes: &mut Notes) -> Result<RouteMatch, Malformed> {
     let EnvoyMatch {
         case_sensitive,
         runtime_fraction,
@@ -379,7 +350,12 @@ pub(crate) fn compile_fraction(fraction: RuntimeFractionalPercent, notes: &Notes
         default_value,
         runtime_key: _,
     } = fraction;
-    let FractionalPercent { numerator, denominator } = default_value.unwrap_or_default();
+    percent(default_value.unwrap_or_default(), notes)
+}
+
+/// A fraction in one of Envoy's three units.
+pub(crate) fn percent(percent: FractionalPercent, notes: &Notes) -> Result<Fraction, Malformed> {
+    let FractionalPercent { numerator, denominator } = percent;
     let denominator = match DenominatorType::try_from(denominator) {
         Ok(DenominatorType::Hundred) => 100,
         Ok(DenominatorType::TenThousand) => 10_000,
@@ -389,7 +365,7 @@ pub(crate) fn compile_fraction(fraction: RuntimeFractionalPercent, notes: &Notes
     Ok(Fraction { numerator, denominator })
 }
 
-fn compile_query(matcher: QueryParameterMatcher, notes: &mut Notes) -> Result<QueryMatcher, Malformed> {
+pub(crate) fn compile_query(matcher: QueryParameterMatcher, notes: &mut Notes) -> Result<QueryMatcher, Malformed> {
     let QueryParameterMatcher {
         name,
         query_parameter_match_specifier,

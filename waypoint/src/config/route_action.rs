@@ -5,6 +5,7 @@ use std::time::Duration;
 use cairn_exchange::Scheme;
 use cairn_policy::{
     matcher::{HeaderName, RegexRewrite},
+    rate_limit::RateLimits,
     route::{
         CookieTtl, DirectResponse, Forward, Fraction, HashPolicy, HashSource, HostRewrite, Mirror, PathRewrite, Redirect,
         RedirectPath, RouteAction, Target, Upgrade, WeightedCluster, WeightedClusters,
@@ -12,6 +13,7 @@ use cairn_policy::{
     timeout::{MaxStreamDuration, RouteTimeouts},
 };
 use cairn_proto::envoy::{
+    config::core::v3::RoutingPriority,
     config::route::v3::{
         DirectResponseAction, RedirectAction, RouteAction as EnvoyAction, WeightedCluster as EnvoyWeighted,
         redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier},
@@ -29,10 +31,10 @@ use http::{HeaderValue, StatusCode};
 
 use super::{
     chain::Context,
-    headers,
+    cors, headers, per_route, rate_limits,
     report::{Malformed, Notes, ignore_set, refuse_set, unneeded},
     retry,
-    route::{Around, compile_fraction, overrides},
+    route::{Around, compile_fraction},
     value::{duration, inline, limit},
 };
 
@@ -103,21 +105,31 @@ fn forward(action: EnvoyAction, around: &Around, context: &mut Context, notes: &
         cluster_specifier,
         host_rewrite_specifier,
     } = action;
-    // Descriptors of rate limits are read by the rate limit filter, which refuses the chain where it is there.
-    unneeded!(early_data_policy, rate_limits, include_vh_rate_limits, max_internal_redirects);
-    ignore_set!(notes, priority, flush_timeout, hedge_policy);
+    unneeded!(early_data_policy, max_internal_redirects);
+    ignore_set!(notes, flush_timeout, hedge_policy);
     refuse_set!(
         notes,
         metadata_match,
         path_rewrite_policy,
         path_rewrite,
         retry_policy_typed_config,
-        cors,
         internal_redirect_policy,
         internal_redirect_action,
     );
     let target = target(cluster_specifier, context, notes)?;
     let mut forward = Forward::to(target);
+    forward.cors = cors::of_route(cors, around.cors.as_ref(), notes)?;
+    context.routes_have_cors |= forward.cors.is_some();
+    if context.counts_requests {
+        forward.rate_limits = RateLimits {
+            own: rate_limits::compile(rate_limits, notes)?,
+            include_host: include_vh_rate_limits == Some(true),
+        };
+    }
+    forward.high_priority = match RoutingPriority::try_from(priority) {
+        Ok(priority) => priority == RoutingPriority::High,
+        Err(_) => return Err(notes.malformed("priority", format!("{priority} is no priority"))),
+    };
     forward.cluster_not_found = match ClusterNotFoundResponseCode::try_from(cluster_not_found_response_code) {
         Ok(ClusterNotFoundResponseCode::ServiceUnavailable) => StatusCode::SERVICE_UNAVAILABLE,
         Ok(ClusterNotFoundResponseCode::NotFound) => StatusCode::NOT_FOUND,
@@ -227,7 +239,7 @@ fn weighted(clusters: EnvoyWeighted, context: &mut Context, notes: &mut Notes) -
     WeightedClusters::new(compiled).map_err(|error| notes.malformed("clusters", error.to_string()))
 }
 
-fn weighted_cluster(cluster: ClusterWeight, context: &Context, notes: &mut Notes) -> Result<WeightedCluster, Malformed> {
+fn weighted_cluster(cluster: ClusterWeight, context: &mut Context, notes: &mut Notes) -> Result<WeightedCluster, Malformed> {
     let ClusterWeight {
         name,
         cluster_header,
@@ -241,8 +253,8 @@ fn weighted_cluster(cluster: ClusterWeight, context: &Context, notes: &mut Notes
         host_rewrite_specifier,
     } = cluster;
     refuse_set!(notes, cluster_header, metadata_match);
-    overrides(&typed_per_filter_config, context, notes)?;
     let mut compiled = WeightedCluster::new(name, weight.unwrap_or(0));
+    compiled.overrides = per_route::compile(&typed_per_filter_config, context, notes)?;
     compiled.request_edits = headers::edits(request_headers_to_add, request_headers_to_remove, "request_headers", notes)?;
     compiled.response_edits = headers::edits(response_headers_to_add, response_headers_to_remove, "response_headers", notes)?;
     compiled.host_rewrite = match host_rewrite_specifier {
@@ -325,7 +337,7 @@ fn mirror(policy: RequestMirrorPolicy, notes: &mut Notes) -> Result<Option<Mirro
 }
 
 /// A part of the hash key. It says which endpoint is preferred, so what cannot be done is left out.
-fn hash(policy: EnvoyHash, notes: &mut Notes) -> Result<Option<HashPolicy>, Malformed> {
+pub(crate) fn hash(policy: EnvoyHash, notes: &mut Notes) -> Result<Option<HashPolicy>, Malformed> {
     let EnvoyHash {
         terminal,
         policy_specifier,
@@ -333,11 +345,13 @@ fn hash(policy: EnvoyHash, notes: &mut Notes) -> Result<Option<HashPolicy>, Malf
     let source = match policy_specifier {
         None => return Err(notes.malformed("", "is empty")),
         Some(PolicySpecifier::Header(header)) => {
-            let regex_rewrite = header.regex_rewrite;
-            ignore_set!(notes, regex_rewrite);
+            let rewrite = header
+                .regex_rewrite
+                .map(|rewrite| substitution("header.regex_rewrite", rewrite, notes))
+                .transpose()?;
             let name = HeaderName::parse(&header.header_name)
                 .map_err(|_| notes.malformed("header.header_name", format!("`{}` is no header name", header.header_name)))?;
-            HashSource::Header(name)
+            HashSource::Header { name, rewrite }
         }
         Some(PolicySpecifier::Cookie(cookie)) => HashSource::Cookie {
             name: cookie.name.into(),
@@ -356,7 +370,10 @@ fn hash(policy: EnvoyHash, notes: &mut Notes) -> Result<Option<HashPolicy>, Malf
         Some(PolicySpecifier::ConnectionProperties(properties)) if properties.source_ip => HashSource::SourceIp,
         Some(PolicySpecifier::ConnectionProperties(_)) => return Ok(None),
         Some(PolicySpecifier::QueryParameter(parameter)) => HashSource::Query(parameter.name.into()),
-        Some(PolicySpecifier::FilterState(state)) => HashSource::FilterState(state.key.into()),
+        Some(PolicySpecifier::FilterState(state)) => {
+            notes.ignore("filter_state", format!("there is nothing to hash under {}", state.key));
+            return Ok(None);
+        }
     };
     Ok(Some(HashPolicy { source, terminal }))
 }

@@ -5,6 +5,7 @@
 //! compared line by line.
 
 mod cluster;
+mod filters;
 mod rbac;
 mod route;
 
@@ -69,6 +70,8 @@ fn tunnels(out: &mut String, terminate: &Terminate) -> fmt::Result {
         keepalive,
         rbac,
         server: _,
+        // They are opened only where something is served.
+        access_logs: _,
         refuse,
     } = terminate;
     let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
@@ -136,6 +139,10 @@ fn matcher(out: &mut String, node: &Node, depth: usize) -> fmt::Result {
             indent(out, depth)?;
             return writeln!(out, "-> {name}");
         }
+        Node::Refused => {
+            indent(out, depth)?;
+            return writeln!(out, "-> refused: not supported");
+        }
         Node::Exact {
             input: of,
             map,
@@ -201,6 +208,7 @@ fn branch(out: &mut String, label: &str, next: &Node, depth: usize) -> fmt::Resu
     indent(out, depth)?;
     match next {
         Node::Chain(name) => writeln!(out, "{label} -> {name}"),
+        Node::Refused => writeln!(out, "{label} -> refused: not supported"),
         _ => {
             writeln!(out, "{label}")?;
             matcher(out, next, depth + 1)
@@ -356,6 +364,7 @@ fn write_tcp(out: &mut String, chain: &TcpChain) -> fmt::Result {
         access_logs,
         metrics,
         rbac,
+        limits,
         server_name: ServerNameUse { judged, forward_to },
     } = chain;
     if *judged {
@@ -365,6 +374,14 @@ fn write_tcp(out: &mut String, chain: &TcpChain) -> fmt::Result {
         writeln!(out, "    forwarded to the server name of TLS, port {port}")?;
     }
     rbac.iter().try_for_each(|filter| rbac::write(out, filter, 2))?;
+    for limit in limits {
+        writeln!(
+            out,
+            "    at most {} new connections at once, {} a second",
+            limit.room(),
+            limit.rate()
+        )?;
+    }
     match targets.as_slice() {
         [(only, _)] => writeln!(out, "    to {only}")?,
         several => {

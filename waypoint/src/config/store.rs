@@ -11,6 +11,7 @@ use std::{
 use bytes::Bytes;
 use cairn_exchange::clock;
 use parking_lot::RwLock;
+use serde::Serialize;
 
 use super::report::{Effect, Unsupported};
 
@@ -27,6 +28,20 @@ pub struct Stored {
     pub error: Option<(String, SystemTime)>,
 }
 
+/// Something that istiod has sent and that waits for something else before it is used.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Pending {
+    /// The resource: a cluster, a listener.
+    pub resource: String,
+    /// The filter chain in it, where it is in one; the one before it serves meanwhile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chain: Option<String>,
+    /// What has not come.
+    pub waits_for: Vec<String>,
+    /// It has waited long enough, and is used without.
+    pub overdue: bool,
+}
+
 /// All resources, by type and name, and what of them is not done.
 #[derive(Debug, Default)]
 pub struct Store {
@@ -39,6 +54,7 @@ struct Inner {
     /// `system_version_info` of the last answer of a type.
     versions: BTreeMap<String, String>,
     unsupported: Arc<[Unsupported]>,
+    pending: Arc<[Pending]>,
 }
 
 // === impl Store ===
@@ -76,6 +92,16 @@ impl Store {
     /// Everything that is not done, in order.
     pub fn unsupported(&self) -> Arc<[Unsupported]> {
         self.inner.read().unsupported.clone()
+    }
+
+    /// Everything that waits, in order.
+    pub fn pending(&self) -> Arc<[Pending]> {
+        self.inner.read().pending.clone()
+    }
+
+    pub(crate) fn set_pending(&self, mut list: Vec<Pending>) {
+        list.sort();
+        self.inner.write().pending = list.into();
     }
 
     pub(crate) fn set_version(&self, type_url: &str, version: &str) {

@@ -113,5 +113,6 @@ pub(crate) fn compile(proxy: TcpProxy, context: &mut Context, notes: &mut Notes)
         metrics: context.metrics,
         rbac: std::mem::take(&mut context.rbac).into_iter().collect(),
         server_name: context.server_name,
+        limits: std::mem::take(&mut context.limits),
     })
 }

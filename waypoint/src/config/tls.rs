@@ -4,7 +4,7 @@
 //! the listener or cluster. Of certificates and roots only those of the workload itself are used here (`default` and `ROOTCA`,
 //! contract xds §1.11); other names belong to TLS inside the tunnel.
 
-use cairn_identity::{ClientTerms, ServerTerms, TlsVersion, unsupported_ciphers, unsupported_curves};
+use cairn_identity::{ClientTerms, Compliance, Parameters, ServerTerms, TlsVersion, unsupported_ciphers, unsupported_curves};
 use cairn_proto::envoy::{
     extensions::transport_sockets::tls::v3::{
         CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, SubjectAltNameMatcher,
@@ -199,15 +199,15 @@ fn common_terms(context: CommonTlsContext, versions: (TlsVersion, TlsVersion), n
     };
     if let Some(params) = tls_params {
         let Parameters {
-            min,
-            max,
-            ciphers,
+            min_version,
+            max_version,
+            cipher_suites,
             curves,
         } = notes.within("tls_params", |notes| parameters(params, versions, notes))?;
         common = Common {
-            min,
-            max,
-            ciphers,
+            min: min_version,
+            max: max_version,
+            ciphers: cipher_suites,
             curves,
             ..common
         };
@@ -226,18 +226,6 @@ fn check_roots(secret: &SdsSecretConfig, notes: &mut Notes) {
     }
 }
 
-/// What TLS parameters leave.
-pub(super) struct Parameters {
-    /// Lowest version.
-    pub min: TlsVersion,
-    /// Highest version.
-    pub max: TlsVersion,
-    /// Allowed cipher suites; none narrows nothing.
-    pub ciphers: Vec<String>,
-    /// Allowed groups; none narrows nothing.
-    pub curves: Vec<String>,
-}
-
 /// Reads TLS parameters; `versions` are those that are spoken when nothing is said.
 pub(super) fn parameters(
     parameters: TlsParameters,
@@ -247,8 +235,8 @@ pub(super) fn parameters(
     let TlsParameters {
         tls_minimum_protocol_version,
         tls_maximum_protocol_version,
-        mut cipher_suites,
-        mut ecdh_curves,
+        cipher_suites,
+        ecdh_curves,
         signature_algorithms,
         compliance_policies,
     } = parameters;
@@ -264,21 +252,10 @@ pub(super) fn parameters(
         }
         Err(_) => Err(notes.malformed(field, format!("{value} is no version of TLS"))),
     };
-    let min = version("tls_minimum_protocol_version", tls_minimum_protocol_version, versions.0)?;
-    let max = version("tls_maximum_protocol_version", tls_maximum_protocol_version, versions.1)?;
-    if min > max {
+    let min_version = version("tls_minimum_protocol_version", tls_minimum_protocol_version, versions.0)?;
+    let max_version = version("tls_maximum_protocol_version", tls_maximum_protocol_version, versions.1)?;
+    if min_version > max_version {
         return Err(notes.malformed("", "the lowest version is above the highest"));
-    }
-    for policy in compliance_policies {
-        match CompliancePolicy::try_from(policy) {
-            // It replaces the lists, as in BoringSSL.
-            Ok(CompliancePolicy::Fips202205) => {
-                cipher_suites = FIPS_202205_CIPHERS.map(str::to_owned).to_vec();
-                ecdh_curves = FIPS_202205_CURVES.map(str::to_owned).to_vec();
-            }
-            Ok(other) => notes.refuse("compliance_policies", format!("{} is not supported", other.as_str_name())),
-            Err(_) => notes.refuse("compliance_policies", format!("policy {policy} is not known")),
-        }
     }
     let unknown = unsupported_ciphers(&cipher_suites);
     if !unknown.is_empty() {
@@ -288,24 +265,22 @@ pub(super) fn parameters(
     if !unknown.is_empty() {
         notes.ignore("ecdh_curves", format!("{} is never offered", unknown.join(", ")));
     }
-    Ok(Parameters {
-        min,
-        max,
-        ciphers: cipher_suites,
+    let mut left = Parameters {
+        min_version,
+        max_version,
+        cipher_suites,
         curves: ecdh_curves,
-    })
+    };
+    for policy in compliance_policies {
+        match CompliancePolicy::try_from(policy) {
+            // It replaces the lists, as in BoringSSL.
+            Ok(CompliancePolicy::Fips202205) => left = Compliance::Fips140V3.narrow(left),
+            Ok(other) => notes.refuse("compliance_policies", format!("{} is not supported", other.as_str_name())),
+            Err(_) => return Err(notes.malformed("compliance_policies", format!("{policy} is not known"))),
+        }
+    }
+    Ok(left)
 }
-
-/// What the policy FIPS_202205 leaves of cipher suites and groups (NIST SP 800-52 revision 2, as BoringSSL reads it).
-const FIPS_202205_CIPHERS: [&str; 6] = [
-    "ECDHE-ECDSA-AES128-GCM-SHA256",
-    "ECDHE-RSA-AES128-GCM-SHA256",
-    "ECDHE-ECDSA-AES256-GCM-SHA384",
-    "ECDHE-RSA-AES256-GCM-SHA384",
-    "TLS_AES_128_GCM_SHA256",
-    "TLS_AES_256_GCM_SHA384",
-];
-const FIPS_202205_CURVES: [&str; 2] = ["P-256", "P-384"];
 
 /// The prefixes of URI names that are believed; of all names in the list one has to fit.
 fn san_prefixes(context: CertificateValidationContext, notes: &mut Notes) -> Vec<String> {

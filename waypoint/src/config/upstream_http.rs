@@ -6,22 +6,20 @@ use std::{collections::BTreeMap, time::Duration};
 use cairn_proto::envoy::{
     config::core::v3::{
         Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as CommonOptions, UpstreamHttpProtocolOptions,
-        http1_protocol_options::{HeaderKeyFormat, header_key_format::HeaderFormat},
     },
-    extensions::{
-        http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig,
-        upstreams::http::v3::{
-            HttpProtocolOptions,
-            http_protocol_options::{
-                ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig, explicit_http_config::ProtocolConfig,
-            },
+    extensions::upstreams::http::v3::{
+        HttpProtocolOptions,
+        http_protocol_options::{
+            ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig, explicit_http_config::ProtocolConfig,
         },
     },
 };
 
 use super::{
-    any::{Unknown, type_name, unpack},
+    any::{Unknown, unpack},
+    protocol_options::{self, Http1, Http2},
     report::{Malformed, Notes, ignore_set, refuse_set, unneeded},
+    route_action,
     value::limit,
 };
 use crate::upstream::{ClusterSettings, NamesByHost, UpstreamProtocol};
@@ -69,7 +67,11 @@ fn http_options(options: HttpProtocolOptions, settings: &mut ClusterSettings, no
         request_mirror_policies,
         retry_policy
     );
-    ignore_set!(notes, outlier_detection, hash_policy);
+    ignore_set!(notes, outlier_detection);
+    for (index, policy) in hash_policy.into_iter().enumerate() {
+        let compiled = notes.at("hash_policy", index, |notes| route_action::hash(policy, notes))?;
+        settings.hash_policies.extend(compiled);
+    }
     if let Some(common) = common_http_protocol_options {
         notes.within("common_http_protocol_options", |notes| {
             common_options(common, settings, notes)
@@ -151,112 +153,38 @@ fn common_options(options: CommonOptions, settings: &mut ClusterSettings, notes:
 
 /// Whether the spelling of header names is kept.
 fn http1(options: Http1ProtocolOptions, notes: &mut Notes) -> Result<bool, Malformed> {
-    let Http1ProtocolOptions {
+    let Http1 {
         allow_absolute_url,
         accept_http_10,
         default_host_for_http_10,
-        header_key_format,
         enable_trailers,
-        allow_chunked_length,
         override_stream_error_on_invalid_http_message,
         send_fully_qualified_url,
-        use_balsa_parser,
-        allow_custom_methods,
         ignore_http_11_upgrade,
-    } = options;
+        preserve_case,
+    } = protocol_options::http1(options, notes)?;
     unneeded!(
         allow_absolute_url,
         accept_http_10,
         default_host_for_http_10,
         override_stream_error_on_invalid_http_message,
-        use_balsa_parser,
-        allow_custom_methods,
         ignore_http_11_upgrade,
     );
-    refuse_set!(notes, allow_chunked_length, send_fully_qualified_url);
+    refuse_set!(notes, send_fully_qualified_url);
     ignore_set!(notes, enable_trailers);
-    preserves_case(header_key_format, notes)
-}
-
-/// Whether a format of header names is the one that keeps their spelling.
-pub(crate) fn preserves_case(format: Option<HeaderKeyFormat>, notes: &mut Notes) -> Result<bool, Malformed> {
-    let Some(HeaderKeyFormat { header_format }) = format else {
-        return Ok(false);
-    };
-    match header_format {
-        None => Ok(false),
-        Some(HeaderFormat::ProperCaseWords(_)) => {
-            notes.ignore(
-                "header_key_format",
-                "proper case is not supported; names are sent in lower case",
-            );
-            Ok(false)
-        }
-        Some(HeaderFormat::StatefulFormatter(extension)) => {
-            let any = extension
-                .typed_config
-                .ok_or_else(|| notes.malformed("header_key_format", "has no configuration"))?;
-            if type_name(&any.type_url) != "envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig"
-            {
-                notes.ignore("header_key_format", format!("{} is not known", type_name(&any.type_url)));
-                return Ok(false);
-            }
-            let PreserveCaseFormatterConfig {
-                forward_reason_phrase,
-                formatter_type_on_envoy_headers,
-            } = notes.within("header_key_format", |notes| unpack(&any, Unknown::Ignored, notes))?;
-            ignore_set!(notes, forward_reason_phrase, formatter_type_on_envoy_headers);
-            Ok(true)
-        }
-    }
+    Ok(preserve_case)
 }
 
 fn http2(options: Http2ProtocolOptions, settings: &mut ClusterSettings, notes: &mut Notes) {
-    let Http2ProtocolOptions {
-        hpack_table_size,
+    let Http2 {
         max_concurrent_streams,
         initial_stream_window_size,
         initial_connection_window_size,
         allow_connect,
-        allow_metadata,
-        max_outbound_frames,
-        max_outbound_control_frames,
-        max_consecutive_inbound_frames_with_empty_payload,
-        max_inbound_priority_frames_per_stream,
-        max_inbound_window_update_frames_per_data_frame_sent,
-        stream_error_on_invalid_http_messaging,
-        override_stream_error_on_invalid_http_message,
-        custom_settings_parameters,
         connection_keepalive,
-        use_oghttp2_codec,
-        max_metadata_size,
-        enable_huffman_encoding,
-        max_header_field_size_kb,
-        disallow_obs_text,
-        stream_reset_burst,
-        stream_reset_rate,
-    } = options;
-    // Limits of frames and codecs are Envoy's own defence; windows follow our budget.
-    unneeded!(
-        hpack_table_size,
-        initial_stream_window_size,
-        initial_connection_window_size,
-        allow_connect,
-        max_outbound_frames,
-        max_outbound_control_frames,
-        max_consecutive_inbound_frames_with_empty_payload,
-        max_inbound_priority_frames_per_stream,
-        max_inbound_window_update_frames_per_data_frame_sent,
-        stream_error_on_invalid_http_messaging,
-        override_stream_error_on_invalid_http_message,
-        use_oghttp2_codec,
-        max_metadata_size,
-        enable_huffman_encoding,
-        max_header_field_size_kb,
-        disallow_obs_text,
-        stream_reset_burst,
-        stream_reset_rate,
-    );
-    ignore_set!(notes, allow_metadata, custom_settings_parameters, connection_keepalive);
+    } = protocol_options::http2(options, notes);
+    // Windows follow our budget.
+    unneeded!(initial_stream_window_size, initial_connection_window_size, allow_connect);
+    ignore_set!(notes, connection_keepalive);
     settings.http2_max_concurrent_streams = max_concurrent_streams;
 }

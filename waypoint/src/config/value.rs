@@ -45,6 +45,8 @@ pub(crate) enum Place {
     Host(String, u16),
     /// To an internal listener, with the endpoint's id.
     Internal(String, String),
+    /// To something that we do not connect to, and that is listed.
+    Elsewhere,
 }
 
 /// An address.
@@ -52,7 +54,10 @@ pub(crate) fn place(address: Address, notes: &mut Notes) -> Result<Place, Malfor
     let Address { address } = address;
     match address {
         None => Err(notes.malformed("address", "is empty")),
-        Some(address::Address::Pipe(_)) => Err(notes.malformed("address.pipe", "is not supported")),
+        Some(address::Address::Pipe(_)) => {
+            notes.refuse("address.pipe", "is not supported");
+            Ok(Place::Elsewhere)
+        }
         Some(address::Address::SocketAddress(socket)) => {
             let SocketAddress {
                 protocol,
@@ -68,7 +73,8 @@ pub(crate) fn place(address: Address, notes: &mut Notes) -> Result<Place, Malfor
                     u16::try_from(port).map_err(|_| notes.malformed("address.port_value", format!("{port} is no port")))?
                 }
                 Some(PortSpecifier::NamedPort(name)) => {
-                    return Err(notes.malformed("address.named_port", format!("`{name}` is not supported")));
+                    notes.refuse("address.named_port", format!("`{name}` is not supported"));
+                    return Ok(Place::Elsewhere);
                 }
                 None => 0,
             };

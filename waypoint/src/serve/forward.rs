@@ -5,7 +5,10 @@
 
 use std::{
     borrow::Cow,
-    sync::{Arc, LazyLock},
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -13,10 +16,11 @@ use cairn_exchange::{ResponseFlags, clock};
 use cairn_filters::{LocalReply, ResponseHead};
 use cairn_policy::{
     headers::record_alone,
+    outlier::{Report, status_of_grpc},
     retry::{Outcome, Reset, RetryPlan, RetryPolicy},
-    route::{Forward, Found, WeightedCluster},
+    route::{Forward, Found, HashFacts, HashPolicy, HashSource, RequestHash, WeightedCluster},
 };
-use http::{HeaderName, HeaderValue, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Response, StatusCode, header::SET_COOKIE};
 use tokio::time::{sleep_until, timeout_at};
 
 use super::{
@@ -28,7 +32,8 @@ use super::{
 use crate::{
     body::RequestBody,
     upstream::{
-        Answer, Attempt, AttemptError, Cluster, ConnectError, Discovery, Endpoint, Key, Picking, Purpose,
+        Answer, Attempt, AttemptError, Avoid, Cluster, ConnectError, Counted, Discovery, Endpoint, Key, Level, Outliers, Picking,
+        Purpose, Resource,
         dns::{HostCacheTerms, Names},
         host_and_port,
     },
@@ -38,6 +43,8 @@ use crate::{
 const UNSENT_TRIES: u32 = 2;
 
 const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
+const OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
+const DROPPED: HeaderName = HeaderName::from_static("x-envoy-drop-overload");
 const DECORATOR: HeaderName = HeaderName::from_static("x-envoy-decorator-operation");
 
 /// Cut after something was sent.
@@ -67,6 +74,10 @@ pub async fn forward(mut journey: Journey<'_>, found: Found<'_>, to: &Forward) -
         return journey.reply_by_route(reply::cluster_not_found(to.cluster_not_found), found);
     };
     journey.tail.exchange.cluster = Some(cluster.facts.clone());
+    if let Some(dropped) = drop_overload(&journey, &cluster) {
+        return journey.reply_by_route(dropped, found);
+    }
+    let RequestHash { hash, cookies } = hash_request(&journey, to, &cluster);
     edit_request(&mut journey, found, to, weighted);
     let per_try = to.retry.as_ref().and_then(|retry| retry.per_try_timeout);
     let grpc = journey.tail.exchange.is_grpc();
@@ -80,11 +91,20 @@ pub async fn forward(mut journey: Journey<'_>, found: Found<'_>, to: &Forward) -
     };
     let deadline = request::latest(timeouts.global);
     cluster.resolved().await;
+    let level = if to.high_priority { Level::High } else { Level::Default };
     let mut attempts = Attempts {
-        picking: Picking::new(&cluster),
+        picking: Picking::new(&cluster)
+            .hashed(hash)
+            .by_latency(journey.tail.inner.proxy.settings.peak_ewma),
+        level,
         policy,
         plan,
         unsent: 0,
+        last_unsent: false,
+        begun: clock::now(),
+        sent: AtomicBool::new(false),
+        retrying: None,
+        overflowed: false,
     };
     let answered = loop {
         // The first attempt has all the time, to the millisecond.
@@ -102,12 +122,15 @@ pub async fn forward(mut journey: Journey<'_>, found: Found<'_>, to: &Forward) -
             None => sent.await,
             Some(limit) => match timeout_at(limit, sent).await {
                 Ok(outcome) => outcome,
-                Err(_) => Err(Box::new(timed_out(deadline.is_some_and(|deadline| clock::now() >= deadline)))),
+                Err(_) => {
+                    attempts.timed_out(&journey, &cluster);
+                    Err(Box::new(timed_out(deadline.is_some_and(|deadline| clock::now() >= deadline))))
+                }
             },
         };
         let pause = match &outcome {
-            Ok((answer, _)) => attempts.retry_answer(&journey, answer),
-            Err(failure) => attempts.retry_failure(&journey, failure, deadline),
+            Ok((answer, _)) => attempts.retry_answer(&journey, &cluster, answer),
+            Err(failure) => attempts.retry_failure(&journey, &cluster, failure, deadline),
         };
         match (pause, outcome) {
             (None, outcome) => break outcome,
@@ -125,8 +148,16 @@ pub async fn forward(mut journey: Journey<'_>, found: Found<'_>, to: &Forward) -
             }
         }
     };
+    if attempts.overflowed {
+        journey.tail.exchange.flags.insert(ResponseFlags::UPSTREAM_OVERFLOW);
+    }
     match answered {
-        Ok((answer, leased)) => answer_client(journey, found, weighted, answer, leased, deadline),
+        Ok((mut answer, leased)) => {
+            for cookie in cookies {
+                answer.head.headers.append(SET_COOKIE, cookie);
+            }
+            answer_client(journey, found, weighted, answer, leased, deadline)
+        }
         Err(failure) => fail(journey, found, *failure, &attempts),
     }
 }
@@ -139,20 +170,40 @@ struct Attempts<'c> {
     picking: Picking<'c>,
     policy: &'c RetryPolicy,
     plan: RetryPlan,
+    /// Under whose limits.
+    level: Level,
     /// Tries elsewhere after one of which nothing was sent, beyond what the policy allowed.
     unsent: u32,
+    /// Nothing was sent the last time.
+    last_unsent: bool,
+    /// When the last attempt began.
+    begun: clock::Instant,
+    /// Whether a connection has taken it.
+    sent: AtomicBool,
+    /// The retry that is under way, as the cluster's limits count it.
+    retrying: Option<Counted>,
+    /// The cluster's limits have kept the request from another try.
+    overflowed: bool,
 }
 
 impl Attempts<'_> {
     /// Makes the next attempt.
     async fn next(&mut self, journey: &mut Journey<'_>, cluster: &Arc<Cluster>) -> Result<(Answer, Leased), Box<Failure>> {
+        let avoid = Avoid {
+            // Where a hash decides, a retry leaves its endpoint only when that is asked for, or cannot be reached.
+            endpoints: self.policy.avoid_previous_hosts || self.last_unsent || !cluster.settings.lb.is_hashed(),
+            priorities: self.policy.avoid_previous_priorities,
+        };
         let endpoint = match &cluster.settings.discovery {
             Discovery::DynamicForwardProxy(terms) => {
                 let authority = journey.tail.exchange.request.as_ref().map(|head| head.authority.clone());
                 let names = journey.tail.inner.proxy.connector.names().clone();
                 Box::pin(by_host(names, authority, cluster, terms)).await?
             }
-            _ => self.picking.next(fastrand::u64(..)).ok_or_else(|| Box::new(nobody()))?,
+            _ => self
+                .picking
+                .next(fastrand::u64(..), avoid)
+                .ok_or_else(|| Box::new(nobody()))?,
         };
         let tail = &mut journey.tail;
         let original = request::original(&tail.inner);
@@ -162,7 +213,9 @@ impl Attempts<'_> {
             None => RequestBody::empty(),
             Some(source) => RequestBody::next_attempt(source),
         };
-        let leased = Leased::begin(endpoint.clone(), cluster.clone());
+        self.begun = clock::now();
+        self.sent.store(false, Relaxed);
+        let mut leased = Leased::begin(endpoint.clone(), cluster.clone());
         let attempt = Attempt {
             connector: &tail.inner.proxy.connector,
             snapshot: journey.snapshot,
@@ -181,8 +234,10 @@ impl Attempts<'_> {
                     tail.exchange.connection.remote_address,
                     original,
                 ),
+                level: self.level,
             },
             near: tail.exchange.connection.id,
+            sent: &self.sent,
             downstream: tail.exchange.protocol,
             upgrade: journey.upgrading,
             spelling: &journey.extensions,
@@ -193,9 +248,21 @@ impl Attempts<'_> {
         };
         let sent_at = tail.exchange.elapsed();
         let result = attempt.send(head, body).await;
+        tell_outliers(
+            &tail.inner.proxy.outliers,
+            cluster,
+            &endpoint,
+            &result,
+            tail.exchange.is_grpc(),
+        );
         tail.exchange.moments.first_upstream_sent.get_or_insert(sent_at);
         match result {
-            Ok(answer) => {
+            Ok((answer, counted)) => {
+                if tail.inner.proxy.settings.peak_ewma {
+                    let took = tail.exchange.elapsed().saturating_sub(sent_at);
+                    endpoint.state.latency.observe(took, clock::now());
+                }
+                leased.counted = Some(counted);
                 tail.exchange.moments.first_upstream_received = Some(tail.exchange.elapsed());
                 if let Some(upstream) = &mut tail.exchange.upstream {
                     upstream.local_address = answer.local_address;
@@ -207,7 +274,7 @@ impl Attempts<'_> {
     }
 
     /// Whether an answer is tried again, and after what pause.
-    fn retry_answer(&mut self, journey: &Journey<'_>, answer: &Answer) -> Option<Duration> {
+    fn retry_answer(&mut self, journey: &Journey<'_>, cluster: &Cluster, answer: &Answer) -> Option<Duration> {
         let headers = &answer.head.headers;
         let grpc_status = super::response::grpc_status(headers);
         let outcome = Outcome::Response {
@@ -215,31 +282,69 @@ impl Attempts<'_> {
             headers,
             grpc_status,
         };
-        self.decide(journey, &outcome, Some(headers))
+        self.last_unsent = false;
+        self.decide(journey, cluster, &outcome, Some(headers))
     }
 
     /// Whether a failed attempt is made again, and after what pause.
-    fn retry_failure(&mut self, journey: &Journey<'_>, failure: &Failure, deadline: Option<clock::Instant>) -> Option<Duration> {
+    fn retry_failure(
+        &mut self,
+        journey: &Journey<'_>,
+        cluster: &Cluster,
+        failure: &Failure,
+        deadline: Option<clock::Instant>,
+    ) -> Option<Duration> {
+        self.last_unsent = failure.unsent;
         if failure.is_final || deadline.is_some_and(|deadline| clock::now() >= deadline) {
             return None;
         }
-        let by_policy = self.decide(journey, &failure.outcome, None);
-        if by_policy.is_some() {
+        let by_policy = self.decide(journey, cluster, &failure.outcome, None);
+        if by_policy.is_some() || self.overflowed {
             return by_policy;
         }
         if failure.unsent && self.unsent + self.plan.made < UNSENT_TRIES && self.picking.has_others() && can_repeat(journey) {
+            self.retry(cluster)?;
             self.unsent += 1;
             return Some(Duration::ZERO);
         }
         None
     }
 
-    fn decide(&mut self, journey: &Journey<'_>, outcome: &Outcome<'_>, answer: Option<&http::HeaderMap>) -> Option<Duration> {
+    fn decide(
+        &mut self,
+        journey: &Journey<'_>,
+        cluster: &Cluster,
+        outcome: &Outcome<'_>,
+        answer: Option<&http::HeaderMap>,
+    ) -> Option<Duration> {
+        self.retrying = None;
         if !can_repeat(journey) {
             return None;
         }
         self.plan.decide(self.policy, outcome)?;
+        self.retry(cluster)?;
         Some(self.plan.wait(self.policy, answer, clock::wall(), fastrand::u64(..)))
+    }
+
+    /// Counts one more retry, if the cluster's limits allow it.
+    fn retry(&mut self, cluster: &Cluster) -> Option<()> {
+        self.retrying = Counted::within(&cluster.state, &cluster.settings.breakers, self.level, Resource::Retry);
+        self.overflowed = self.retrying.is_none();
+        self.retrying.as_ref().map(|_| ())
+    }
+
+    /// The attempt took too long: that is its endpoint's failure.
+    fn timed_out(&self, journey: &Journey<'_>, cluster: &Arc<Cluster>) {
+        // While it waits for one of too few connections, that is nobody's failure.
+        let Some(endpoint) = self.picking.last().filter(|_| self.sent.load(Relaxed)) else {
+            return;
+        };
+        let proxy = &journey.tail.inner.proxy;
+        proxy.outliers.report(cluster, endpoint, Report::TimedOut);
+        if proxy.settings.peak_ewma {
+            let now = clock::now();
+            endpoint.state.latency.observe(now.saturating_duration_since(self.begun), now);
+        }
     }
 
     /// Whether anything was tried more than once.
@@ -347,7 +452,8 @@ fn fail(mut journey: Journey<'_>, found: Found<'_>, failure: Failure, attempts: 
         return journey.reply_by_route(reply, found);
     }
     let tried_again = attempts.tried_again();
-    if tried_again && (failure.unsent || attempts.plan.wants(attempts.policy, &failure.outcome).is_some()) {
+    if tried_again && !attempts.overflowed && (failure.unsent || attempts.plan.wants(attempts.policy, &failure.outcome).is_some())
+    {
         exchange.flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
     }
     exchange.transport_failure.clone_from(&failure.transport);
@@ -372,7 +478,99 @@ fn fail(mut journey: Journey<'_>, found: Found<'_>, failure: Failure, attempts: 
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    journey.reply_by_route(LocalReply::new(status, failure.flags, details, body), found)
+    let mut reply = LocalReply::new(status, failure.flags, details, body);
+    if matches!(failure.outcome, Outcome::Overflow) && !journey.http.settings.suppress_envoy_headers {
+        reply = reply.with_header(OVERLOADED, HeaderValue::from_static("true"));
+    }
+    journey.reply_by_route(reply, found)
+}
+
+/// How an attempt went, for the detection of endpoints that fail.
+fn tell_outliers(
+    outliers: &Outliers,
+    cluster: &Arc<Cluster>,
+    endpoint: &Arc<Endpoint>,
+    result: &Result<(Answer, Counted), AttemptError>,
+    grpc: bool,
+) {
+    if cluster.settings.outlier.is_none() {
+        return;
+    }
+    let tell = |report| outliers.report(cluster, endpoint, report);
+    match result {
+        Ok((answer, _)) => {
+            tell(Report::Connected);
+            let grpc_status = grpc.then(|| super::response::grpc_status(&answer.head.headers)).flatten();
+            tell(Report::Answered(
+                grpc_status.map_or_else(|| answer.head.status.as_u16(), status_of_grpc),
+            ));
+        }
+        Err(AttemptError::Connect(ConnectError::Unsupported(_)) | AttemptError::Overflow | AttemptError::Unsendable(_)) => {}
+        Err(AttemptError::RequestBody) => tell(Report::Connected),
+        Err(AttemptError::Connect(_)) => tell(Report::Failed),
+        Err(
+            AttemptError::Refused
+            | AttemptError::Closed
+            | AttemptError::Terminated
+            | AttemptError::Reset(_)
+            | AttemptError::Protocol(_),
+        ) => {
+            tell(Report::Connected);
+            tell(Report::Failed);
+        }
+    }
+}
+
+/// The hash of a request, where its cluster wants one: of what the cluster names, or else the route.
+fn hash_request(journey: &Journey<'_>, to: &Forward, cluster: &Cluster) -> RequestHash {
+    let policies = match cluster.settings.hash_policies.as_slice() {
+        [] => to.hash_policies.as_slice(),
+        own => own,
+    };
+    let exchange = &journey.tail.exchange;
+    let Some(head) = exchange
+        .request
+        .as_ref()
+        .filter(|_| cluster.settings.lb.is_hashed() && !policies.is_empty())
+    else {
+        return RequestHash::default();
+    };
+    let connection = &exchange.connection;
+    let made_from = || {
+        let local = connection.local_address.map(|address| address.to_string());
+        format!(
+            "{}{}",
+            connection.remote_address,
+            local.unwrap_or_else(|| connection.authority.to_string())
+        )
+    };
+    let makes_cookies = policies
+        .iter()
+        .any(|policy| matches!(policy.source, HashSource::Cookie { ttl: Some(_), .. }));
+    let facts = HashFacts {
+        client: exchange.client_address.unwrap_or(connection.remote_address).ip(),
+        connection: &if makes_cookies { made_from() } else { String::new() },
+    };
+    HashPolicy::hash(policies, head, facts)
+}
+
+/// The answer to a request that istiod says is to be dropped, by chance.
+fn drop_overload(journey: &Journey<'_>, cluster: &Cluster) -> Option<LocalReply> {
+    let dropped = cluster.state.endpoints.load().dropped;
+    if dropped == 0 || fastrand::u32(..1_000_000) >= dropped {
+        return None;
+    }
+    let reply = LocalReply::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        ResponseFlags::DROP_OVERLOAD,
+        "drop_overload",
+        "drop overload",
+    );
+    Some(if journey.http.settings.suppress_envoy_headers {
+        reply
+    } else {
+        reply.with_header(DROPPED, HeaderValue::from_static("true"))
+    })
 }
 
 /// The endpoint that the request's host names, once it is looked up.
@@ -478,6 +676,10 @@ fn failure_of(error: AttemptError, tail: &Tail) -> Failure {
             Some(error.to_string().into()),
             true,
         ),
+        AttemptError::Overflow => Failure {
+            is_final: true,
+            ..failure(Outcome::Overflow, ResponseFlags::UPSTREAM_OVERFLOW, "overflow", None, false)
+        },
         AttemptError::Refused => failure(
             Outcome::Reset(Reset {
                 refused: true,

@@ -2,18 +2,22 @@
 //!
 //! * `listener` accepts connections, `tunnel` their CONNECT streams;
 //! * `detect` finds out what is spoken where the configuration does not say;
-//! * `http1` and `http2` read requests, `request` follows one through filters and route to its answer (`response`);
+//! * `http1` and `http2` read requests, `request` follows one through route and filters to its answer (`response`), `ask`, `call` and `grpc` make the calls of filters;
 //! * `tcp` passes bytes.
 
+mod ask;
+mod call;
 mod date;
 mod detect;
 mod forward;
 mod framing;
+mod grpc;
 mod http1;
 mod http2;
 mod inner;
 mod inner_io;
 pub mod listener;
+mod pace;
 mod reply;
 mod request;
 mod response;

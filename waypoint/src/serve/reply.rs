@@ -70,9 +70,10 @@ pub fn render(reply: LocalReply, grpc: bool) -> (ResponseHead, Bytes) {
         headers: fields,
         body,
         grpc_status,
+        as_it_is,
     } = reply;
     let mut headers = HeaderMap::with_capacity(fields.len() + 4);
-    if grpc {
+    if grpc && !as_it_is {
         headers.insert(header::CONTENT_TYPE, GRPC);
         headers.insert(
             "grpc-status",

@@ -7,17 +7,17 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use cairn_exchange::{Exchange, Protocol, RequestHead, ResponseFlags, Scheme, clock};
-use cairn_filters::{LocalReply, ResponseHead, Run, Verdict};
+use cairn_filters::{LocalReply, OnRoute, ResponseHead, Run, Verdict};
 use cairn_policy::{
     headers::{TraceReason, incoming::Arrival, is_upgrade, upgrade_kind, with_trace_reason},
-    route::{Facts, Found, RouteAction, no_metadata, request_location},
+    route::{Facts, Found, RouteAction, request_location},
 };
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, header, uri::PathAndQuery};
 use http_body::Body as _;
 use hyper::upgrade::OnUpgrade;
 use parking_lot::Mutex;
 
-use super::{Inner, ResponseBody, date, forward, reply, response::Tail, upgrade};
+use super::{Inner, ResponseBody, ask, date, forward, reply, response::Tail, upgrade};
 use crate::{
     body::{Incoming, RequestSource},
     snapshot::{ChainKind, HttpChain, HttpSettings, Snapshot},
@@ -167,29 +167,25 @@ fn join(headers: &mut HeaderMap) -> Option<HeaderValue> {
     Some(host)
 }
 
-impl Journey<'_> {
+impl<'a> Journey<'a> {
     async fn go(mut self, scheme_given: bool, body: Incoming) -> Response<ResponseBody> {
         if let Err(reply) = self.admit(scheme_given) {
             let close = reply.details != "path_normalization_redirect";
             return self.reply_closing(*reply, close);
         }
         let mut body = body;
-        match self.decode(&mut body).await {
+        let mut route = self.choose_route();
+        match self.decode(&mut route, &mut body).await {
             Ok(()) => self.keep(body),
-            Err((reply, close)) => return self.reply_of_filter(*reply, close),
+            Err((reply, close)) => return self.reply_of_filter(*reply, close, route),
         }
         let head = match &self.tail.exchange.request {
             Some(head) => head,
             None => return self.reply(reply::bad_request("missing_request")),
         };
-        let facts = Facts {
-            random: self.random,
-            metadata: &no_metadata,
-        };
-        let Some(found) = self.http.routes.find(head, facts) else {
+        let Some(found) = route.found else {
             return self.reply(reply::route_not_found());
         };
-        self.tail.exchange.route = found.route.name.clone();
         match &found.route.action {
             RouteAction::Forward(to) => forward::forward(self, found, to).await,
             RouteAction::Redirect(redirect) => {
@@ -212,15 +208,37 @@ impl Journey<'_> {
         }
     }
 
+    /// Chooses the route, as Envoy does: before the filters, which see it, and again where one of them asks for that. Edits of the
+    /// request by filters alone do not change it.
+    fn choose_route(&mut self) -> OnRoute<'a> {
+        let exchange = &mut self.tail.exchange;
+        exchange.reroute = false;
+        let facts = Facts {
+            random: self.random,
+            metadata: &exchange.metadata,
+        };
+        let found = exchange.request.as_ref().and_then(|head| self.http.routes.find(head, facts));
+        exchange.route = found.and_then(|found| found.route.name.clone());
+        let weighted = match found.map(|found| &found.route.action) {
+            Some(RouteAction::Forward(to)) => to.target.choose(self.random).1,
+            _ => None,
+        };
+        OnRoute::new(found, weighted)
+    }
+
     /// Leads the request through the filters. One that buffers gets the whole body before those behind it see anything; an error is
     /// an answer, and whether the connection ends behind it.
-    async fn decode(&mut self, body: &mut Incoming) -> Result<(), (Box<LocalReply>, bool)> {
+    async fn decode(&mut self, route: &mut OnRoute<'a>, body: &mut Incoming) -> Result<(), (Box<LocalReply>, bool)> {
         let filters = &self.http.filters;
         let mut unread = !body.is_end_stream();
         while !self.tail.run.with(|run| filters.is_done(run)) {
             let exchange = &mut self.tail.exchange;
-            let verdict = self.tail.run.with(|run| filters.decode_head(run, exchange));
+            let services = ask::FromRequest::new(&self.tail.inner, self.snapshot);
+            let verdict = self.tail.run.with(|run| filters.decode_head(run, exchange, route, &services));
             self.resume(verdict).await.map_err(|reply| (reply, unread))?;
+            if self.tail.exchange.reroute {
+                *route = self.choose_route();
+            }
             let Some(limit) = self.tail.run.with(|run| filters.wants_whole_body(run)) else {
                 continue;
             };
@@ -349,30 +367,17 @@ impl Journey<'_> {
         local(self.tail, Some(self.http), reply, grpc, close)
     }
 
-    /// Answers for a filter. The route that the request would have taken is told all the same, as Envoy chooses it before its
-    /// filters; the route's edits are not made. A client that waits for its upgrade has not ended its request.
-    fn reply_of_filter(mut self, reply: LocalReply, close: bool) -> Response<ResponseBody> {
+    /// Answers for a filter. The route that the request would have taken is told all the same; the route's edits are not made. A client that waits for its upgrade has not ended its request.
+    fn reply_of_filter(mut self, reply: LocalReply, close: bool, route: OnRoute<'_>) -> Response<ResponseBody> {
         let grpc = self.tail.exchange.is_grpc();
         let close = close || self.upgrading;
         if let Some(client) = self.upgrade.take().filter(|_| close) {
             upgrade::end(client);
         }
-        let facts = Facts {
-            random: self.random,
-            metadata: &no_metadata,
-        };
-        let found = self
-            .tail
-            .exchange
-            .request
-            .as_ref()
-            .and_then(|head| self.http.routes.find(head, facts));
-        let Some(found) = found else {
+        let Some(found) = route.found else {
             return self.reply_closing(reply, close);
         };
-        self.tail.exchange.route = found.route.name.clone();
-        if let RouteAction::Forward(to) = &found.route.action {
-            let (name, _) = to.target.choose(self.random);
+        if let Some(name) = route.cluster() {
             self.tail.exchange.cluster = self.snapshot.clusters.get(name).map(|cluster| cluster.facts.clone());
         }
         let (mut head, body) = begin_reply(&mut self.tail, reply, grpc);
@@ -434,7 +439,16 @@ fn underscores(setting: crate::snapshot::chain::Underscores, headers: &mut Heade
     }
     let found: Vec<_> = headers.keys().filter(|name| name.as_str().contains('_')).cloned().collect();
     match setting {
-        Underscores::Reject if !found.is_empty() => Err(Box::new(reply::bad_request("unexpected_underscore"))),
+        Underscores::Reject if !found.is_empty() => {
+            let flags = ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR;
+            let details = "http1.unexpected_underscore";
+            Err(Box::new(LocalReply::new(
+                StatusCode::BAD_REQUEST,
+                flags,
+                details,
+                "Bad Request",
+            )))
+        }
         _ => {
             for name in found {
                 headers.remove(name);

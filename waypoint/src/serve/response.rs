@@ -16,17 +16,19 @@ use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::time::Sleep;
 
-use super::Inner;
+use super::{Inner, pace::Pace};
 use crate::{
     body::{BodyError, Incoming, RequestSource},
     snapshot::{Chain, ChainKind, HttpChain},
-    upstream::{Cluster, Endpoint, Lease},
+    upstream::{Cluster, Counted, Endpoint, Lease},
 };
 
 /// The body of an answer, with all that its end has to settle.
 pub struct ResponseBody {
     incoming: Incoming,
     tail: Option<Box<Tail>>,
+    /// It is slowed down.
+    pace: Option<Box<Pace>>,
 }
 
 /// What the end of an exchange has to settle.
@@ -55,6 +57,8 @@ pub struct Tail {
 pub struct Leased {
     /// The connection.
     pub lease: Option<Lease>,
+    /// The request, as the cluster's limits count it.
+    pub counted: Option<Counted>,
     /// The endpoint.
     pub endpoint: Arc<Endpoint>,
     /// The cluster.
@@ -102,9 +106,9 @@ impl Leased {
     pub fn begin(endpoint: Arc<Endpoint>, cluster: Arc<Cluster>) -> Self {
         endpoint.state.active.fetch_add(1, Ordering::Relaxed);
         endpoint.state.total.fetch_add(1, Ordering::Relaxed);
-        cluster.state.requests.fetch_add(1, Ordering::Relaxed);
         Self {
             lease: None,
+            counted: None,
             endpoint,
             cluster,
         }
@@ -124,7 +128,6 @@ impl Leased {
 impl Drop for Leased {
     fn drop(&mut self) {
         self.endpoint.state.active.fetch_sub(1, Ordering::Relaxed);
-        self.cluster.state.requests.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -135,6 +138,15 @@ impl Tail {
         match &self.chain.as_ref()?.kind {
             ChainKind::Http(http) => Some(http),
             ChainKind::Tcp(_) | ChainKind::Refused { .. } => None,
+        }
+    }
+
+    /// Bytes a second that the answer may have.
+    fn answer_rate(&mut self) -> Option<u64> {
+        let chain = self.chain.clone()?;
+        match &chain.kind {
+            ChainKind::Http(http) if http.filters.may_slow_down() => self.run.with(|run| http.filters.answer_rate(run)),
+            _ => None,
         }
     }
 
@@ -200,10 +212,12 @@ impl Tail {
 
 impl ResponseBody {
     /// The body of an answer; the exchange ends with it.
-    pub fn new(incoming: Incoming, tail: Box<Tail>) -> Self {
+    pub fn new(incoming: Incoming, mut tail: Box<Tail>) -> Self {
+        let pace = tail.answer_rate().map(|rate| Box::new(Pace::new(rate)));
         let mut body = Self {
             incoming,
             tail: Some(tail),
+            pace,
         };
         if body.incoming.is_empty() {
             body.end(true);
@@ -216,6 +230,7 @@ impl ResponseBody {
         Self {
             incoming: Incoming::Empty,
             tail: None,
+            pace: None,
         }
     }
 
@@ -248,7 +263,11 @@ impl Body for ResponseBody {
             this.fail(ResponseFlags::UPSTREAM_REQUEST_TIMEOUT, "response_timeout");
             return Poll::Ready(Some(Err(BodyError::Timeout)));
         }
-        match ready!(Pin::new(&mut this.incoming).poll_frame(cx)) {
+        let next = match &mut this.pace {
+            None => Pin::new(&mut this.incoming).poll_frame(cx),
+            Some(pace) => pace.poll(&mut this.incoming, cx),
+        };
+        match ready!(next) {
             None => {
                 this.end(true);
                 Poll::Ready(None)
@@ -259,7 +278,7 @@ impl Body for ResponseBody {
                 Poll::Ready(Some(Err(error)))
             }
             Some(Ok(frame)) => {
-                let end = this.incoming.is_end_stream();
+                let end = this.is_end_stream();
                 let frame = match frame.into_data() {
                     Ok(mut data) => {
                         if let Some(tail) = &mut this.tail {
@@ -268,10 +287,11 @@ impl Body for ResponseBody {
                         Frame::data(data)
                     }
                     Err(mut frame) => {
-                        if let (Some(tail), Some(trailers)) = (&mut this.tail, frame.trailers_mut()) {
-                            tail.trailers(trailers);
-                        }
-                        frame
+                        let instead = match (&mut this.tail, frame.trailers_mut()) {
+                            (Some(tail), Some(trailers)) => tail.trailers(trailers),
+                            _ => None,
+                        };
+                        instead.map_or(frame, Frame::data)
                     }
                 };
                 if end {
@@ -283,7 +303,7 @@ impl Body for ResponseBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        self.incoming.is_end_stream() && self.pace.as_ref().is_none_or(|pace| pace.is_empty())
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -302,15 +322,19 @@ impl Body for ResponseBody {
 }
 
 impl Tail {
-    fn trailers(&mut self, trailers: &mut http::HeaderMap) {
+    /// The answer's trailers pass; what is returned goes out as the end of the body in their place.
+    fn trailers(&mut self, trailers: &mut http::HeaderMap) -> Option<Bytes> {
         if self.exchange.grpc_status.is_none() {
             self.exchange.grpc_status = grpc_status(trailers);
         }
         if let Some(chain) = self.chain.clone()
             && let ChainKind::Http(http) = &chain.kind
         {
-            self.run.with(|run| http.filters.encode_trailers(run, trailers));
+            let instead = self.run.with(|run| http.filters.encode_trailers(run, trailers))?;
+            self.exchange.counts.sent += instead.len() as u64;
+            return Some(instead);
         }
+        None
     }
 }
 

@@ -14,7 +14,9 @@ use std::{
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use cairn_exchange::{Exchange, Protocol, ResponseFlags, Upstream, clock};
+use cairn_filters::local_ratelimit;
 use cairn_hbone::{Connect, TunnelStream};
+use cairn_policy::{outlier::Report, route::hash_address};
 use cairn_telemetry::istio::TcpReport;
 use http::StatusCode;
 use tokio::{
@@ -26,7 +28,9 @@ use super::{Inner, detect::FirstBytes, tunnel};
 use crate::{
     proxy::under,
     snapshot::{Chain, ChainKind, Serves, Snapshot, TcpChain, matcher::Spoken},
-    upstream::{Cluster, ConnectError, Discovery, Endpoint, Picking, Purpose, Toward, UpstreamIo},
+    upstream::{
+        Avoid, Cluster, ConnectError, Counted, Discovery, Endpoint, Level, Picking, Purpose, Resource, Toward, UpstreamIo,
+    },
 };
 
 /// Endpoints that are tried for one connection: of which no byte was sent, so that another try harms nobody.
@@ -176,6 +180,8 @@ pub struct Passage {
     chain: Arc<Chain>,
     exchange: Option<Exchange>,
     endpoint: Arc<Endpoint>,
+    /// The connection, as the cluster's limits count it.
+    _counted: Counted,
     io: Option<UpstreamIo>,
     /// What the endpoint has said before the client said anything.
     greeting: Bytes,
@@ -229,13 +235,22 @@ impl Passage {
                 denied: true,
             });
         }
+        if !tcp.limits.iter().all(|limit| limit.take(1, local_ratelimit::now())) {
+            exchange.termination_details = Some("local_ratelimit_close_over_limit".into());
+            let why = format!("more connections to {} than its limit allows", chain.name);
+            return Err(refused(exchange, ResponseFlags::NONE, why));
+        }
         let Some(cluster) = cluster else {
             let why = format!("the cluster of {} does not exist", chain.name);
             return Err(refused(exchange, ResponseFlags::NO_CLUSTER_FOUND, why));
         };
         let original = super::request::original(inner);
         cluster.resolved().await;
-        let mut picking = Picking::new(cluster);
+        let hash = tcp.hash_source_ip.then(|| hash_address(inner.connection.remote_address.ip()));
+        let mut picking = Picking::new(cluster).hashed(hash);
+        let outliers = &inner.proxy.outliers;
+        let breakers = &cluster.settings.breakers;
+        let count = |resource| Counted::within(&cluster.state, breakers, Level::Default, resource);
         let mut last = None;
         // All tries together take no longer than one may: a client that waits for its connection is not kept for three timeouts.
         let deadline = clock::now() + cluster.settings.connect_timeout;
@@ -245,12 +260,21 @@ impl Passage {
             Named::Refused(flags, why) => return Err(refused(exchange, flags, why)),
         };
         while exchange.attempts < MAX_TRIES && clock::now() < deadline {
+            let avoid = Avoid {
+                endpoints: true,
+                priorities: None,
+            };
             let next = match &named {
                 Some(endpoint) => (exchange.attempts == 0).then(|| endpoint.clone()),
-                None => picking.next(fastrand::u64(..)),
+                None => picking.next(fastrand::u64(..), avoid),
             };
             let Some(endpoint) = next else {
                 break;
+            };
+            // It waits for its connection, and the connection counts from its making.
+            let (Some(_pending), Some(counted)) = (count(Resource::Pending), count(Resource::Connection)) else {
+                let why = format!("the limits of {} are reached", cluster.name());
+                return Err(refused(exchange, ResponseFlags::UPSTREAM_OVERFLOW, why));
             };
             exchange.attempts += 1;
             exchange.upstream = Some(describe(&endpoint, snapshot, original));
@@ -274,6 +298,7 @@ impl Passage {
                     if let Some(upstream) = &mut exchange.upstream {
                         upstream.local_address = connected.local_address;
                     }
+                    outliers.report(cluster, &endpoint, Report::ConnectedForGood);
                     endpoint.state.active.fetch_add(1, Ordering::Relaxed);
                     endpoint.state.total.fetch_add(1, Ordering::Relaxed);
                     return Ok(Self {
@@ -281,6 +306,7 @@ impl Passage {
                         chain: chain.clone(),
                         exchange: Some(exchange),
                         endpoint,
+                        _counted: counted,
                         io: Some(connected.io),
                         greeting: Bytes::new(),
                         report: None,
@@ -290,7 +316,14 @@ impl Passage {
                     last = Some(error);
                     break;
                 }
-                Err(error) => last = Some(error),
+                Err(error) => {
+                    let report = match error {
+                        ConnectError::Timeout => Report::TimedOut,
+                        _ => Report::Failed,
+                    };
+                    outliers.report(cluster, &endpoint, report);
+                    last = Some(error);
+                }
             }
         }
         Err(match last {

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use cairn_exchange::{Connection, RequestHead, Scheme, clock};
+use cairn_exchange::{Connection, Exchange, Protocol, RequestHead, ResponseFlags, Scheme, clock, format::View};
 use cairn_hbone::Connect;
 use cairn_policy::{
     headers::outgoing::ServerHeader,
@@ -34,6 +34,12 @@ use crate::{
 
 /// Which node the CONNECT comes from, where a gateway says so (contract xds §2.2).
 const SOURCE: &str = "x-istio-source";
+/// Why a CONNECT is refused without the listener that accepts them.
+const NO_TERMINATE: &str = "istiod has sent no listener that accepts tunnels (connect_terminate)";
+/// The cluster of that listener's route, which is the listener of all services.
+const INSIDE: &str = "main_internal";
+/// That listener.
+const TERMINATE: &str = "connect_terminate";
 /// A client of an HTTP chain that sends nothing is not waited for longer than this.
 const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(3600);
 
@@ -60,12 +66,16 @@ pub async fn serve(proxy: Arc<Proxy>, connect: Connect) {
 fn begin(proxy: Arc<Proxy>, connect: Connect) -> Next {
     let inner = arrived(proxy, &connect);
     let (snapshot, serves) = inner.serves();
-    if let Some(refusal) = snapshot.terminate.as_ref().and_then(|terminate| terminate.refuse.as_ref()) {
+    let Some(terminate) = &snapshot.terminate else {
+        // Who may open tunnels is not known.
+        refuse(&inner, connect, StatusCode::SERVICE_UNAVAILABLE, NO_TERMINATE);
+        return Next::NOTHING;
+    };
+    if let Some(refusal) = &terminate.refuse {
         refuse(&inner, connect, StatusCode::FORBIDDEN, &refusal.reason);
         return Next::NOTHING;
     }
-    if let Some(terminate) = &snapshot.terminate
-        && !terminate.rbac.is_empty()
+    if !terminate.rbac.is_empty()
         && let Err(denied) = terminate.rbac.decide(&Facts::tunnel(
             &inner.connection,
             &head_of(&connect),
@@ -171,10 +181,44 @@ fn answer(inner: &Inner, connect: Connect, status: StatusCode, why: &str, body: 
     inner.proxy.live.refused.fetch_add(1, Ordering::Relaxed);
     let peer = inner.connection.peer.as_ref().map_or("-", |peer| peer.as_str());
     tracing::info!(authority = %inner.connection.authority, client = %inner.connection.remote_address, peer, %status, why, "CONNECT refused");
+    log(inner, &connect, status, why, body.len());
     let mut headers = answer_headers(inner);
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     connect.refuse(status, headers, body);
+}
+
+/// The access log's line about a refused CONNECT. What no chain serves is to Envoy a connection to the next listener that failed.
+fn log(inner: &Inner, connect: &Connect, status: StatusCode, why: &str, body: usize) {
+    let snapshot = inner.proxy.snapshot.load();
+    let Some(terminate) = snapshot
+        .terminate
+        .as_ref()
+        .filter(|terminate| !terminate.access_logs.is_empty())
+    else {
+        return;
+    };
+    let connection = Connection {
+        local_address: Some(connect.peer.local_address),
+        ..Connection::clone(&inner.connection)
+    };
+    let mut exchange = Exchange::begin(Protocol::Http2, Arc::new(connection), TERMINATE.into(), snapshot.version);
+    let took = exchange.start.saturating_duration_since(inner.connection.opened);
+    exchange.wall = exchange.wall.checked_sub(took).unwrap_or(exchange.wall);
+    exchange.start = inner.connection.opened;
+    exchange.request = Some(head_of(connect));
+    exchange.cluster = snapshot.clusters.get(INSIDE).map(|cluster| cluster.facts.clone());
+    exchange.status = Some(status);
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        exchange.flags.insert(ResponseFlags::UPSTREAM_CONNECTION_FAILURE);
+        exchange.details = Some("upstream_reset_before_response_started{remote_connection_failure}".into());
+        exchange.transport_failure = Some(why.to_owned().into());
+    } else {
+        exchange.details = Some(why.to_owned().into());
+    }
+    exchange.counts.sent = u64::try_from(body).unwrap_or(u64::MAX);
+    exchange.moments.last_sent = Some(exchange.elapsed());
+    terminate.access_logs.log(&View::new(&exchange));
 }
 
 /// An HTTP port: everything in the tunnel is HTTP.

@@ -91,6 +91,8 @@ fn authority(asked: &Asked<'_>) -> Result<CaSettings, SettingError> {
     settings.cluster_id = asked.cluster_id().to_owned();
     settings.headers = istiod::headers(asked, "CA_HEADER_");
     settings.cert_signer = environment.text("ISTIO_META_CERT_SIGNER").map(str::to_owned);
+    settings.compliance = asked.compliance;
+    settings.output = environment.text("OUTPUT_CERTS").map(Into::into);
     settings.ttl = environment.duration("SECRET_TTL", settings.ttl)?;
     if settings.ttl < Duration::from_secs(1) {
         return Err(wrong(

@@ -1,6 +1,6 @@
 //! The stream to istiod: address, trust, token, headers, node (contract xds §1.2–1.6).
 
-use cairn_xds::{Address, ClientCertificate, NodeBuilder, SettingsError, Tls, TlsFiles};
+use cairn_xds::{Address, Allowed, ClientCertificate, NodeBuilder, SettingsError, Tls, TlsFiles};
 use serde_json::{Map, json};
 
 use super::{Asked, SettingError, environment::wrong};
@@ -37,6 +37,10 @@ pub(super) fn settings(asked: &Asked<'_>, istio_version: &str) -> Result<cairn_x
             roots: roots(asked)?.into(),
             server_name,
             client_certificate: client_certificate(asked)?,
+            allowed: Allowed {
+                provider: asked.compliance.provider(),
+                versions: asked.compliance.versions(),
+            },
         })
     };
     let node = node(asked, &address, istio_version)?.build();
@@ -112,6 +116,7 @@ fn node(asked: &Asked<'_>, address: &Address, istio_version: &str) -> Result<Nod
         environment,
         config,
         pod,
+        compliance: _,
     } = asked;
     let pod_namespace = asked.required("POD_NAMESPACE")?.to_owned();
     let instance_ip = asked.instance_ip()?.ok_or(SettingError::Missing {

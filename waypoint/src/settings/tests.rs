@@ -271,6 +271,41 @@ fn the_authority_is_asked_as_variables_say() {
 }
 
 #[test]
+fn what_has_no_meaning_here_is_named() {
+    let settings = settings(&[
+        ("ECC_SIGNATURE_ALGORITHM", "ECDSA"),
+        ("WORKLOAD_RSA_KEY_SIZE", "4096"),
+        ("ISTIO_META_DNS_CAPTURE", "false"),
+        (
+            "PROXY_CONFIG",
+            r#"{"concurrency":2,"privateKeyProvider":{"cryptomb":{}},"runtimeValues":null}"#,
+        ),
+    ]);
+    assert_eq!(settings.ignored, ["WORKLOAD_RSA_KEY_SIZE", "PROXY_CONFIG.privateKeyProvider"]);
+    assert_eq!(self::settings(&[]).ignored, [""; 0]);
+}
+
+#[test]
+fn a_compliance_policy_holds_for_every_connection() {
+    let settings = settings(&[
+        ("COMPLIANCE_POLICY", "pqc"),
+        ("PROXY_CONFIG_XDS_AGENT", "true"),
+        ("OUTPUT_CERTS", "/etc/istio/proxy"),
+    ]);
+    assert_eq!((settings.compliance, settings.trust_anchors), (Compliance::PostQuantum, true));
+    let ca = authority(&settings);
+    assert_eq!(
+        (ca.compliance, ca.output.as_deref()),
+        (Compliance::PostQuantum, Some("/etc/istio/proxy".as_ref()))
+    );
+    let Tls::Verified(files) = &settings.istiod.tls else {
+        panic!("plaintext")
+    };
+    assert_eq!((files.allowed.versions.len(), files.allowed.provider.kx_groups.len()), (1, 1));
+    assert_eq!(self::settings(&[]).compliance, Compliance::Any);
+}
+
+#[test]
 fn the_pods_annotation_and_addresses_count() {
     let pod = Pod {
         labels: Some([("app".to_owned(), "shop".to_owned())].into()),
@@ -372,6 +407,11 @@ fn what_means_nothing_is_refused_in_one_sentence() {
             "CAIRN_WORKLOAD_TYPE",
             "pods",
             "CAIRN_WORKLOAD_TYPE=\"pods\" cannot be used: address or workload",
+        ),
+        (
+            "COMPLIANCE_POLICY",
+            "fips",
+            "COMPLIANCE_POLICY=\"fips\" cannot be used: fips-140-2, fips-140-3 or pqc is expected",
         ),
         ("CAIRN_LISTEN", "15008", "CAIRN_LISTEN=\"15008\" cannot be used: ADDRESS:PORT"),
     ];

@@ -3,7 +3,7 @@
 use std::{any::Any, sync::Arc, time::Duration};
 
 use cairn_filters::FilterChain;
-use cairn_policy::{rbac, route::RouteTable};
+use cairn_policy::{rate_limit::TokenBucket, rbac, route::RouteTable};
 use cairn_telemetry::access_log::AccessLog;
 
 /// A compiled chain.
@@ -149,6 +149,8 @@ pub struct TcpChain {
     pub metrics: Option<Duration>,
     /// Who may connect.
     pub rbac: rbac::Filters,
+    /// How many may connect in what time; a token of each.
+    pub limits: Vec<Arc<TokenBucket>>,
     /// What the client's server name is used for.
     pub server_name: ServerNameUse,
 }

@@ -30,6 +30,8 @@ pub enum Input {
 pub enum Node {
     /// The chain with this name.
     Chain(Arc<str>),
+    /// Something decides here that is not supported: what comes this far is served by nobody, and looks no further.
+    Refused,
     /// A map from exact texts.
     Exact {
         /// What is looked at.
@@ -125,6 +127,8 @@ pub enum Outcome<'a> {
     Chain(&'a Arc<str>),
     /// It depends on what is spoken, and that is not known yet.
     Detect,
+    /// To something that is not supported.
+    Refused,
     /// Nowhere.
     Nothing,
 }
@@ -206,6 +210,7 @@ impl Node {
     pub fn find<'a>(&'a self, facts: &Facts<'_>) -> Outcome<'a> {
         match self {
             Node::Chain(name) => Outcome::Chain(name),
+            Node::Refused => Outcome::Refused,
             Node::Exact { input, map, otherwise } => {
                 if input.is_unknown(facts) {
                     return Outcome::Detect;
@@ -359,6 +364,7 @@ mod tests {
         match outcome {
             Outcome::Chain(name) => name,
             Outcome::Detect => "?",
+            Outcome::Refused => "!",
             Outcome::Nothing => "-",
         }
     }
@@ -385,6 +391,25 @@ mod tests {
             input: Input::DestinationIp,
             ranges,
             otherwise: None,
+        }
+    }
+
+    #[test]
+    fn what_is_refused_falls_through_to_nothing_else() {
+        let mut ranges = Ranges::default();
+        ranges.add(["10.0.0.0/8".parse().unwrap()], chain("wide"));
+        ranges.add(["10.96.1.10/32".parse().unwrap()], port_map(&[("80", Node::Refused)]));
+        let tree = Node::Ranges {
+            input: Input::DestinationIp,
+            ranges,
+            otherwise: Some(Box::new(chain("otherwise"))),
+        };
+        for (authority, expected) in [
+            ("10.96.1.10:80", "!"),
+            ("10.96.1.10:81", "wide"),
+            ("192.168.0.1:80", "otherwise"),
+        ] {
+            assert_eq!(name(tree.find(&facts(authority, None))), expected, "{authority}");
         }
     }
 

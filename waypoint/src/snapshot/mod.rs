@@ -51,6 +51,8 @@ pub struct Terminate {
     pub rbac: cairn_policy::rbac::Filters,
     /// What becomes of the `server` header of answers to CONNECT.
     pub server: cairn_policy::headers::outgoing::ServerHeader,
+    /// Told of CONNECTs that are refused.
+    pub access_logs: cairn_telemetry::access_log::AccessLog,
     /// Why every tunnel is refused, when the listener has something that we cannot enforce.
     pub refuse: Option<Refusal>,
 }
@@ -103,6 +105,7 @@ impl Snapshot {
         }
         match outcome {
             Outcome::Detect => Serves::Detect,
+            Outcome::Refused => Serves::Nobody("what chooses the chain of this service is not supported: see /unsupported"),
             Outcome::Nothing => Serves::Nobody("no service of this waypoint has this address and port"),
             Outcome::Chain(name) => match self.chains.get(name) {
                 None => Serves::Nobody("the chain of this service could not be applied"),

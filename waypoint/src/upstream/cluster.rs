@@ -1,20 +1,20 @@
 //! Clusters: settings that come and go with the configuration, and the state by name that stays.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU32, AtomicU64},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use cairn_exchange::ClusterFacts;
+use cairn_policy::{
+    balance::{DEFAULT_OVERPROVISIONING, RingSize, SlowStart},
+    outlier::OutlierSettings,
+    route::HashPolicy,
+};
 use http::{HeaderName, HeaderValue};
+use parking_lot::Mutex;
 use tokio::{sync::Notify, time::timeout};
 
 use super::{
-    EndpointSet, NamesByHost, TransportTerms,
+    Arrangement, Breakers, EndpointSet, NamesByHost, TransportTerms, Usage,
     dns::{Cadence, Family, HostCache, HostCacheTerms},
 };
 
@@ -52,22 +52,19 @@ pub struct OriginalDestination {
 }
 
 /// How one of several endpoints is chosen.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum LbPolicy {
     /// In turn, by weight.
-    RoundRobin,
-    /// The less busy of `choices` chosen at random.
-    LeastRequest {
-        /// How many are looked at.
-        choices: u32,
+    RoundRobin {
+        /// How new endpoints are warmed up.
+        slow_start: Option<SlowStart>,
     },
-    /// At random.
+    /// The less busy of some.
+    LeastRequest(LeastRequest),
+    /// At random, whatever the weights.
     Random,
     /// On a ring, by hash.
-    RingHash {
-        /// Fewest entries of the ring.
-        minimum_size: u64,
-    },
+    RingHash(RingSize),
     /// By Maglev's table.
     Maglev {
         /// Size of the table, a prime.
@@ -75,6 +72,26 @@ pub enum LbPolicy {
     },
     /// The discovery decides.
     ClusterProvided,
+}
+
+/// Least request.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LeastRequest {
+    /// How many are looked at; `None` is all of them. Where weights differ, or endpoints warm up, all count by weight instead.
+    pub choices: Option<u32>,
+    /// How much requests under way lower a weight: `weight / (requests + 1) ^ bias`.
+    pub bias: f64,
+    /// How new endpoints are warmed up.
+    pub slow_start: Option<SlowStart>,
+}
+
+/// What consistent hashing knows an endpoint by, and how much of the load it may take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hashing {
+    /// By host name instead of address.
+    pub by_hostname: bool,
+    /// Percent of the average load that an endpoint may have; 0 is no bound.
+    pub balance_factor: u32,
 }
 
 /// What HTTP is spoken to endpoints.
@@ -88,19 +105,6 @@ pub enum UpstreamProtocol {
     Downstream,
 }
 
-/// Limits of a cluster (contract xds §5.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Breakers {
-    /// Connections.
-    pub max_connections: u32,
-    /// Requests that wait for a connection.
-    pub max_pending_requests: u32,
-    /// Requests under way.
-    pub max_requests: u32,
-    /// Retries under way.
-    pub max_retries: u32,
-}
-
 /// Everything about a cluster but its endpoints.
 #[derive(Clone, Debug)]
 pub struct ClusterSettings {
@@ -108,10 +112,18 @@ pub struct ClusterSettings {
     pub discovery: Discovery,
     /// How one is chosen.
     pub lb: LbPolicy,
+    /// Parts of requests that a hash is made from, instead of those that the route names.
+    pub hash_policies: Vec<HashPolicy>,
+    /// Consistent hashing.
+    pub hashing: Hashing,
     /// Whether localities share by weight.
     pub locality_weighted: bool,
     /// Share of available endpoints in percent below which all are used.
     pub panic_threshold: f64,
+    /// Below that share requests are refused instead.
+    pub fail_on_panic: bool,
+    /// Which endpoints are taken out for a while because they fail.
+    pub outlier: Option<OutlierSettings>,
     /// Time for a connection.
     pub connect_timeout: Duration,
     /// HTTP version.
@@ -171,20 +183,16 @@ pub struct NamedEndpoint {
 /// What stays while a cluster of this name exists.
 #[derive(Debug, Default)]
 pub struct ClusterState {
-    /// Endpoints now; swapped on their own.
+    /// Endpoints now; swapped on their own, by whoever holds `writing`.
     pub endpoints: ArcSwap<EndpointSet>,
     /// Endpoints were swapped that DNS has found.
     pub found: Notify,
     /// Hosts that requests have named.
     pub hosts: HostCache,
-    /// Position of round robin.
-    pub cursor: AtomicU64,
-    /// Requests under way.
-    pub requests: AtomicU32,
-    /// Retries under way.
-    pub retries: AtomicU32,
-    /// Requests that wait for a connection.
-    pub pending: AtomicU32,
+    /// What is in use.
+    pub usage: Usage,
+    /// Held while a new set of endpoints is made from the one before.
+    pub writing: Mutex<()>,
 }
 
 /// A cluster of a snapshot.
@@ -241,29 +249,71 @@ impl Cluster {
     }
 }
 
-// === impl Breakers ===
+// === impl ClusterState ===
 
-impl Default for Breakers {
-    /// Envoy's defaults; istiod always sends its own.
+impl ClusterState {
+    /// Makes the set of endpoints anew, after some were taken out or back.
+    pub fn reassess(&self) {
+        let _writing = self.writing.lock();
+        let set = self.endpoints.load_full();
+        self.endpoints.store(Arc::new(set.reassessed()));
+    }
+}
+
+// === impl LbPolicy ===
+
+impl LbPolicy {
+    /// Whether a hash of the request decides.
+    pub fn is_hashed(&self) -> bool {
+        matches!(self, Self::RingHash(_) | Self::Maglev { .. })
+    }
+
+    /// How new endpoints are warmed up.
+    pub fn slow_start(&self) -> Option<&SlowStart> {
+        match self {
+            Self::RoundRobin { slow_start } | Self::LeastRequest(LeastRequest { slow_start, .. }) => slow_start.as_ref(),
+            Self::Random | Self::RingHash(_) | Self::Maglev { .. } | Self::ClusterProvided => None,
+        }
+    }
+}
+
+impl Default for LeastRequest {
     fn default() -> Self {
         Self {
-            max_connections: 1024,
-            max_pending_requests: 1024,
-            max_requests: 1024,
-            max_retries: 3,
+            choices: Some(2),
+            bias: 1.0,
+            slow_start: None,
         }
     }
 }
 
 // === impl ClusterSettings ===
 
+impl ClusterSettings {
+    /// How sets of endpoints are prepared; `overprovisioning` is what the assignment says of it.
+    pub fn arrangement(&self, overprovisioning: Option<u32>) -> Arrangement {
+        Arrangement {
+            lb: self.lb,
+            hashing: self.hashing,
+            locality_weighted: self.locality_weighted,
+            // Envoy rounds to whole percents.
+            panic_threshold: self.panic_threshold.round() as u32,
+            overprovisioning: overprovisioning.unwrap_or(DEFAULT_OVERPROVISIONING),
+        }
+    }
+}
+
 impl Default for ClusterSettings {
     fn default() -> Self {
         Self {
             discovery: Discovery::Static,
-            lb: LbPolicy::LeastRequest { choices: 2 },
+            lb: LbPolicy::LeastRequest(LeastRequest::default()),
+            hash_policies: Vec::new(),
+            hashing: Hashing::default(),
             locality_weighted: false,
             panic_threshold: 50.0,
+            fail_on_panic: false,
+            outlier: None,
             connect_timeout: Duration::from_secs(5),
             protocol: UpstreamProtocol::Http1,
             transport: TransportTerms::Raw,

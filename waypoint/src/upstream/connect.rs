@@ -64,7 +64,7 @@ pub struct Connected {
 }
 
 /// Why no stream could be opened.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum ConnectError {
     /// Not within the cluster's time.
     #[error("connect timeout")]

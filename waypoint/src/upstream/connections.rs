@@ -3,10 +3,15 @@
 //! A connection is used only for requests whose [`Key`] it was made under: the fingerprint of the cluster's transport settings and the
 //! client's identity. Idle connections stand in a few stacks so that cores do not wait for each other; the most recently used goes
 //! first, and one that was idle for too long is closed by whoever comes by, or by the sweep.
+//!
+//! Where the cluster's limit of connections is reached, requests wait for one in the order in which they came; the first connection under
+//! a key is made whatever the limit, so that nobody waits for ever. A connection counts from its making to its end, which its own
+//! task tells ([`Permit`]).
 
 use std::{
+    collections::VecDeque,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
@@ -20,8 +25,9 @@ use cairn_exchange::{
 use hyper::client::conn::http1::SendRequest;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
+use tokio::sync::oneshot;
 
-use super::ClusterSettings;
+use super::{Cluster, ClusterSettings, ConnectError, Counted, EndpointState, Level, Resource};
 use crate::body::RequestBody;
 
 /// Stacks of idle connections per endpoint.
@@ -44,6 +50,67 @@ pub struct Key {
     pub original: Option<std::net::SocketAddr>,
     /// What it was made for, where the transport settings tell purposes apart.
     pub purpose: Option<Arc<super::Purpose>>,
+    /// Under whose limits.
+    pub level: Level,
+}
+
+/// The right to have a connection; it is given back when the connection has ended.
+#[derive(Debug)]
+pub struct Permit {
+    counted: Option<Counted>,
+    endpoint: Weak<EndpointState>,
+    key: Key,
+}
+
+/// What comes to a request that needs a connection.
+#[derive(Debug)]
+pub enum Turn<C> {
+    /// One that is there.
+    Use(C),
+    /// It may make one.
+    Open(Permit),
+    /// It has to wait.
+    Wait(Waiting),
+}
+
+/// What a request that has waited gets.
+#[derive(Debug)]
+pub enum Waited {
+    /// Something may have become free.
+    Again,
+    /// The connection that several waited for did not come about.
+    Failed(ConnectError),
+}
+
+/// A place in the queue for a connection.
+#[derive(Debug)]
+pub struct Waiting {
+    turn: oneshot::Receiver<Waited>,
+    endpoint: Weak<EndpointState>,
+    key: Key,
+    /// It has been its turn.
+    done: bool,
+}
+
+/// A shared connection that is being made; whoever waits for it is told how that ends.
+#[derive(Debug)]
+pub struct Opening {
+    endpoint: Weak<EndpointState>,
+    key: Key,
+    failure: Option<ConnectError>,
+}
+
+/// Connections under one key, and requests that wait for one.
+#[derive(Debug)]
+struct Queue {
+    key: Key,
+    /// Connections that are there or being made.
+    open: u32,
+    /// Shared connections that are being made.
+    opening: u32,
+    waiting: VecDeque<oneshot::Sender<Waited>>,
+    /// How many of those that wait have gone away.
+    left: usize,
 }
 
 /// An HTTP/1.1 connection that is in nobody's hands.
@@ -60,6 +127,10 @@ pub struct Http1 {
     /// Our end.
     pub local_address: Option<std::net::SocketAddr>,
     idle_since: Instant,
+    /// Held while it is in use: after an upgrade its own task has ended.
+    in_use: Option<Arc<Permit>>,
+    /// Gone when it has ended.
+    permit: Weak<Permit>,
 }
 
 /// An HTTP/2 connection.
@@ -81,6 +152,7 @@ pub struct Http2 {
 #[derive(Debug)]
 pub struct Http2Lease {
     connection: Arc<Http2>,
+    endpoint: Weak<EndpointState>,
 }
 
 /// The connections to an endpoint.
@@ -88,15 +160,27 @@ pub struct Http2Lease {
 pub struct Connections {
     http1: [Mutex<Vec<Http1>>; STACKS],
     http2: Mutex<SmallVec<[Arc<Http2>; 1]>>,
+    queues: Mutex<SmallVec<[Queue; 1]>>,
+    /// Requests in queues.
+    waiting: AtomicU32,
+    /// Connections under all keys.
+    open: AtomicU32,
 }
 
 // === impl Http1 ===
 
 impl Http1 {
     /// A connection that was just made.
-    pub fn new(sender: SendRequest<RequestBody>, key: Key, local_address: Option<std::net::SocketAddr>) -> Self {
+    pub fn new(
+        sender: SendRequest<RequestBody>,
+        key: Key,
+        local_address: Option<std::net::SocketAddr>,
+        permit: Arc<Permit>,
+    ) -> Self {
         Self {
             sender,
+            permit: Arc::downgrade(&permit),
+            in_use: Some(permit),
             key,
             made: now(),
             requests: 0,
@@ -127,13 +211,153 @@ impl Connections {
         (0..STACKS).find_map(|offset| {
             let mut stack = self.http1.get((start + offset) % STACKS)?.lock();
             while let Some(position) = stack.iter().rposition(|connection| connection.key == *key) {
-                let connection = stack.remove(position);
+                let mut connection = stack.remove(position);
                 if connection.is_usable(settings, at) {
-                    return Some(connection);
+                    connection.in_use = connection.permit.upgrade();
+                    if connection.in_use.is_some() {
+                        return Some(connection);
+                    }
                 }
             }
             None
         })
+    }
+
+    /// An idle connection, the right to make one, or a place in the queue.
+    pub fn turn_http1(endpoint: &Arc<EndpointState>, cluster: &Cluster, key: &Key, near: u64) -> Turn<Http1> {
+        let this = &endpoint.connections;
+        let waiting = match this.open(endpoint, cluster, key, |_| None) {
+            Turn::Wait(waiting) => waiting,
+            turn => return turn,
+        };
+        // One may have been put back before it could be seen that somebody waits.
+        match this.take_http1(key, &cluster.settings, near) {
+            Some(connection) => Turn::Use(connection),
+            None => Turn::Wait(waiting),
+        }
+    }
+
+    /// A shared connection with room, the right to make one, or a place in the queue: also behind those that are being made, as long as
+    /// they will have room.
+    pub fn turn_http2(endpoint: &Arc<EndpointState>, cluster: &Cluster, key: &Key) -> Turn<Http2Lease> {
+        let this = &endpoint.connections;
+        let settings = &cluster.settings;
+        let room = settings.http2_max_concurrent_streams.unwrap_or(HTTP2_SPREAD).max(1);
+        this.open(endpoint, cluster, key, |queue| {
+            if let Some(lease) = Self::take_http2(endpoint, key, settings) {
+                return Some(Ok(lease));
+            }
+            let expected = u64::from(queue.opening) * u64::from(room);
+            (expected > queue.waiting.len() as u64).then_some(Err(()))
+        })
+    }
+
+    /// The first connection of a key, or one more within the limits; else a place in the queue. `before` may know of something better:
+    /// one that is there, or that it pays to wait.
+    fn open<C>(
+        &self,
+        endpoint: &Arc<EndpointState>,
+        cluster: &Cluster,
+        key: &Key,
+        before: impl FnOnce(&Queue) -> Option<Result<C, ()>>,
+    ) -> Turn<C> {
+        let mut queues = self.queues.lock();
+        let at = queues.iter().position(|queue| queue.key == *key).unwrap_or_else(|| {
+            queues.push(Queue {
+                key: key.clone(),
+                open: 0,
+                opening: 0,
+                waiting: VecDeque::new(),
+                left: 0,
+            });
+            queues.len() - 1
+        });
+        // It was found, or put there.
+        let queue = &mut queues[at];
+        let wait = match before(queue) {
+            Some(Ok(connection)) => return Turn::Use(connection),
+            Some(Err(())) => true,
+            None => false,
+        };
+        if !wait && let Some(counted) = self.count(cluster, key.level, queue.open == 0) {
+            queue.open += 1;
+            self.open.fetch_add(1, Ordering::Relaxed);
+            return Turn::Open(Permit {
+                counted: Some(counted),
+                endpoint: Arc::downgrade(endpoint),
+                key: key.clone(),
+            });
+        }
+        let (told, turn) = oneshot::channel();
+        queue.waiting.push_back(told);
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        Turn::Wait(Waiting {
+            turn,
+            endpoint: Arc::downgrade(endpoint),
+            key: key.clone(),
+            done: false,
+        })
+    }
+
+    fn count(&self, cluster: &Cluster, level: Level, first: bool) -> Option<Counted> {
+        let breakers = &cluster.settings.breakers;
+        let counted = Counted::within(&cluster.state, breakers, level, Resource::Connection).filter(|_| {
+            let open = self.open.load(Ordering::Relaxed);
+            breakers.connections_per_endpoint.is_none_or(|most| open < most)
+        });
+        counted.or_else(|| first.then(|| Counted::anyway(&cluster.state, level, Resource::Connection)))
+    }
+
+    /// Tells the first who waits for a connection under this key that there may be one.
+    fn wake(&self, key: &Key) {
+        if self.waiting.load(Ordering::SeqCst) > 0
+            && let Some(queue) = self.queues.lock().iter_mut().find(|queue| queue.key == *key)
+        {
+            queue.wake(&self.waiting, 1);
+        }
+    }
+
+    fn closed(&self, key: &Key) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+        let mut queues = self.queues.lock();
+        if let Some(at) = queues.iter().position(|queue| queue.key == *key) {
+            let queue = &mut queues[at];
+            queue.open = queue.open.saturating_sub(1);
+            queue.wake(&self.waiting, 1);
+            if queue.open == 0 && queue.opening == 0 && queue.waiting.is_empty() {
+                queues.swap_remove(at);
+            }
+        }
+    }
+
+    /// A shared connection under this key is being made.
+    pub fn opening(endpoint: &Arc<EndpointState>, key: &Key) -> Opening {
+        if let Some(queue) = endpoint.connections.queues.lock().iter_mut().find(|queue| queue.key == *key) {
+            queue.opening += 1;
+        }
+        Opening {
+            endpoint: Arc::downgrade(endpoint),
+            key: key.clone(),
+            failure: None,
+        }
+    }
+
+    fn opened(&self, key: &Key, failure: Option<&ConnectError>) {
+        let mut queues = self.queues.lock();
+        let Some(queue) = queues.iter_mut().find(|queue| queue.key == *key) else {
+            return;
+        };
+        queue.opening = queue.opening.saturating_sub(1);
+        match failure {
+            Some(error) if queue.opening == 0 => {
+                queue.left = 0;
+                for waiting in queue.waiting.drain(..) {
+                    self.waiting.fetch_sub(1, Ordering::SeqCst);
+                    let _ = waiting.send(Waited::Failed(error.clone()));
+                }
+            }
+            _ => queue.wake(&self.waiting, usize::MAX),
+        }
     }
 
     /// Puts a connection back whose exchange has ended well.
@@ -145,17 +369,24 @@ impl Connections {
         let Some(stack) = self.http1.get(near as usize % STACKS) else {
             return;
         };
-        let mut stack = stack.lock();
-        if stack.len() >= MAX_IDLE {
-            stack.remove(0);
+        connection.in_use = None;
+        let key = (self.waiting.load(Ordering::SeqCst) > 0).then(|| connection.key.clone());
+        {
+            let mut stack = stack.lock();
+            if stack.len() >= MAX_IDLE {
+                stack.remove(0);
+            }
+            stack.push(connection);
         }
-        stack.push(connection);
+        if let Some(key) = key {
+            self.wake(&key);
+        }
     }
 
     /// Takes a stream's worth of the least busy HTTP/2 connection that has room.
-    pub fn take_http2(&self, key: &Key, settings: &ClusterSettings) -> Option<Http2Lease> {
+    pub fn take_http2(endpoint: &Arc<EndpointState>, key: &Key, settings: &ClusterSettings) -> Option<Http2Lease> {
         let at = now();
-        let mut all = self.http2.lock();
+        let mut all = endpoint.connections.http2.lock();
         all.retain(|connection| {
             let used_up = !is_young(
                 settings,
@@ -171,12 +402,12 @@ impl Connections {
             .iter()
             .filter(|connection| connection.key == *key && connection.has_room(settings, at));
         let connection = usable.min_by_key(|connection| connection.active.load(Ordering::Relaxed))?;
-        Some(Http2Lease::new(connection.clone()))
+        Some(Http2Lease::new(connection.clone(), endpoint))
     }
 
     /// Adds a connection that was just made and takes the first stream's worth of it. `gone` is set when it ends.
     pub fn add_http2(
-        &self,
+        endpoint: &Arc<EndpointState>,
         sender: h2::client::SendRequest<Bytes>,
         key: Key,
         gone: Arc<AtomicBool>,
@@ -192,8 +423,9 @@ impl Connections {
             gone,
             local_address,
         });
-        self.http2.lock().push(connection.clone());
-        Http2Lease::new(connection)
+        let lease = Http2Lease::new(connection.clone(), endpoint);
+        endpoint.connections.http2.lock().push(connection);
+        lease
     }
 
     /// Closes what was idle for too long.
@@ -234,10 +466,13 @@ impl Http2 {
 // === impl Http2Lease ===
 
 impl Http2Lease {
-    fn new(connection: Arc<Http2>) -> Self {
+    fn new(connection: Arc<Http2>, endpoint: &Arc<EndpointState>) -> Self {
         connection.active.fetch_add(1, Ordering::AcqRel);
         connection.requests.fetch_add(1, Ordering::Relaxed);
-        Self { connection }
+        Self {
+            connection,
+            endpoint: Arc::downgrade(endpoint),
+        }
     }
 
     /// Sends requests.
@@ -260,6 +495,98 @@ impl Drop for Http2Lease {
     fn drop(&mut self) {
         if self.connection.active.fetch_sub(1, Ordering::AcqRel) == 1 {
             *self.connection.idle_since.lock() = now();
+        }
+        if let Some(endpoint) = self.endpoint.upgrade() {
+            endpoint.connections.wake(&self.connection.key);
+        }
+    }
+}
+
+// === impl Queue ===
+
+impl Queue {
+    /// Tells the first `most` that it may be their turn.
+    fn wake(&mut self, count: &AtomicU32, most: usize) {
+        let mut woken = 0;
+        while woken < most
+            && let Some(first) = self.waiting.pop_front()
+        {
+            count.fetch_sub(1, Ordering::SeqCst);
+            // One who has gone away is nobody's turn.
+            if first.send(Waited::Again).is_ok() {
+                woken += 1;
+            } else {
+                self.left = self.left.saturating_sub(1);
+            }
+        }
+    }
+
+    /// One has gone away. Their places are cleared when they are half of all.
+    fn left(&mut self, count: &AtomicU32) {
+        self.left += 1;
+        if self.left * 2 >= self.waiting.len() {
+            let before = self.waiting.len();
+            self.waiting.retain(|waiting| !waiting.is_closed());
+            let cleared = u32::try_from(before - self.waiting.len()).unwrap_or(u32::MAX);
+            count.fetch_sub(cleared, Ordering::SeqCst);
+            self.left = 0;
+        }
+    }
+}
+
+// === impl Waiting ===
+
+impl Waiting {
+    /// Waits. How long is the request's own affair.
+    pub async fn turn(mut self) -> Waited {
+        let waited = (&mut self.turn).await.unwrap_or(Waited::Again);
+        self.done = true;
+        waited
+    }
+}
+
+impl Drop for Waiting {
+    /// Whoever goes away when it was just its turn passes it on.
+    fn drop(&mut self) {
+        self.turn.close();
+        if self.done {
+            return;
+        }
+        let Some(endpoint) = self.endpoint.upgrade() else { return };
+        let connections = &endpoint.connections;
+        if self.turn.try_recv().is_ok() {
+            connections.wake(&self.key);
+        } else if let Some(queue) = connections.queues.lock().iter_mut().find(|queue| queue.key == self.key) {
+            queue.left(&connections.waiting);
+        }
+    }
+}
+
+// === impl Opening ===
+
+impl Opening {
+    /// It did not come about.
+    pub fn failed(mut self, error: &ConnectError) {
+        self.failure = Some(error.clone());
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        if let Some(endpoint) = self.endpoint.upgrade() {
+            endpoint.connections.opened(&self.key, self.failure.as_ref());
+        }
+    }
+}
+
+// === impl Permit ===
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        // First the count: who is woken looks at it.
+        self.counted = None;
+        if let Some(endpoint) = self.endpoint.upgrade() {
+            endpoint.connections.closed(&self.key);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Endpoints: one place that can answer, and the set of them that a cluster has at a moment.
+//! Endpoints: places that can answer.
 
 use std::{
     net::SocketAddr,
@@ -8,8 +8,9 @@ use std::{
     },
 };
 
-use super::TransportTerms;
-use cairn_policy::balance::{AliasTable, PriorityHealth, smooth_sequence};
+use cairn_exchange::clock::Instant;
+
+use super::{Latency, Monitor, TransportTerms};
 
 /// How an endpoint is reached.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -70,6 +71,10 @@ pub struct EndpointState {
     pub total: AtomicU64,
     /// Idle and shared connections.
     pub connections: crate::upstream::connections::Connections,
+    /// How it does.
+    pub monitor: Monitor,
+    /// How long it takes, where that decides.
+    pub latency: Latency,
 }
 
 /// One endpoint of a cluster.
@@ -85,6 +90,12 @@ pub struct Endpoint {
     pub weight: u32,
     /// Where it is.
     pub locality: Arc<Locality>,
+    /// Its host name, where it is told.
+    pub hostname: Option<Arc<str>>,
+    /// What consistent hashing knows it by, where it is told (metadata `hash_key`).
+    pub hash_key: Option<Arc<str>>,
+    /// Since when it is healthy: how warm it is.
+    pub healthy_since: Instant,
     /// What is put onto connections to it, where that is something else than its cluster says of all.
     pub transport: Option<Arc<TransportTerms>>,
     /// What lives on.
@@ -102,39 +113,6 @@ pub struct LocalityGroup {
     pub endpoints: Vec<Arc<Endpoint>>,
 }
 
-/// Endpoints of one priority.
-#[derive(Debug, Default)]
-pub struct Priority {
-    /// By locality.
-    pub localities: Vec<LocalityGroup>,
-    /// Those that may be chosen, in order.
-    pub available: Vec<Arc<Endpoint>>,
-    /// All of them, for panic.
-    pub all: Vec<Arc<Endpoint>>,
-    /// How weights spread the requests over `available`; `None` when all weights are the same.
-    pub spread: Option<Spread>,
-    /// Counts, for the choice among priorities.
-    pub health: PriorityHealth,
-}
-
-/// Unequal weights, prepared.
-#[derive(Debug)]
-pub struct Spread {
-    /// For a choice by a random number.
-    pub alias: AliasTable,
-    /// For a choice in turn.
-    pub sequence: Vec<u32>,
-}
-
-/// The endpoints of a cluster at a moment.
-#[derive(Debug, Default)]
-pub struct EndpointSet {
-    /// By priority, 0 first.
-    pub priorities: Vec<Priority>,
-    /// Whether istiod has said anything yet: a cluster without an answer is not the same as one without endpoints.
-    pub known: bool,
-}
-
 // === impl Target ===
 
 impl Target {
@@ -148,67 +126,22 @@ impl Target {
     }
 }
 
-// === impl Spread ===
+// === impl Endpoint ===
 
-impl Spread {
-    fn of(endpoints: &[Arc<Endpoint>]) -> Option<Self> {
-        if endpoints
-            .windows(2)
-            .all(|pair| matches!(pair, [a, b] if a.weight == b.weight))
-        {
-            return None;
-        }
-        let weights: Vec<u32> = endpoints.iter().map(|endpoint| endpoint.weight).collect();
-        Some(Self {
-            alias: AliasTable::new(&weights)?,
-            sequence: smooth_sequence(&weights),
-        })
-    }
-}
-
-// === impl EndpointSet ===
-
-impl EndpointSet {
-    /// Puts endpoints into their order: `groups` are (priority, locality, locality's weight, endpoints).
-    pub fn new(groups: Vec<(usize, LocalityGroup)>) -> Self {
-        let levels = groups.iter().map(|(priority, _)| priority + 1).max().unwrap_or(0);
-        let mut priorities: Vec<Priority> = std::iter::repeat_with(Priority::default).take(levels).collect();
-        for (priority, group) in groups {
-            if let Some(level) = priorities.get_mut(priority) {
-                level.all.extend(group.endpoints.iter().cloned());
-                level.localities.push(group);
-            }
-        }
-        for level in &mut priorities {
-            level.available = level
-                .all
-                .iter()
-                .filter(|endpoint| endpoint.health == Health::Healthy)
-                .cloned()
-                .collect();
-            if level.available.is_empty() {
-                level.available = level
-                    .all
-                    .iter()
-                    .filter(|endpoint| endpoint.health == Health::Degraded)
-                    .cloned()
-                    .collect();
-            }
-            let count = |health: Health| {
-                u32::try_from(level.all.iter().filter(|endpoint| endpoint.health == health).count()).unwrap_or(u32::MAX)
-            };
-            level.health = PriorityHealth {
-                healthy: count(Health::Healthy),
-                degraded: count(Health::Degraded),
-                total: u32::try_from(level.all.len()).unwrap_or(u32::MAX),
-            };
-            level.spread = Spread::of(&level.available);
-        }
-        Self { priorities, known: true }
+impl Endpoint {
+    /// Whether it may be chosen before others: istiod says that it is healthy, and it was not taken out.
+    pub fn is_healthy(&self) -> bool {
+        self.health == Health::Healthy && !self.state.monitor.is_ejected()
     }
 
-    /// Every endpoint.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
-        self.priorities.iter().flat_map(|priority| &priority.all)
+    /// Whether it may be chosen when healthy ones do not suffice.
+    pub fn is_degraded(&self) -> bool {
+        self.health == Health::Degraded && !self.state.monitor.is_ejected()
+    }
+
+    /// What consistent hashing knows it by.
+    pub fn hash_key(&self, by_hostname: bool) -> &str {
+        let name = self.hostname.as_ref().filter(|_| by_hostname);
+        self.hash_key.as_ref().or(name).unwrap_or(&self.display)
     }
 }

@@ -22,8 +22,8 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
 use super::{
-    Cluster, ConnectError, Connected, Connector, Endpoint, Toward, UpstreamProtocol,
-    connections::{Http1, Http2Lease, Key},
+    Cluster, ConnectError, Connected, Connector, Counted, Endpoint, Resource, Toward, UpstreamProtocol,
+    connections::{Connections, Http1, Http2Lease, Key, Permit, Turn, Waited},
 };
 use crate::{
     body::{Incoming, RequestBody},
@@ -56,6 +56,8 @@ pub struct Attempt<'a> {
     pub key: Key,
     /// Chooses the stack of idle connections.
     pub near: u64,
+    /// Set when a connection has taken the request.
+    pub sent: &'a AtomicBool,
     /// What the client speaks.
     pub downstream: Protocol,
     /// Whether the client asks for an upgrade.
@@ -91,8 +93,11 @@ pub struct Answer {
     pub spelling: http::Extensions,
 }
 
-/// The connection of an exchange. One that is lent is moved, and a box would be an allocation for each request.
-#[allow(clippy::large_enum_variant)]
+/// The connection of an exchange.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "it stands in a box already, and the large variant is the usual one"
+)]
 pub enum Lease {
     /// For this exchange alone; to be put back when both sides are done.
     Http1(Http1),
@@ -105,6 +110,8 @@ pub enum Lease {
 pub enum AttemptError {
     /// No connection: nothing was sent, the body is untouched.
     Connect(ConnectError),
+    /// The cluster's limits are reached: nothing was sent.
+    Overflow,
     /// The endpoint refused the stream before it did anything.
     Refused,
     /// The endpoint closed the connection before anything was sent.
@@ -124,8 +131,8 @@ pub enum AttemptError {
 // === impl Attempt ===
 
 impl Attempt<'_> {
-    /// Sends the request.
-    pub async fn send(&self, request: &RequestHead, body: RequestBody) -> Result<Answer, AttemptError> {
+    /// Sends the request; beside the answer, the request as the cluster's limits count it.
+    pub async fn send(&self, request: &RequestHead, body: RequestBody) -> Result<(Answer, Counted), AttemptError> {
         let http2 = match self.cluster.settings.protocol {
             UpstreamProtocol::Http1 => false,
             UpstreamProtocol::Http2 => !self.upgrade,
@@ -152,7 +159,7 @@ impl Attempt<'_> {
             .map_err(AttemptError::Connect)
     }
 
-    async fn send_http1(&self, request: &RequestHead, body: RequestBody) -> Result<Answer, AttemptError> {
+    async fn send_http1(&self, request: &RequestHead, body: RequestBody) -> Result<(Answer, Counted), AttemptError> {
         let body_ended = body.is_end_stream();
         let mut message = http::Request::new(body);
         *message.method_mut() = request.method.clone();
@@ -175,18 +182,9 @@ impl Attempt<'_> {
             let relay = relay.clone();
             hyper::ext::on_informational(&mut message, move |answer| relay.pass(answer.status(), answer.headers()));
         }
-        let connections = &self.endpoint.state.connections;
         let mut stale = 0;
         loop {
-            let idle = if stale < MAX_STALE {
-                connections.take_http1(&self.key, &self.cluster.settings, self.near)
-            } else {
-                None
-            };
-            let (mut connection, reused) = match idle {
-                Some(connection) => (connection, true),
-                None => (self.open_http1().await?, false),
-            };
+            let (mut connection, reused) = self.http1(stale < MAX_STALE).await?;
             if connection.sender.ready().await.is_err() {
                 if reused {
                     stale += 1;
@@ -194,13 +192,18 @@ impl Attempt<'_> {
                 }
                 return Err(AttemptError::Closed);
             }
+            let Some(counted) = self.request() else {
+                let connections = &self.endpoint.state.connections;
+                connections.put_http1(connection, &self.cluster.settings, self.near);
+                return Err(AttemptError::Overflow);
+            };
             connection.requests += 1;
             match connection.sender.try_send_request(message).await {
                 Ok(mut answer) => {
                     let upgrade = (answer.status() == StatusCode::SWITCHING_PROTOCOLS).then(|| hyper::upgrade::on(&mut answer));
                     let local_address = connection.local_address;
                     let (parts, body) = answer.into_parts();
-                    return Ok(Answer {
+                    let answer = Answer {
                         head: ResponseHead {
                             status: parts.status,
                             headers: parts.headers,
@@ -210,7 +213,8 @@ impl Attempt<'_> {
                         local_address,
                         upgrade,
                         spelling: parts.extensions,
-                    });
+                    };
+                    return Ok((answer, counted));
                 }
                 Err(mut failed) => match failed.take_message() {
                     Some(unsent) if reused => {
@@ -224,7 +228,45 @@ impl Attempt<'_> {
         }
     }
 
-    async fn open_http1(&self) -> Result<Http1, AttemptError> {
+    /// The request begins.
+    fn request(&self) -> Option<Counted> {
+        let breakers = &self.cluster.settings.breakers;
+        let counted = Counted::within(&self.cluster.state, breakers, self.key.level, Resource::Request)?;
+        self.sent.store(true, Ordering::Relaxed);
+        Some(counted)
+    }
+
+    /// The request waits for a connection.
+    fn pending(&self) -> Result<Counted, AttemptError> {
+        let breakers = &self.cluster.settings.breakers;
+        Counted::within(&self.cluster.state, breakers, self.key.level, Resource::Pending).ok_or(AttemptError::Overflow)
+    }
+
+    /// A connection for this request alone, and whether it has been used before.
+    async fn http1(&self, idle: bool) -> Result<(Http1, bool), AttemptError> {
+        let state = &self.endpoint.state;
+        if idle && let Some(connection) = state.connections.take_http1(&self.key, &self.cluster.settings, self.near) {
+            return Ok((connection, true));
+        }
+        let _pending = self.pending()?;
+        loop {
+            match Connections::turn_http1(state, self.cluster, &self.key, self.near) {
+                Turn::Use(connection) => return Ok((connection, true)),
+                Turn::Open(permit) => return Ok((self.open_http1(permit).await?, false)),
+                Turn::Wait(waiting) => match waiting.turn().await {
+                    Waited::Again => {
+                        // Of the queue's first, what was put back for it.
+                        if let Some(connection) = state.connections.take_http1(&self.key, &self.cluster.settings, self.near) {
+                            return Ok((connection, true));
+                        }
+                    }
+                    Waited::Failed(error) => return Err(AttemptError::Connect(error)),
+                },
+            }
+        }
+    }
+
+    async fn open_http1(&self, permit: Permit) -> Result<Http1, AttemptError> {
         let connected = self.connect(b"http/1.1").await?;
         let (sender, connection) = hyper::client::conn::http1::Builder::new()
             .max_headers(MAX_RESPONSE_HEADERS)
@@ -232,15 +274,18 @@ impl Attempt<'_> {
             .handshake(TokioIo::new(connected.io))
             .await
             .map_err(AttemptError::from)?;
+        let permit = Arc::new(permit);
+        let counted = permit.clone();
         tokio::spawn(async move {
             if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!(%error, "connection to an endpoint ended");
             }
+            drop(counted);
         });
-        Ok(Http1::new(sender, self.key.clone(), connected.local_address))
+        Ok(Http1::new(sender, self.key.clone(), connected.local_address, permit))
     }
 
-    async fn send_http2(&self, request: &RequestHead, body: RequestBody) -> Result<Answer, AttemptError> {
+    async fn send_http2(&self, request: &RequestHead, body: RequestBody) -> Result<(Answer, Counted), AttemptError> {
         let uri = Uri::builder()
             .scheme(match request.scheme {
                 cairn_exchange::Scheme::Http => "http",
@@ -258,6 +303,7 @@ impl Attempt<'_> {
         message.headers_mut().remove(header::TRANSFER_ENCODING);
 
         let (lease, mut sender) = self.http2().await?;
+        let counted = self.request().ok_or(AttemptError::Overflow)?;
         let local_address = lease.local_address();
         let end = body.is_end_stream();
         let (answer, stream) = sender.send_request(message, end).map_err(|error| {
@@ -286,7 +332,7 @@ impl Attempt<'_> {
             AttemptError::from(error)
         })?;
         let (parts, body) = answer.into_parts();
-        Ok(Answer {
+        let answer = Answer {
             head: ResponseHead {
                 status: parts.status,
                 headers: parts.headers,
@@ -296,33 +342,55 @@ impl Attempt<'_> {
             local_address,
             upgrade: None,
             spelling: http::Extensions::new(),
-        })
+        };
+        Ok((answer, counted))
     }
 
     /// A connection that takes another request: one that is there, or a new one.
     async fn http2(&self) -> Result<(Http2Lease, h2::client::SendRequest<bytes::Bytes>), AttemptError> {
-        for _ in 0..MAX_STALE {
-            let Some(lease) = self.endpoint.state.connections.take_http2(&self.key, &self.cluster.settings) else {
-                break;
+        let mut pending = None;
+        let mut stale = 0;
+        loop {
+            let there = Connections::take_http2(&self.endpoint.state, &self.key, &self.cluster.settings);
+            let (lease, made) = match there.filter(|_| stale < MAX_STALE) {
+                Some(lease) => (lease, false),
+                None => {
+                    if pending.is_none() {
+                        pending = Some(self.pending()?);
+                    }
+                    match Connections::turn_http2(&self.endpoint.state, self.cluster, &self.key) {
+                        Turn::Use(lease) => (lease, false),
+                        Turn::Open(permit) => (self.open_http2(permit).await?, true),
+                        Turn::Wait(waiting) => match waiting.turn().await {
+                            Waited::Again => continue,
+                            Waited::Failed(error) => return Err(AttemptError::Connect(error)),
+                        },
+                    }
+                }
             };
             match lease.sender().ready().await {
                 Ok(sender) => return Ok((lease, sender)),
                 // It ended while nobody used it, or takes no more requests.
                 Err(_) => lease.retire(),
             }
-        }
-        let lease = self.open_http2().await?;
-        match lease.sender().ready().await {
-            Ok(sender) => Ok((lease, sender)),
-            Err(_) => {
-                lease.retire();
-                Err(AttemptError::Closed)
+            stale += 1;
+            if made || stale > MAX_STALE {
+                return Err(AttemptError::Closed);
             }
         }
     }
 
-    async fn open_http2(&self) -> Result<Http2Lease, AttemptError> {
-        let connected = self.connect(b"h2").await?;
+    async fn open_http2(&self, permit: Permit) -> Result<Http2Lease, AttemptError> {
+        let opening = Connections::opening(&self.endpoint.state, &self.key);
+        let connected = match self.connect(b"h2").await {
+            Ok(connected) => connected,
+            Err(error) => {
+                if let AttemptError::Connect(error) = &error {
+                    opening.failed(error);
+                }
+                return Err(error);
+            }
+        };
         let (sender, connection) = h2::client::Builder::new()
             .enable_push(false)
             .initial_window_size(HTTP2_STREAM_WINDOW)
@@ -338,12 +406,13 @@ impl Attempt<'_> {
                 tracing::debug!(%error, "connection to an endpoint ended");
             }
             ended.store(true, Ordering::Release);
+            drop(permit);
         });
-        Ok(self
-            .endpoint
-            .state
-            .connections
-            .add_http2(sender, self.key.clone(), gone, connected.local_address))
+        let state = &self.endpoint.state;
+        let lease = Connections::add_http2(state, sender, self.key.clone(), gone, connected.local_address);
+        // From here on whoever waited finds it.
+        drop(opening);
+        Ok(lease)
     }
 }
 

@@ -30,7 +30,8 @@ use cairn_waypoint::{
         matcher::{Input, Node, Ranges},
     },
     upstream::{
-        Cluster, ClusterSettings, ClusterState, Endpoint, EndpointSet, EndpointState, Health, Locality, LocalityGroup, Target,
+        Breakers, Cluster, ClusterSettings, ClusterState, Endpoint, EndpointSet, EndpointState, Health, Locality, LocalityGroup,
+        Resource, Target, Thresholds,
     },
 };
 use http::{HeaderMap, Request, Response, StatusCode};
@@ -182,7 +183,7 @@ impl Rig {
             for endpoint in cluster.state.endpoints.load().iter() {
                 left[2] += u64::from(endpoint.state.active.load(Ordering::SeqCst));
             }
-            left[3] += u64::from(cluster.state.requests.load(Ordering::SeqCst));
+            left[3] += u64::from(cluster.state.usage.total(Resource::Request) + cluster.state.usage.total(Resource::Pending));
         }
         left
     }
@@ -219,6 +220,7 @@ impl Rig {
             keepalive: None,
             rbac: config.guard.clone(),
             server: Default::default(),
+            access_logs: config.tunnel_logs.clone(),
             refuse: None,
         }));
         snapshot.matcher = Some(Arc::new(config.matcher()));
@@ -456,6 +458,8 @@ pub struct Config {
     streams: Option<u32>,
     /// Who may ask for tunnels.
     guard: cairn_policy::rbac::Filters,
+    /// Where refused CONNECTs are written.
+    tunnel_logs: cairn_telemetry::access_log::AccessLog,
 }
 
 impl Config {
@@ -557,6 +561,15 @@ impl Config {
         self
     }
 
+    /// The same with other settings.
+    #[must_use]
+    pub fn cluster_with(mut self, name: &str, endpoints: &[SocketAddr], change: impl FnOnce(&mut ClusterSettings)) -> Self {
+        let mut settings = cluster_settings();
+        change(&mut settings);
+        self.clusters.push(cluster_with(name, endpoints.to_vec(), settings));
+        self
+    }
+
     /// A client's tunnel may have so many streams.
     #[must_use]
     pub fn streams(self, most: u32) -> Self {
@@ -564,6 +577,12 @@ impl Config {
             streams: Some(most),
             ..self
         }
+    }
+
+    /// Refused CONNECTs are written to these logs.
+    #[must_use]
+    pub fn tunnel_logs(self, tunnel_logs: cairn_telemetry::access_log::AccessLog) -> Self {
+        Self { tunnel_logs, ..self }
     }
 
     /// Tunnels are for whom these filters let pass.
@@ -601,7 +620,19 @@ impl Config {
 }
 
 fn cluster_settings() -> ClusterSettings {
+    // No limits where nothing is said, as istiod sends it.
+    let unlimited = Thresholds {
+        max_connections: u32::MAX,
+        max_pending_requests: u32::MAX,
+        max_requests: u32::MAX,
+        max_retries: u32::MAX,
+        retry_budget: None,
+    };
     ClusterSettings {
+        breakers: Breakers {
+            default: unlimited,
+            ..Breakers::default()
+        },
         panic_threshold: 0.0,
         connect_timeout: Duration::from_secs(2),
         ..ClusterSettings::default()
@@ -663,6 +694,7 @@ fn tcp_chain(name: &Arc<str>, port: u16) -> Chain {
         hash_source_ip: false,
         access_logs: Default::default(),
         metrics: Some(Duration::from_secs(5)),
+        limits: Vec::new(),
         rbac: Default::default(),
         server_name: Default::default(),
     };
@@ -701,19 +733,21 @@ fn cluster_of(name: &str, targets: Vec<Target>, settings: ClusterSettings) -> Cl
                 weight: 1,
                 locality: locality.clone(),
                 transport: None,
+                hostname: None,
+                hash_key: None,
+                healthy_since: cairn_exchange::clock::now(),
                 state: Arc::new(EndpointState::default()),
             })
         })
         .collect();
     let state = ClusterState::default();
-    state.endpoints.store(Arc::new(EndpointSet::new(vec![(
-        0,
-        LocalityGroup {
-            locality,
-            weight: 1,
-            endpoints,
-        },
-    )])));
+    let group = LocalityGroup {
+        locality,
+        weight: 1,
+        endpoints,
+    };
+    let set = EndpointSet::new(vec![(0, group)], settings.arrangement(None));
+    state.endpoints.store(Arc::new(set));
     let facts = ClusterFacts {
         name: name.into(),
         alt_stat_name: None,

@@ -2,17 +2,16 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue, Method, uri::PathAndQuery};
 
-use cairn_exchange::{RequestHead, Scheme};
+use cairn_exchange::{DynamicMetadata, RequestHead, Scheme};
 
 use super::{
     Domain, Facts, Found, Fraction, InvalidRouteTable, PathMatch, PathMatcher, Route, RouteAction, RouteMatch, RouteTable,
-    VirtualHost, WeightedCluster, no_metadata, without_port,
+    VirtualHost, WeightedCluster, without_port,
 };
 use crate::{
     headers::{HeaderEdit, HeaderEdits},
     matcher::{
-        HeaderMatch, HeaderMatcher, HeaderName, MetadataMatcher, MetadataValue, QueryMatch, QueryMatcher, Regex, StringMatcher,
-        ValueMatcher,
+        HeaderMatch, HeaderMatcher, HeaderName, MetadataMatcher, QueryMatch, QueryMatcher, Regex, StringMatcher, ValueMatcher,
     },
     route::{Forward, Target},
 };
@@ -30,7 +29,7 @@ fn head(method: &str, authority: &'static str, path: &str) -> RequestHead {
 fn facts() -> Facts<'static> {
     Facts {
         random: 7,
-        metadata: &no_metadata,
+        metadata: DynamicMetadata::NONE,
     }
 }
 
@@ -158,7 +157,8 @@ fn fractions_and_metadata_are_part_of_the_match() {
         ),
         route("rest", path(PathMatch::Prefix("/".into()))),
     ]);
-    let dev = |_: &str, _: &[Box<str>]| Some(MetadataValue::String("dev".into()));
+    let mut dev = DynamicMetadata::default();
+    dev.set("f".into(), "group".into(), std::sync::Arc::new("dev".into()));
     for (random, known, expected) in [
         (9, false, "tenth"),
         (10, false, "rest"),
@@ -167,7 +167,7 @@ fn fractions_and_metadata_are_part_of_the_match() {
     ] {
         let facts = Facts {
             random,
-            metadata: if known { &dev } else { &no_metadata },
+            metadata: if known { &dev } else { DynamicMetadata::NONE },
         };
         assert_eq!(
             name(table.find(&head("GET", "web", "/"), facts)),
@@ -281,9 +281,13 @@ fn a_filter_is_configured_by_the_most_specific_level() {
         overrides: at(1),
         ..VirtualHost::any("h", vec![Arc::new(route)])
     };
-    let table = RouteTable::new("t", vec![Arc::new(host)]).unwrap();
+    let mut table = RouteTable::new("t", vec![Arc::new(host)]).unwrap();
+    for (filter, value) in [("f", 0u8), ("t", 9)] {
+        table.overrides.insert(filter.into(), Arc::new(value));
+    }
     let head = head("GET", "web", "/");
     let found = table.find(&head, facts()).unwrap();
+    assert!(found.has_overrides(None));
     let cluster = WeightedCluster {
         overrides: at(3),
         ..WeightedCluster::new("c", 1)
@@ -294,10 +298,11 @@ fn a_filter_is_configured_by_the_most_specific_level() {
         ("f", Some(&plain), Some(2)),
         ("f", None, Some(2)),
         ("g", None, None),
+        ("t", None, Some(9)),
     ] {
         let found = found
-            .override_of(filter, cluster)
-            .and_then(|value| value.downcast_ref::<u8>())
+            .override_levels(cluster)
+            .find_map(|level| level.get(filter)?.downcast_ref::<u8>())
             .copied();
         assert_eq!(found, value);
     }

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::Path, sync::Arc};
 
 use arc_swap::ArcSwap;
 use cairn_exchange::{Connection, Exchange, Protocol, RequestHead, Scheme, clock};
-use cairn_filters::{FilterChain, Run, Verdict};
+use cairn_filters::{FilterChain, NoServices, OnRoute, Run, Verdict};
 use cairn_policy::rbac::{Denied, Facts};
 use cairn_proto::{
     envoy::{
@@ -363,7 +363,7 @@ fn exchange(authority: &str, peer: &str) -> Exchange {
 }
 
 fn request(filters: &FilterChain, exchange: &mut Exchange) -> Option<String> {
-    match filters.decode_head(&mut Run::default(), exchange) {
+    match filters.decode_head(&mut Run::default(), exchange, &OnRoute::NONE, &NoServices) {
         Verdict::Continue => None,
         Verdict::Reply(reply) => Some(reply.details.into_owned()),
         other => panic!("{other:?}"),

@@ -2,12 +2,18 @@
 
 use std::fmt::{self, Write};
 
+use cairn_policy::{
+    balance::{HashFunction, MOST_POINTS, RingSize, SlowStart},
+    outlier::{OutlierSettings, Rule},
+    retry::RetryBudget,
+};
+
 use super::{limit, time};
 use cairn_identity::{NameMatcher, OriginationTerms};
 
 use crate::upstream::{
-    Breakers, Cluster, ClusterSettings, Discovery, Endpoint, EndpointSet, Health, LbPolicy, Locality, NamesByHost, ProxyHeader,
-    Target, TransportTerms, UpstreamProtocol,
+    Breakers, Cluster, ClusterSettings, Discovery, Endpoint, EndpointSet, Hashing, Health, LbPolicy, LeastRequest, Locality,
+    NamesByHost, ProxyHeader, Target, Thresholds, TransportTerms, UpstreamProtocol,
 };
 
 pub(super) fn write(out: &mut String, cluster: &Cluster) -> fmt::Result {
@@ -29,8 +35,12 @@ fn write_settings(out: &mut String, settings: &ClusterSettings) -> fmt::Result {
     let ClusterSettings {
         discovery,
         lb,
+        hash_policies,
+        hashing,
         locality_weighted,
         panic_threshold,
+        fail_on_panic,
+        outlier,
         connect_timeout,
         protocol,
         transport,
@@ -47,10 +57,10 @@ fn write_settings(out: &mut String, settings: &ClusterSettings) -> fmt::Result {
         names,
     } = settings;
     let lb = match lb {
-        LbPolicy::RoundRobin => "round robin".to_owned(),
-        LbPolicy::LeastRequest { choices } => format!("least request of {choices}"),
+        LbPolicy::RoundRobin { slow_start } => format!("round robin{}", warming(slow_start.as_ref())),
+        LbPolicy::LeastRequest(least) => least_words(least),
         LbPolicy::Random => "random".to_owned(),
-        LbPolicy::RingHash { minimum_size } => format!("ring hash, at least {minimum_size}"),
+        LbPolicy::RingHash(size) => ring_words(size),
         LbPolicy::Maglev { table_size } => format!("Maglev, {table_size}"),
         LbPolicy::ClusterProvided => "as discovered".to_owned(),
     };
@@ -91,21 +101,35 @@ fn write_settings(out: &mut String, settings: &ClusterSettings) -> fmt::Result {
     if *preserve_header_case {
         write!(out, "; header case kept")?;
     }
-    writeln!(out, "; panic below {panic_threshold} %")?;
+    let Hashing {
+        by_hostname,
+        balance_factor,
+    } = hashing;
+    if *by_hostname {
+        write!(out, "; hashed by host name")?;
+    }
+    if *balance_factor > 0 {
+        write!(out, "; at most {balance_factor} % of the average load")?;
+    }
+    if !hash_policies.is_empty() {
+        write!(out, "; {} hash policies of its own", hash_policies.len())?;
+    }
+    let how = if *fail_on_panic { "refuses" } else { "panic" };
+    writeln!(out, "; {how} below {panic_threshold} %")?;
     let Breakers {
-        max_connections,
-        max_pending_requests,
-        max_requests,
-        max_retries,
+        default,
+        high,
+        connections_per_endpoint,
     } = breakers;
-    let limits = [max_connections, max_pending_requests, max_requests, max_retries];
-    if limits.iter().any(|limit| **limit != u32::MAX) {
-        let words = ["connections", "pending", "requests", "retries"]
-            .iter()
-            .zip(limits)
-            .filter(|(_, limit)| **limit != u32::MAX);
-        let words: Vec<_> = words.map(|(name, limit)| format!("{limit} {name}")).collect();
-        writeln!(out, "    at most {}", words.join(", "))?;
+    write_thresholds(out, "", default)?;
+    if *high != Thresholds::default() {
+        write_thresholds(out, " of high priority", high)?;
+    }
+    if let Some(most) = connections_per_endpoint {
+        writeln!(out, "    at most {most} connections to an endpoint")?;
+    }
+    if let Some(outlier) = outlier {
+        write_outlier(out, outlier)?;
     }
     if let Some(keepalive) = tcp_keepalive {
         let seconds = |time: Option<std::time::Duration>| time.map_or("system's".to_owned(), super::time);
@@ -193,6 +217,122 @@ fn write_transport(out: &mut String, transport: &TransportTerms) -> fmt::Result 
             writeln!(out)
         }
     }
+}
+
+fn warming(slow: Option<&SlowStart>) -> String {
+    slow.map_or(String::new(), |slow| {
+        let SlowStart {
+            window,
+            aggression,
+            least,
+        } = slow;
+        format!(
+            ", warming up for {} (aggression {aggression}, from {} %)",
+            time(*window),
+            least * 100.0
+        )
+    })
+}
+
+fn least_words(least: &LeastRequest) -> String {
+    let LeastRequest {
+        choices,
+        bias,
+        slow_start,
+    } = least;
+    let mut words = match choices {
+        Some(choices) => format!("least request of {choices}"),
+        None => "least request of all".to_owned(),
+    };
+    if *bias != 1.0 {
+        words.push_str(&format!(", bias {bias}"));
+    }
+    words + &warming(slow_start.as_ref())
+}
+
+fn ring_words(size: &RingSize) -> String {
+    let RingSize {
+        minimum,
+        maximum,
+        function,
+    } = size;
+    let mut words = format!("ring hash, at least {minimum}");
+    if *maximum != MOST_POINTS {
+        words.push_str(&format!(", at most {maximum}"));
+    }
+    if *function == HashFunction::Murmur2 {
+        words.push_str(", MurmurHash2");
+    }
+    words
+}
+
+fn write_thresholds(out: &mut String, of: &str, thresholds: &Thresholds) -> fmt::Result {
+    let Thresholds {
+        max_connections,
+        max_pending_requests,
+        max_requests,
+        max_retries,
+        retry_budget,
+    } = thresholds;
+    let retries = if retry_budget.is_some() { &u32::MAX } else { max_retries };
+    let limits = [max_connections, max_pending_requests, max_requests, retries];
+    let words = ["connections", "pending", "requests", "retries"].iter().zip(limits);
+    let words = words.filter(|(_, limit)| **limit != u32::MAX);
+    let mut words: Vec<_> = words.map(|(name, limit)| format!("{limit} {name}")).collect();
+    if let Some(RetryBudget { percent, least }) = retry_budget {
+        words.push(format!("{percent} % retries or {least}"));
+    }
+    if !words.is_empty() {
+        writeln!(out, "    at most {}{of}", words.join(", "))?;
+    }
+    Ok(())
+}
+
+fn write_outlier(out: &mut String, outlier: &OutlierSettings) -> fmt::Result {
+    let OutlierSettings {
+        interval,
+        base_time,
+        max_time,
+        max_jitter,
+        max_percent,
+        always_one,
+        split,
+        server_errors,
+        gateway_errors,
+        local_failures,
+        success_rate,
+        failure_percentage,
+    } = outlier;
+    let mut rules = Vec::new();
+    let mut rule = |name: &str, rule: &Rule, counts: bool| {
+        if counts && rule.consecutive > 0 && rule.enforcing > 0 {
+            rules.push(format!("{} {name}", rule.consecutive));
+        }
+    };
+    rule("5xx", server_errors, true);
+    rule("gateway errors", gateway_errors, true);
+    rule("failures to connect", local_failures, *split);
+    if success_rate.enforcing > 0 || *split && success_rate.enforcing_local > 0 {
+        rules.push(format!("{} deviations of the success rate", success_rate.deviations));
+    }
+    if failure_percentage.enforcing > 0 || *split && failure_percentage.enforcing_local > 0 {
+        rules.push(format!("{} % failures", failure_percentage.threshold));
+    }
+    if rules.is_empty() {
+        return writeln!(out, "    ejects nobody");
+    }
+    write!(
+        out,
+        "    ejects after {} for {} to {}",
+        rules.join(", "),
+        time(*base_time),
+        time(*max_time)
+    )?;
+    if !max_jitter.is_zero() {
+        write!(out, " and up to {} by chance", time(*max_jitter))?;
+    }
+    let one = if *always_one { ", always one" } else { "" };
+    writeln!(out, ", at most {max_percent} %{one}; looks every {}", time(*interval))
 }
 
 fn write_endpoints(out: &mut String, set: &EndpointSet) -> fmt::Result {

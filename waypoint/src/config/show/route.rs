@@ -8,6 +8,7 @@ use cairn_policy::{
         HeaderMatch, HeaderMatcher, HeaderName, MetadataMatcher, PathMatch, PathMatcher, QueryMatch, QueryMatcher, StringMatch,
         StringMatcher,
     },
+    rate_limit::RateLimits,
     retry::RetryPolicy,
     route::{
         Domain, Forward, Fraction, HashPolicy, HashSource, HostRewrite, PathRewrite, Redirect, RedirectPath, Route, RouteAction,
@@ -16,11 +17,12 @@ use cairn_policy::{
     timeout::RouteTimeouts,
 };
 
-use super::{limit, time};
+use super::{filters, limit, time};
 
 pub(super) fn write_table(out: &mut String, table: &RouteTable) -> fmt::Result {
     write_edits(out, "request", &table.request_edits, 4)?;
     write_edits(out, "answer", &table.response_edits, 4)?;
+    filters::write_overrides(out, &table.overrides, 4)?;
     for host in table.hosts() {
         let VirtualHost {
             name,
@@ -28,12 +30,15 @@ pub(super) fn write_table(out: &mut String, table: &RouteTable) -> fmt::Result {
             routes,
             request_edits,
             response_edits,
-            overrides: _,
+            overrides,
+            rate_limits,
         } = &**host;
         let domains: Vec<_> = domains.iter().map(domain).collect();
         writeln!(out, "    virtual host {name} for {}", domains.join(", "))?;
         write_edits(out, "request", request_edits, 6)?;
         write_edits(out, "answer", response_edits, 6)?;
+        filters::write_overrides(out, overrides, 6)?;
+        filters::write_limits(out, rate_limits, 6)?;
         for route in routes {
             write_route(out, route)?;
         }
@@ -60,7 +65,7 @@ fn write_route(out: &mut String, route: &Route) -> fmt::Result {
         config,
         decorator,
         stat_prefix,
-        overrides: _,
+        overrides,
     } = route;
     let label = name.as_deref().map(|name| format!(" {name}")).unwrap_or_default();
     writeln!(out, "      route{label}: {}", conditions(matches))?;
@@ -74,6 +79,7 @@ fn write_route(out: &mut String, route: &Route) -> fmt::Result {
     }
     write_edits(out, "request", request_edits, 8)?;
     write_edits(out, "answer", response_edits, 8)?;
+    filters::write_overrides(out, overrides, 8)?;
     let decorator = decorator
         .as_ref()
         .map(|decorator| format!("operation {}", String::from_utf8_lossy(decorator.operation.as_bytes())));
@@ -200,7 +206,18 @@ fn write_forward(out: &mut String, forward: &Forward) -> fmt::Result {
         hash_policies,
         mirrors,
         upgrades,
+        cors,
+        rate_limits: RateLimits { own, include_host },
+        high_priority,
     } = forward;
+    let level = if *high_priority { ", high priority" } else { "" };
+    if cors.is_some() {
+        writeln!(out, "        cross-origin sharing of its own")?;
+    }
+    filters::write_limits(out, own, 8)?;
+    if *include_host {
+        writeln!(out, "        counts as the virtual host says, too")?;
+    }
     match target {
         Target::Cluster(name) => writeln!(out, "        to {name} (without it {})", cluster_not_found.as_u16())?,
         Target::Weighted(weighted) => {
@@ -214,13 +231,14 @@ fn write_forward(out: &mut String, forward: &Forward) -> fmt::Result {
                 )?;
                 write_edits(out, "request", &cluster.request_edits, 10)?;
                 write_edits(out, "answer", &cluster.response_edits, 10)?;
+                filters::write_overrides(out, &cluster.overrides, 10)?;
                 if let Some(host) = &cluster.host_rewrite {
                     writeln!(out, "          host {}", String::from_utf8_lossy(host.as_bytes()))?;
                 }
             }
         }
     }
-    writeln!(out, "        {}", timeout_words(timeouts))?;
+    writeln!(out, "        {}{level}", timeout_words(timeouts))?;
     if let Some(retry) = retry {
         writeln!(out, "        {}", retry_words(retry))?;
     }
@@ -359,7 +377,11 @@ fn redirect_words(redirect: &Redirect) -> String {
 
 fn hash_words(policy: &HashPolicy) -> String {
     let words = match &policy.source {
-        HashSource::Header(name) => format!("header {}", header_name(name)),
+        HashSource::Header { name, rewrite: None } => format!("header {}", header_name(name)),
+        HashSource::Header {
+            name,
+            rewrite: Some(rewrite),
+        } => format!("header {} with {} replaced", header_name(name), rewrite.pattern()),
         HashSource::Cookie {
             name,
             ttl,
@@ -371,7 +393,6 @@ fn hash_words(policy: &HashPolicy) -> String {
         },
         HashSource::SourceIp => "client's address".to_owned(),
         HashSource::Query(name) => format!("query {name}"),
-        HashSource::FilterState(key) => format!("filter state {key}"),
     };
     if policy.terminal {
         format!("{words}, if it is there")

@@ -235,6 +235,9 @@ impl Host {
                     health: Health::Healthy,
                     weight: 1,
                     locality: Arc::default(),
+                    hostname: None,
+                    hash_key: None,
+                    healthy_since: now(),
                     transport: None,
                     state: Arc::new(EndpointState::default()),
                 }))

@@ -86,6 +86,7 @@ fn settings(port: u16, directory: &Path) -> Settings {
         roots: directory.join("root-cert.pem"),
         server_name: "istiod.istio-system.svc".into(),
         client_certificate: None,
+        allowed: Default::default(),
     };
     let node = Node {
         id: "waypoint~10.0.0.1~w.app~app.svc".into(),
