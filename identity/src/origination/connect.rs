@@ -81,6 +81,9 @@ pub enum OriginationError {
     /// A secret has not come, or cannot be used.
     #[error("TLS_error:_Secret_is_not_supplied_by_SDS")]
     Secret(Arc<str>),
+    /// A secret is of another kind than what it is named for.
+    #[error("TLS_error:_Secret_{0}_is_of_another_kind")]
+    Kind(Arc<str>),
     /// Not a name that can be sent.
     #[error("TLS_error:_{0:?}_cannot_be_sent_as_a_server_name")]
     ServerName(Arc<str>),
@@ -127,7 +130,12 @@ impl Originator {
             // rustls sends no address as a server name, and wants some name to remember sessions by.
             None => address.map_or_else(config::server_name, |address| ServerName::IpAddress(address.into())),
         };
-        let config = self.config(terms, peer, speak)?;
+        let config = loop {
+            match self.config(terms, peer, speak) {
+                Err(OriginationError::Secret(name)) if self.secrets.expect(&name).await => {}
+                config => break config?,
+            }
+        };
         let shaken = TlsConnector::from(config).connect(name, io).into_fallible().await;
         shaken.map_err(
             |(error, io)| match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
@@ -191,7 +199,8 @@ impl Originator {
             Some(name) if &**name == OWN_CERTIFICATE => Some(own(name)?.certified()),
             Some(name) => match self.secrets.get(name) {
                 Some(Material::Certificate(certificate)) => Some(certificate),
-                _ => return Err(missing(name)),
+                Some(_) => return Err(OriginationError::Kind(name.clone())),
+                None => return Err(missing(name)),
             },
         };
         let roots = match &terms.roots {
@@ -206,14 +215,16 @@ impl Originator {
             }
             Some(name) => match self.secrets.get(name) {
                 Some(Material::Roots(roots)) => Some(roots),
-                _ => return Err(missing(name)),
+                Some(_) => return Err(OriginationError::Kind(name.clone())),
+                None => return Err(missing(name)),
             },
         };
         let revoked = match &terms.revocation {
             None => None,
             Some(name) => match self.secrets.get(name) {
                 Some(Material::Revoked(lists)) => Some(lists),
-                _ => return Err(missing(name)),
+                Some(_) => return Err(OriginationError::Kind(name.clone())),
+                None => return Err(missing(name)),
             },
         };
         Ok(Materials {

@@ -9,20 +9,22 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
+use cairn_exchange::clock::{Instant, now};
 use cairn_proto::envoy::{
     config::core::v3::{DataSource, data_source::Specifier},
     extensions::transport_sockets::tls::v3::{CertificateValidationContext, Secret, TlsCertificate, secret::Type},
 };
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use rustls::{
     RootCertStore,
     crypto::aws_lc_rs,
     pki_types::{CertificateDer, CertificateRevocationListDer},
     sign::CertifiedKey,
 };
-use tokio::{runtime::Handle, sync::Notify};
+use tokio::{runtime::Handle, sync::Notify, time::timeout_at};
 use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
 
 use crate::{
@@ -39,6 +41,8 @@ const CERTIFICATE_FILES: &str = "file-cert:";
 const ROOT_FILE: &str = "file-root:";
 /// Before the path of a file with revocation lists.
 pub(crate) const REVOCATION_FILE: &str = "file-crl:";
+/// How long connections wait for a secret that was not wanted before: as long as Envoy keeps its cluster warming.
+const PATIENCE: Duration = Duration::from_secs(15);
 const REMEDY: &str = "a DestinationRule names this file: mount it into the waypoint";
 
 /// Why a secret cannot be used.
@@ -80,6 +84,10 @@ struct Inner {
     files: RwLock<BTreeSet<Arc<str>>>,
     /// There are others.
     changed: Notify,
+    /// Names that are wanted and of which nothing was heard yet, with the end of the patience with them.
+    awaited: Mutex<HashMap<Arc<str>, Instant>>,
+    /// Something was heard.
+    heard: Notify,
 }
 
 /// What a secret holds.
@@ -138,7 +146,15 @@ impl Secrets {
             .filter(|name| Self::is_local(name))
             .map(|name| name.as_str().into())
             .collect();
-        self.inner.known.write().retain(|name, _| names.contains(&**name));
+        {
+            let mut known = self.inner.known.write();
+            known.retain(|name, _| names.contains(&**name));
+            let mut awaited = self.inner.awaited.lock();
+            awaited.retain(|name, _| names.contains(&**name));
+            let new = |name: &&String| !known.contains_key(name.as_str()) && !awaited.contains_key(name.as_str());
+            let new: Vec<Arc<str>> = names.iter().filter(new).map(|name| name.as_str().into()).collect();
+            awaited.extend(new.into_iter().map(|name| (name, now() + PATIENCE)));
+        }
         let mut wanted = self.inner.files.write();
         if *wanted != files {
             *wanted = files;
@@ -149,6 +165,12 @@ impl Secrets {
 
     /// Takes a secret over that istiod delivered. On an error the one that was known before stays.
     pub fn deliver(&self, name: &str, secret: Secret) -> Result<(), SecretError> {
+        let delivered = self.take(name, secret);
+        self.inner.hear(name);
+        delivered
+    }
+
+    fn take(&self, name: &str, secret: Secret) -> Result<(), SecretError> {
         let Secret { name: _, r#type } = secret;
         let material = match r#type.ok_or(SecretError::Lacks("content"))? {
             Type::TlsCertificate(TlsCertificate {
@@ -182,6 +204,22 @@ impl Secrets {
         self.inner.known.read().contains_key(name)
     }
 
+    /// Waits for a secret that is wanted since a short time: one that is just being fetched fails no request. `false` when nothing is
+    /// to be expected.
+    pub(super) async fn expect(&self, name: &str) -> bool {
+        let heard = self.inner.heard.notified();
+        tokio::pin!(heard);
+        heard.as_mut().enable();
+        if self.knows(name) {
+            return true;
+        }
+        let until = self.inner.awaited.lock().get(name).copied();
+        match until {
+            None => false,
+            Some(until) => timeout_at(until, heard).await.is_ok(),
+        }
+    }
+
     pub(super) fn get(&self, name: &str) -> Option<Material> {
         self.inner.known.read().get(name).cloned()
     }
@@ -193,6 +231,12 @@ impl Secrets {
 }
 
 impl Inner {
+    /// Something has come under this name, of use or not: nobody waits for it any longer.
+    fn hear(&self, name: &str) {
+        self.awaited.lock().remove(name);
+        self.heard.notify_waiters();
+    }
+
     /// Reads every wanted file and takes over what has changed since `seen`.
     async fn read_files(&self, seen: &mut BTreeMap<Arc<str>, Result<Vec<u8>, String>>) {
         let wanted = self.files.read().clone();
@@ -219,6 +263,7 @@ impl Inner {
                     }
                 }
             }
+            self.hear(&name);
             seen.insert(name, now_seen);
         }
     }

@@ -312,7 +312,6 @@ async fn revoked_certificates_are_not_believed() {
     fs::write(&path, list).unwrap();
     let originator = believing(&issuer);
     let name = Secrets::revocation_file(path.to_str().unwrap());
-    originator.secrets().want(&BTreeSet::from(["roots".to_owned(), name.clone()]));
     let with_file = OriginationTerms {
         revocation: Some(name.as_str().into()),
         ..terms()
@@ -329,6 +328,7 @@ async fn revoked_certificates_are_not_believed() {
         matches!(error, Err(OriginationError::Secret(_))),
         "before the file was read nobody is believed: {error:?}"
     );
+    originator.secrets().want(&BTreeSet::from(["roots".to_owned(), name.clone()]));
     originator.secrets().read_now().await;
     let error = shake(&originator, with_file, PeerName::default(), server(&chain, &key, None))
         .await
@@ -411,4 +411,51 @@ async fn a_secret_without_use_keeps_what_was_known() {
     assert_eq!(error, "the secret holds no content");
     originator.secrets().want(&BTreeSet::new());
     assert!(!originator.secrets().knows("roots"));
+}
+
+#[tokio::test]
+async fn a_connection_waits_for_a_secret_that_is_just_being_fetched() {
+    let issuer = root("outside", &PKCS_ECDSA_P256_SHA256);
+    let (chain, key) = leaf(&issuer, &["web.example.com"], 1);
+    let originator = Originator::new(identity(), Secrets::default());
+    let shaken = || shake(&originator, terms(), PeerName::default(), server(&chain, &key, None));
+    let error = shaken().await.unwrap_err();
+    assert!(
+        matches!(error, OriginationError::Secret(_)),
+        "nobody has asked for it: {error}"
+    );
+
+    originator.secrets().want(&BTreeSet::from(["roots".to_owned()]));
+    let secret = |roots: Option<String>| Secret {
+        name: "roots".into(),
+        r#type: roots.map(|roots| {
+            Type::ValidationContext(CertificateValidationContext {
+                trusted_ca: Some(DataSource {
+                    specifier: Some(Specifier::InlineString(roots)),
+                    watched_directory: None,
+                }),
+                ..CertificateValidationContext::default()
+            })
+        }),
+    };
+    let arrives = async {
+        tokio::task::yield_now().await;
+        originator.secrets().deliver("roots", secret(Some(issuer.pem()))).unwrap();
+    };
+    let (shaken_late, ()) = tokio::join!(shaken(), arrives);
+    shaken_late.unwrap();
+
+    // Of another kind than it is named for, it is not waited for either.
+    let as_certificate = OriginationTerms {
+        certificate: Some("roots".into()),
+        ..terms()
+    };
+    let error = shake(&originator, as_certificate, PeerName::default(), server(&chain, &key, None)).await;
+    assert!(matches!(error, Err(OriginationError::Kind(_))), "{error:?}");
+
+    // One that came and is of no use is not waited for.
+    originator.secrets().want(&BTreeSet::new());
+    originator.secrets().want(&BTreeSet::from(["roots".to_owned()]));
+    originator.secrets().deliver("roots", secret(None)).unwrap_err();
+    assert!(matches!(shaken().await, Err(OriginationError::Secret(_))));
 }

@@ -190,7 +190,12 @@ mod tests {
     use arc_swap::ArcSwap;
 
     use crate::{
-        config::{Compiler, compiler::Sources, load},
+        config::{
+            Compiler,
+            cluster::{self, Endpoints},
+            compiler::Sources,
+            load,
+        },
         snapshot::Snapshot,
         upstream::{Cluster, dns::testing::Server},
         workloads::Workloads,
@@ -202,10 +207,12 @@ mod tests {
     const ROUND_ROBIN: &str = "inbound-vip|80|http|rr.example.com";
     const STRICT: &str = "inbound-vip|80|http|strict.example.com";
 
+    fn capture() -> PathBuf {
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../conformance/fixtures/xds/istio-1.31.0-20260827/18-serviceentry-dns")
+    }
+
     /// istiod's own messages, with names looked up at this server.
     fn compiled(server: &Server) -> (Compiler, Arc<ArcSwap<Snapshot>>) {
-        let capture = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-            .join("../conformance/fixtures/xds/istio-1.31.0-20260827/18-serviceentry-dns");
         let workloads = Arc::new(Workloads::new(String::new()));
         let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::empty(workloads.clone())));
         let sources = Sources {
@@ -213,14 +220,14 @@ mod tests {
             ..Sources::default()
         };
         let mut compiler = Compiler::new(workloads, snapshot.clone(), None).feeding(sources);
-        for answer in load::load(&capture).unwrap() {
+        for answer in load::load(&capture()).unwrap() {
             let applied = compiler.apply(&answer.type_url, answer.resources, answer.removed);
             assert_eq!(applied.nack(), None);
         }
         (compiler, snapshot)
     }
 
-    fn cluster(snapshot: &ArcSwap<Snapshot>, name: &str) -> Arc<Cluster> {
+    fn published(snapshot: &ArcSwap<Snapshot>, name: &str) -> Arc<Cluster> {
         snapshot.load().clusters.get(name).unwrap().clone()
     }
 
@@ -260,7 +267,7 @@ mod tests {
         server.set("rr.example.com", &["198.51.100.20", "198.51.100.21"], 1);
         server.set("strict.example.com", &["198.51.100.10"], 1);
         let (_compiler, snapshot) = compiled(&server);
-        let named = cluster(&snapshot, NAMED);
+        let named = published(&snapshot, NAMED);
         named.resolved().await;
         until(
             &named,
@@ -271,10 +278,10 @@ mod tests {
             ],
         )
         .await;
-        until(&cluster(&snapshot, ROUND_ROBIN), &[("198.51.100.20:80", 1)]).await;
+        until(&published(&snapshot, ROUND_ROBIN), &[("198.51.100.20:80", 1)]).await;
 
         // A changed answer is taken over, and an endpoint that stays keeps its state.
-        let strict = cluster(&snapshot, STRICT);
+        let strict = published(&snapshot, STRICT);
         until(&strict, &[("198.51.100.10:443", 1)]).await;
         let before = strict.state.endpoints.load().iter().next().unwrap().state.clone();
         server.set("strict.example.com", &["198.51.100.10", "198.51.100.11"], 1);
@@ -283,24 +290,41 @@ mod tests {
             &before,
             &strict.state.endpoints.load().iter().next().unwrap().state
         ));
+    }
 
-        // Servers that fail take nothing away; a name that has gone does.
-        server.break_down();
-        let asked = server.asked.lock().len();
-        let later = async {
-            while server.asked.lock().len() < asked + 6 {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
+    #[tokio::test]
+    async fn servers_that_fail_take_nothing_away_and_a_name_that_has_gone_does() {
+        let clusters = load::load(&capture()).unwrap();
+        let resource = clusters
+            .iter()
+            .flat_map(|answer| &answer.resources)
+            .find(|resource| resource.name == STRICT);
+        let compiled = Arc::new(cluster::compile(STRICT, &resource.unwrap().bytes).unwrap());
+        let Endpoints::Fixed(assignment) = &compiled.endpoints else {
+            panic!("names stand in the cluster");
         };
-        tokio::time::timeout(Duration::from_secs(20), later).await.unwrap();
-        assert_eq!(endpoints(&strict).len(), 2);
+        let state = Arc::new(ClusterState::default());
+        let server = Server::start().await;
+        let discovering = Discovering::start(&compiled, assignment, &state, &server.names(), None).unwrap();
+        let count = || state.endpoints.load().iter().count();
+        let answer = Answer {
+            addresses: vec![[198, 51, 100, 10].into(), [198, 51, 100, 11].into()],
+            ..Answer::default()
+        };
+        for (outcome, expected) in [(Some(answer), 2), (None, 2), (Some(Answer::default()), 0), (None, 0)] {
+            assert!(discovering.search.take("strict.example.com", outcome));
+            assert_eq!(count(), expected);
+        }
+        let search = discovering.search.clone();
+        drop(discovering);
+        assert!(!search.take("strict.example.com", None), "nobody wants to know any more");
     }
 
     #[tokio::test]
     async fn a_cluster_that_was_never_resolved_is_waited_for_and_one_that_is_gone_is_not_looked_up() {
         let server = Server::start().await;
         let (compiler, snapshot) = compiled(&server);
-        let strict = cluster(&snapshot, STRICT);
+        let strict = published(&snapshot, STRICT);
         // There is no such name: that is an answer, and nobody waits any longer.
         tokio::time::timeout(Duration::from_secs(10), strict.resolved())
             .await
