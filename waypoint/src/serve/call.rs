@@ -87,6 +87,8 @@ pub async fn send(proxy: &Proxy, snapshot: &Snapshot, cluster: &str, head: &Requ
         upgrade: false,
         spelling: &http::Extensions::new(),
         informational: None,
+        limit: None,
+        source: None,
     };
     let (answer, counted) = attempt.send(head, body).await.map_err(|error| match error {
         AttemptError::Connect(error) => error.to_string(),

@@ -2,8 +2,9 @@
 //!
 //! * `listener` accepts connections, `tunnel` their CONNECT streams;
 //! * `detect` finds out what is spoken where the configuration does not say;
-//! * `http1` and `http2` read requests, `request` follows one through route and filters to its answer (`response`), `ask`, `call` and `grpc` make the calls of filters;
-//! * `tcp` passes bytes.
+//! * `http1` and `http2` read requests, `request` follows one through route and filters to its answer (`response`), within its
+//!   `limits` of time; `ask`, `call` and `grpc` make the calls of filters;
+//! * `tcp` decides about connections of bytes (`passage`); `relay` passes them, and those of upgraded requests (`upgrade`).
 
 mod ask;
 mod call;
@@ -16,8 +17,12 @@ mod http1;
 mod http2;
 mod inner;
 mod inner_io;
+mod limits;
+mod line;
 pub mod listener;
 mod pace;
+mod passage;
+mod relay;
 mod reply;
 mod request;
 mod response;
@@ -28,4 +33,5 @@ mod upgrade;
 
 pub use inner::Inner;
 pub use inner_io::Informational;
+pub(crate) use limits::request_end;
 pub use response::ResponseBody;

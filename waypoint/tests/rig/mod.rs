@@ -338,6 +338,8 @@ pub async fn pod_at(ip: IpAddr, identity: Identity, on_connect: impl Fn(Connect)
         let (_trigger, watch) = drain::channel();
         loop {
             let (tcp, from) = listener.accept().await.unwrap();
+            // Or windows are opened 40 ms late.
+            tcp.set_nodelay(true).unwrap();
             let (tls, on_connect, seen, watch) = (tls.clone(), on_connect.clone(), seen.clone(), watch.clone());
             tokio::spawn(async move {
                 let Ok(io) = TlsAcceptor::from(tls).accept(tcp).await else {
