@@ -36,7 +36,10 @@ use super::{
 use crate::{
     body::RequestBody,
     upstream::{
-        Answer, Attempt, AttemptError, Avoid, Cluster, ConnectError, Counted, Endpoint, Key, Level, Outliers, Picking, Resource,
+        Answer, Attempt, AttemptError, Avoid, Cluster, ConnectError, Counted, Discovery, Endpoint, Key, Level, Outliers, Picking,
+        Purpose, Resource,
+        dns::{HostCacheTerms, Names},
+        host_and_port,
     },
 };
 
@@ -92,6 +95,7 @@ pub async fn forward(mut journey: Journey<'_>, found: Found<'_>, to: &Forward) -
     };
     limit(&mut journey, to, timeouts.global);
     let limits = journey.tail.limits.clone();
+    cluster.resolved().await;
     let level = if to.high_priority { Level::High } else { Level::Default };
     let mut attempts = Attempts {
         picking: Picking::new(&cluster)
@@ -251,8 +255,16 @@ impl Attempts<'_> {
             endpoints: self.policy.avoid_previous_hosts || self.last_unsent || !cluster.settings.lb.is_hashed(),
             priorities: self.policy.avoid_previous_priorities,
         };
-        let Some(endpoint) = self.picking.next(fastrand::u64(..), avoid) else {
-            return Err(Box::new(nobody()));
+        let endpoint = match &cluster.settings.discovery {
+            Discovery::DynamicForwardProxy(terms) => {
+                let authority = journey.tail.exchange.request.as_ref().map(|head| head.authority.clone());
+                let names = journey.tail.inner.proxy.connector.names().clone();
+                Box::pin(by_host(names, authority, cluster, terms)).await?
+            }
+            _ => self
+                .picking
+                .next(fastrand::u64(..), avoid)
+                .ok_or_else(|| Box::new(nobody()))?,
         };
         let tail = &mut journey.tail;
         let original = request::original(&tail.inner);
@@ -273,9 +285,16 @@ impl Attempts<'_> {
             original,
             key: Key {
                 transport: cluster.transport_hash,
-                tunnel: journey.snapshot.tunnel_terms(),
+                tunnel: journey.snapshot.tunnel_terms(&endpoint.target),
                 principal: tail.exchange.connection.peer.clone(),
                 original: endpoint.target.address().is_none().then_some(original).flatten(),
+                purpose: Purpose::of(
+                    cluster.transport_to(&endpoint),
+                    cluster.settings.names_by_host,
+                    tail.exchange.request.as_ref().map(|head| head.authority.as_bytes()),
+                    tail.exchange.connection.remote_address,
+                    original,
+                ),
                 level: self.level,
             },
             near: tail.exchange.connection.id,
@@ -610,6 +629,35 @@ fn drop_overload(journey: &Journey<'_>, cluster: &Cluster) -> Option<LocalReply>
         reply
     } else {
         reply.with_header(DROPPED, HeaderValue::from_static("true"))
+    })
+}
+
+/// The endpoint that the request's host names, once it is looked up.
+async fn by_host(
+    names: Names,
+    authority: Option<HeaderValue>,
+    cluster: &Cluster,
+    terms: &HostCacheTerms,
+) -> Result<Arc<Endpoint>, Box<Failure>> {
+    let Some((host, port)) = authority.as_ref().and_then(|authority| host_and_port(authority.as_bytes())) else {
+        return Err(Box::new(nobody()));
+    };
+    let found = cluster
+        .state
+        .hosts
+        .endpoint(&names, terms, host, port.unwrap_or(terms.port))
+        .await;
+    found.map_err(|error| {
+        let reply = LocalReply::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            ResponseFlags::DNS_RESOLUTION_FAILED,
+            error.to_string(),
+            "DNS resolution failure",
+        );
+        Box::new(Failure {
+            reply: Some(reply),
+            ..nobody()
+        })
     })
 }
 

@@ -72,6 +72,15 @@ impl Inner {
         Self::new(self.proxy.clone(), self.connection.clone(), self.address, self.source.clone()).speaking(spoken)
     }
 
+    /// The same with other facts of the connection.
+    #[must_use]
+    pub fn with_connection(&self, connection: Arc<Connection>) -> Self {
+        Self {
+            spoken: self.spoken,
+            ..Self::new(self.proxy.clone(), connection, self.address, self.source.clone())
+        }
+    }
+
     /// The same once it is known what is spoken.
     #[must_use]
     pub fn speaking(self, spoken: Spoken) -> Self {

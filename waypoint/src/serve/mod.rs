@@ -28,6 +28,7 @@ mod relay;
 mod reply;
 mod request;
 mod response;
+mod server_name;
 mod tcp;
 mod tunnel;
 mod upgrade;

@@ -23,7 +23,9 @@ use super::{
 use crate::{
     proxy::under,
     snapshot::{Chain, ChainKind, Snapshot, TcpChain},
-    upstream::{Avoid, ConnectError, Counted, Endpoint, Level, Picking, Resource, UpstreamIo},
+    upstream::{
+        Avoid, Cluster, ConnectError, Counted, Discovery, Endpoint, Level, Picking, Purpose, Resource, Toward, UpstreamIo,
+    },
 };
 
 /// Endpoints that are tried for one connection: of which no byte was sent, so that another try harms nobody.
@@ -121,6 +123,7 @@ impl Passage {
             return Err(refused(exchange, ResponseFlags::NO_CLUSTER_FOUND, why));
         };
         let original = super::request::original(inner);
+        cluster.resolved().await;
         let hash = tcp.hash_source_ip.then(|| hash_address(inner.connection.remote_address.ip()));
         let mut picking = Picking::new(cluster).hashed(hash);
         let outliers = &inner.proxy.outliers;
@@ -129,12 +132,21 @@ impl Passage {
         let mut last = None;
         // All tries together take no longer than one may: a client that waits for its connection is not kept for three timeouts.
         let deadline = clock::now() + cluster.settings.connect_timeout;
+        let named = match by_server_name(inner, tcp, cluster).await {
+            Named::Nothing => None,
+            Named::At(endpoint) => Some(endpoint),
+            Named::Refused(flags, why) => return Err(refused(exchange, flags, why)),
+        };
         while exchange.attempts < MAX_TRIES && clock::now() < deadline {
             let avoid = Avoid {
                 endpoints: true,
                 priorities: None,
             };
-            let Some(endpoint) = picking.next(fastrand::u64(..), avoid) else {
+            let next = match &named {
+                Some(endpoint) => (exchange.attempts == 0).then(|| endpoint.clone()),
+                None => picking.next(fastrand::u64(..), avoid),
+            };
+            let Some(endpoint) = next else {
                 break;
             };
             // It waits for its connection, and the connection counts from its making.
@@ -144,8 +156,22 @@ impl Passage {
             };
             exchange.attempts += 1;
             exchange.upstream = Some(describe(&endpoint, snapshot, original));
-            let connecting = inner.proxy.connector.connect(snapshot, cluster, &endpoint, original);
-            let connected = timeout_at(deadline, connecting).await;
+            let purpose = Purpose::of(
+                cluster.transport_to(&endpoint),
+                cluster.settings.names_by_host,
+                None,
+                inner.connection.remote_address,
+                original,
+            );
+            let toward = Toward {
+                snapshot,
+                cluster,
+                endpoint: &endpoint,
+                original,
+                purpose: purpose.as_deref(),
+                speak: None,
+            };
+            let connected = timeout_at(deadline, inner.proxy.connector.connect(&toward)).await;
             match connected.unwrap_or(Err(ConnectError::Timeout)) {
                 Ok(connected) => {
                     if let Some(upstream) = &mut exchange.upstream {
@@ -280,6 +306,44 @@ impl Passage {
 impl Drop for Passage {
     fn drop(&mut self) {
         self.endpoint.state.active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Where a server name leads.
+enum Named {
+    /// The cluster does not go by names.
+    Nothing,
+    /// There.
+    At(Arc<Endpoint>),
+    /// Nowhere, and why.
+    Refused(ResponseFlags, String),
+}
+
+/// The endpoint that the client's server name asks for, in a cluster that goes by names. A name that the service does not cover leads
+/// nowhere (conformance/DIFFERENCES.md).
+async fn by_server_name(inner: &Inner, tcp: &TcpChain, cluster: &Cluster) -> Named {
+    let Discovery::DynamicForwardProxy(terms) = &cluster.settings.discovery else {
+        return Named::Nothing;
+    };
+    let (Some(name), Some(port)) = (&inner.connection.requested_server_name, tcp.server_name.forward_to) else {
+        let why = format!("{} goes by server names, and the client has named none", cluster.name());
+        return Named::Refused(ResponseFlags::NO_HEALTHY_UPSTREAM, why);
+    };
+    let service = cluster.facts.service.as_ref();
+    if let Some(domain) = service.and_then(|service| service.host.strip_prefix('*'))
+        && !name.ends_with(&domain.to_ascii_lowercase())
+    {
+        let why = format!("the server name {name} is not one of *{domain}");
+        return Named::Refused(ResponseFlags::NO_HEALTHY_UPSTREAM, why);
+    }
+    let found = cluster
+        .state
+        .hosts
+        .endpoint(inner.proxy.connector.names(), terms, name, port)
+        .await;
+    match found {
+        Ok(endpoint) => Named::At(endpoint),
+        Err(error) => Named::Refused(ResponseFlags::DNS_RESOLUTION_FAILED, error.to_string()),
     }
 }
 

@@ -174,11 +174,7 @@ impl Relay {
         if self.up.read_ended && !self.down.ended && client.poll_reset(cx).is_ready() {
             self.down.end();
         }
-        if self.down.read_ended
-            && !self.up.ended
-            && let UpstreamIo::Tunnel(stream) = endpoint
-            && stream.poll_reset(cx).is_ready()
-        {
+        if self.down.read_ended && !self.up.ended && endpoint.poll_reset(cx).is_ready() {
             self.up.end();
         }
         if self.up.ended && self.down.ended {
@@ -197,13 +193,8 @@ impl Relay {
                 if let Some(client) = client {
                     client.reset(h2::Reason::CONNECT_ERROR);
                 }
-                match endpoint {
-                    Some(UpstreamIo::Tunnel(stream)) => stream.reset(h2::Reason::CONNECT_ERROR),
-                    Some(UpstreamIo::Plain(stream)) => {
-                        // An end by FIN would tell the endpoint that it has heard everything.
-                        let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
-                    }
-                    None => {}
+                if let Some(endpoint) = endpoint {
+                    endpoint.reset();
                 }
             }
         }
@@ -230,8 +221,9 @@ impl Direction {
                     UpstreamIo::Tunnel(stream) => {
                         ready!(stream.poll_send(cx, &mut self.pending, false)).map_err(|_| Cut::TakesNoMore)?;
                     }
-                    UpstreamIo::Plain(stream) => {
-                        let written = ready!(Pin::new(stream).poll_write(cx, &self.pending)).map_err(|error| cut(&error))?;
+                    UpstreamIo::Plain(_) | UpstreamIo::Tls(_) => {
+                        let written =
+                            ready!(Pin::new(&mut *endpoint).poll_write(cx, &self.pending)).map_err(|error| cut(&error))?;
                         self.pending.advance(written);
                     }
                 }
@@ -239,7 +231,17 @@ impl Direction {
             if self.read_ended {
                 return Pin::new(&mut *endpoint).poll_shutdown(cx).map_err(|error| cut(&error));
             }
-            match ready!(client.poll_data(cx)) {
+            let data = match client.poll_data(cx) {
+                Poll::Ready(data) => data,
+                Poll::Pending => {
+                    // TLS keeps what was written until it is told to send it.
+                    if let UpstreamIo::Tls(stream) = endpoint {
+                        ready!(Pin::new(&mut **stream).poll_flush(cx)).map_err(|error| cut(&error))?;
+                    }
+                    return Poll::Pending;
+                }
+            };
+            match data {
                 None => self.read_ended = true,
                 Some(Err(_)) => return Poll::Ready(Err(Cut::Gone(End::ClientGone))),
                 Some(Ok(data)) => {

@@ -133,6 +133,10 @@ fn patience(first: &FirstBytes) -> Duration {
 async fn open_for_bytes(inner: &Arc<Inner>) -> Option<Passage> {
     let (snapshot, serves) = inner.serves();
     let Serves::Tcp(chain) = serves else { return None };
+    if chain.reads_server_name() {
+        // Nobody can be connected before its name is known.
+        return None;
+    }
     match Passage::open(inner, &snapshot, &chain, Tells::Nothing).await {
         Ok(passage) => Some(passage),
         Err(Refused { why, .. }) => {

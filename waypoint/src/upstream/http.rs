@@ -32,7 +32,7 @@ use parking_lot::Mutex;
 use tokio::{task::AbortHandle, time::sleep};
 
 use super::{
-    Cluster, ConnectError, Connected, Connector, Counted, Endpoint, Resource, UpstreamProtocol,
+    Cluster, ConnectError, Connected, Connector, Counted, Endpoint, Resource, Toward, UpstreamProtocol,
     connections::{Connections, Http1, Http2Lease, Key, Permit, Turn, Waited},
 };
 use crate::{
@@ -182,9 +182,16 @@ impl Attempt<'_> {
         }
     }
 
-    async fn connect(&self) -> Result<Connected, AttemptError> {
+    async fn connect(&self, speak: &'static [u8]) -> Result<Connected, AttemptError> {
         self.connector
-            .connect(self.snapshot, self.cluster, self.endpoint, self.original)
+            .connect(&Toward {
+                snapshot: self.snapshot,
+                cluster: self.cluster,
+                endpoint: self.endpoint,
+                original: self.original,
+                purpose: self.key.purpose.as_deref(),
+                speak: Some(speak),
+            })
             .await
             .map_err(AttemptError::Connect)
     }
@@ -300,7 +307,7 @@ impl Attempt<'_> {
     }
 
     async fn open_http1(&self, permit: Permit) -> Result<Http1, AttemptError> {
-        let connected = self.connect().await?;
+        let connected = self.connect(b"http/1.1").await?;
         let (sender, connection) = hyper::client::conn::http1::Builder::new()
             .max_headers(MAX_RESPONSE_HEADERS)
             .preserve_header_case(self.cluster.settings.preserve_header_case)
@@ -409,7 +416,7 @@ impl Attempt<'_> {
 
     async fn open_http2(&self, permit: Permit) -> Result<Http2Lease, AttemptError> {
         let opening = Connections::opening(&self.endpoint.state, &self.key);
-        let connected = match self.connect().await {
+        let connected = match self.connect(b"h2").await {
             Ok(connected) => connected,
             Err(error) => {
                 if let AttemptError::Connect(error) = &error {

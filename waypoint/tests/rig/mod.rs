@@ -698,6 +698,7 @@ fn tcp_chain(name: &Arc<str>, port: u16) -> Chain {
         metrics: Some(Duration::from_secs(5)),
         limits: Vec::new(),
         rbac: Default::default(),
+        server_name: Default::default(),
     };
     Chain {
         name: name.clone(),
@@ -733,6 +734,7 @@ fn cluster_of(name: &str, targets: Vec<Target>, settings: ClusterSettings) -> Cl
                 health: Health::Healthy,
                 weight: 1,
                 locality: locality.clone(),
+                transport: None,
                 hostname: None,
                 hash_key: None,
                 healthy_since: cairn_exchange::clock::now(),
