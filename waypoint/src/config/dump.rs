@@ -11,13 +11,14 @@ use serde_json::{Map, Value, json};
 use super::{
     any::type_name,
     compiler::{CLUSTERS, ENDPOINTS, EXTENSIONS, LISTENERS, SECRETS},
+    redact,
     store::{Store, Stored},
 };
 
 /// What stands in the place of what is secret, as in Envoy: base64 of `[redacted]`.
 const REDACTED: &str = "W3JlZGFjdGVkXQ==";
 
-/// Fields of a secret that nobody may see.
+/// Fields of a secret that are replaced as a whole, so that not even their form is seen; what else is secret [`redact`] replaces.
 const SECRET_FIELDS: [&str; 5] = ["private_key", "pkcs12", "password", "session_ticket_keys", "generic_secret"];
 
 /// The whole page. `node` is the node of the bootstrap section; endpoints are shown on demand, as in Envoy.
@@ -32,7 +33,7 @@ pub fn config_dump(store: &Store, node: Value, include_endpoints: bool) -> Value
     }
     configs.extend([listeners(store), routes(store), secrets(store), extensions(store)]);
     // Not only in secrets: a key may stand in any transport socket that a user has patched in.
-    configs.iter_mut().for_each(redact);
+    configs.iter_mut().for_each(replace_secrets);
     json!({ "configs": configs })
 }
 
@@ -40,13 +41,16 @@ fn section(name: &str) -> String {
     format!("{TYPE_URL_PREFIX}envoy.admin.v3.{name}")
 }
 
-/// A resource as JSON with its type.
+/// A resource as JSON with its type, without what is secret in it.
 pub fn resource_json(type_url: &str, bytes: &[u8]) -> Value {
     let message = cairn_proto::pool()
         .get_message_by_name(type_name(type_url))
         .ok_or_else(|| format!("{type_url} is not known"))
         .and_then(|descriptor| DynamicMessage::decode(descriptor, bytes).map_err(|error| error.to_string()))
-        .and_then(|message| message_json(&message));
+        .and_then(|mut message| {
+            redact::redact(&mut message);
+            message_json(&message)
+        });
     match message {
         Ok(Value::Object(fields)) => {
             let mut object = Map::from_iter([("@type".to_owned(), Value::from(type_url))]);
@@ -168,18 +172,18 @@ fn secrets(store: &Store) -> Value {
     json!({ "@type": section("SecretsConfigDump"), "dynamic_active_secrets": secrets })
 }
 
-fn redact(value: &mut Value) {
+fn replace_secrets(value: &mut Value) {
     match value {
         Value::Object(fields) => {
             for (key, value) in fields {
                 if SECRET_FIELDS.contains(&key.as_str()) {
                     *value = json!({ "inline_bytes": REDACTED });
                 } else {
-                    redact(value);
+                    replace_secrets(value);
                 }
             }
         }
-        Value::Array(values) => values.iter_mut().for_each(redact),
+        Value::Array(values) => values.iter_mut().for_each(replace_secrets),
         _ => {}
     }
 }

@@ -46,6 +46,7 @@ mod protocol_options;
 mod rate_limits;
 mod ratelimit;
 mod rbac;
+mod redact;
 pub mod report;
 mod retry;
 mod route;

@@ -14,7 +14,7 @@ use cairn_filters::{HttpCall, HttpError, HttpReply};
 use http_body::Body as _;
 use parking_lot::Mutex;
 
-use super::response::Leased;
+use super::response::Active;
 use crate::{
     body::{Incoming, RequestBody, RequestSource},
     proxy::Proxy,
@@ -30,7 +30,7 @@ pub struct Sent {
     /// The answer.
     pub answer: Answer,
     /// What it takes up until the answer has been read.
-    _counted: (Counted, Leased),
+    _counted: (Counted, Active),
 }
 
 /// Sends a request; an error says why there is no answer. Bounded in time by the caller.
@@ -60,7 +60,7 @@ pub async fn send(proxy: &Proxy, snapshot: &Snapshot, cluster: &str, head: &Requ
         Incoming::whole(body, None)
     };
     let body = RequestBody::next_attempt(&Arc::new(Mutex::new(RequestSource::new(body, false))));
-    let leased = Leased::begin(endpoint.clone(), cluster.clone());
+    let active = Active::begin(endpoint.clone(), cluster.clone());
     let attempt = Attempt {
         connector: &proxy.connector,
         snapshot,
@@ -96,7 +96,7 @@ pub async fn send(proxy: &Proxy, snapshot: &Snapshot, cluster: &str, head: &Requ
     })?;
     Ok(Sent {
         answer,
-        _counted: (counted, leased),
+        _counted: (counted, active),
     })
 }
 

@@ -30,7 +30,7 @@ use super::{
     limits::{Limits, within},
     passage, reply,
     request::{self, Journey},
-    response::{Leased, Tail},
+    response::{Active, Leased, Tail},
     upgrade,
 };
 use crate::{
@@ -154,11 +154,11 @@ pub async fn forward(mut journey: Journey<'_>, found: Found<'_>, to: &Forward) -
         journey.tail.exchange.flags.insert(ResponseFlags::UPSTREAM_OVERFLOW);
     }
     match answered {
-        Ok(Ok((mut answer, leased))) => {
+        Ok(Ok((mut answer, counts))) => {
             for cookie in cookies {
                 answer.head.headers.append(SET_COOKIE, cookie);
             }
-            answer_client(journey, found, weighted, answer, leased)
+            answer_client(journey, found, weighted, answer, counts)
         }
         Ok(Err(failure)) => fail(journey, found, *failure, &attempts),
         // The route's own limit is answered by the route.
@@ -249,7 +249,7 @@ impl Attempts<'_> {
         journey: &mut Journey<'_>,
         cluster: &Arc<Cluster>,
         per_try: Option<Duration>,
-    ) -> Result<(Answer, Leased), Box<Failure>> {
+    ) -> Result<(Answer, (Counted, Active)), Box<Failure>> {
         let avoid = Avoid {
             // Where a hash decides, a retry leaves its endpoint only when that is asked for, or cannot be reached.
             endpoints: self.policy.avoid_previous_hosts || self.last_unsent || !cluster.settings.lb.is_hashed(),
@@ -276,7 +276,7 @@ impl Attempts<'_> {
         };
         self.begun = clock::now();
         self.sent.store(false, Relaxed);
-        let mut leased = Leased::begin(endpoint.clone(), cluster.clone());
+        let active = Active::begin(endpoint.clone(), cluster.clone());
         let attempt = Attempt {
             connector: &tail.inner.proxy.connector,
             snapshot: journey.snapshot,
@@ -325,12 +325,11 @@ impl Attempts<'_> {
                     let took = tail.exchange.elapsed().saturating_sub(sent_at);
                     endpoint.state.latency.observe(took, clock::now());
                 }
-                leased.counted = Some(counted);
                 tail.exchange.moments.first_upstream_received = Some(tail.exchange.elapsed());
                 if let Some(upstream) = &mut tail.exchange.upstream {
                     upstream.local_address = answer.local_address;
                 }
-                Ok((answer, leased))
+                Ok((answer, (counted, active)))
             }
             Err(error) => Err(Box::new(failure_of(error, tail))),
         }
@@ -456,7 +455,7 @@ fn answer_client(
     found: Found<'_>,
     weighted: Option<&WeightedCluster>,
     answer: Answer,
-    mut leased: Leased,
+    (counted, active): (Counted, Active),
 ) -> Response<ResponseBody> {
     let Answer {
         mut head,
@@ -487,9 +486,8 @@ fn answer_client(
     if journey.http.settings.preserve_header_case {
         *response.extensions_mut() = spelling;
     }
-    leased.lease = Some(lease);
     let mut tail = journey.tail;
-    tail.lease = Some(leased);
+    tail.lease = Some(Leased { lease, counted, active });
     match (switched, journey.upgrade, upgrade) {
         (true, Some(client), Some(endpoint)) => {
             upgrade::pass(client, endpoint, tail);

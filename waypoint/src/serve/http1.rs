@@ -4,22 +4,17 @@
 //! requests is refused before hyper sees it, its own short error answers are replaced, informational answers go past it, and an answer
 //! that was cut ends the connection with a reset.
 
-use std::{
-    convert::Infallible,
-    future::poll_fn,
-    pin::pin,
-    sync::Arc,
-    task::{Poll, ready},
-    time::Duration,
-};
+use std::{convert::Infallible, future::poll_fn, sync::Arc, task::Poll, time::Duration};
 
 use cairn_exchange::Protocol;
+use futures_util::FutureExt as _;
 use http::{StatusCode, Version, header};
-use hyper::{Request, Response, server::conn::http1, service::service_fn};
+use hyper::{Request, Response, server::conn::http1, service::service_fn, upgrade::OnUpgrade};
 
 use super::{
     Inner, ResponseBody,
     inner_io::InnerIo,
+    line::Line,
     request::{self, Arrived},
 };
 use crate::{
@@ -29,27 +24,26 @@ use crate::{
 
 /// hyper's smallest read buffer; more is asked for by the chain's limit on heads.
 const MIN_BUFFER: usize = 8 * 1024;
+/// hyper's own limit of fields, which costs it less than one that is set: it has its place on the stack.
+const MAX_HEADERS: usize = 100;
 
 /// Serves requests until the connection ends. (What is needed only to begin is not part of the future: idle connections are many.)
 pub fn serve(inner: Arc<Inner>, io: InnerIo) -> impl Future<Output = ()> + Send {
     let limits = limits(&inner);
-    let relay = inner.relay.clone().unwrap_or_default();
     let line = inner.line.clone().unwrap_or_default();
-    let io = io.watched(
-        limits.max_head.max(MIN_BUFFER),
-        limits.head_timeout,
-        relay.queue.clone(),
-        line.clone(),
-    );
+    let io = io.watched(limits.max_head.max(MIN_BUFFER), limits.head_timeout, line.clone());
     let service = service_fn({
         let inner = inner.clone();
         // hyper keeps the place of this future while the connection is idle: a box takes less.
         move |request| Box::pin(answer(inner.clone(), request))
     });
-    let connection = http1::Builder::new()
+    let mut builder = http1::Builder::new();
+    if limits.max_headers != MAX_HEADERS {
+        builder.max_headers(limits.max_headers);
+    }
+    let connection = builder
         .half_close(true)
         .max_buf_size(limits.max_head.max(MIN_BUFFER))
-        .max_headers(limits.max_headers)
         .auto_date_header(false)
         .preserve_header_case(limits.preserve_header_case)
         .serve_connection(io, service)
@@ -63,7 +57,7 @@ pub fn serve(inner: Arc<Inner>, io: InnerIo) -> impl Future<Output = ()> + Send 
                 connection.as_mut().graceful_shutdown();
                 connection.as_mut().await
             }
-            () = inner.spent(limits.idle_timeout, limits.longest) => {
+            () = inner.spent() => {
                 connection.as_mut().graceful_shutdown();
                 connection.as_mut().await
             }
@@ -84,8 +78,6 @@ struct Limits {
     max_head: usize,
     max_headers: usize,
     head_timeout: Option<Duration>,
-    idle_timeout: Option<Duration>,
-    longest: Option<Duration>,
     preserve_header_case: bool,
 }
 
@@ -96,8 +88,6 @@ fn limits(inner: &Inner) -> Limits {
         max_head: settings.max_request_head,
         max_headers: settings.max_request_headers,
         head_timeout: settings.request_headers_timeout,
-        idle_timeout: settings.idle_timeout,
-        longest: settings.max_connection_duration,
         preserve_header_case: settings.preserve_header_case,
     };
     match chain.as_ref().map(|chain| &chain.kind) {
@@ -106,8 +96,12 @@ fn limits(inner: &Inner) -> Limits {
     }
 }
 
-async fn answer(inner: Arc<Inner>, mut request: Request<hyper::body::Incoming>) -> Result<Response<ResponseBody>, Infallible> {
-    let upgrade = request
+/// Answers a request. Its parts follow one another in one place: it is copied as often as it is handed on.
+fn answer(
+    inner: Arc<Inner>,
+    mut request: Request<hyper::body::Incoming>,
+) -> impl Future<Output = Result<Response<ResponseBody>, Infallible>> + Send {
+    let asked = request
         .headers()
         .contains_key(header::UPGRADE)
         .then(|| hyper::upgrade::on(&mut request));
@@ -117,37 +111,41 @@ async fn answer(inner: Arc<Inner>, mut request: Request<hyper::body::Incoming>) 
     } else {
         Protocol::Http11
     };
-    let (relay, line) = (inner.relay.clone(), inner.line.clone());
-    let asked = upgrade.clone();
+    let line = inner.line.clone().unwrap_or_default();
     let arrived = Arrived {
         method: parts.method,
         uri: parts.uri,
         headers: parts.headers,
         protocol,
         body: Incoming::http1(body),
-        upgrade,
-        relay: relay.clone(),
+        upgrade: asked.clone(),
+        relay: Some(line.relay.clone()),
         extensions: parts.extensions,
     };
-    let mut exchange = pin!(request::serve(inner, arrived));
-    let (Some(relay), Some(line)) = (relay, line) else {
-        return Ok(exchange.await);
-    };
-    // An informational answer wakes this connection's task: hyper finds nothing new here, flushes, and the connection writes it.
-    // One that came together with the final answer goes first too.
-    let mut response = None;
-    let response = poll_fn(|cx| {
+    let relay = line.relay.clone();
+    // An informational answer wakes this connection's task (all of it is one task, with one waker): hyper finds nothing new here,
+    // flushes, and the connection writes it.
+    poll_fn(move |cx| {
         relay.connection.register(cx.waker());
-        if response.is_none() {
-            response = Some(ready!(exchange.as_mut().poll(cx)));
-        }
-        if relay.queue.is_waiting() {
+        Poll::Ready(())
+    })
+    .then(move |()| request::serve(inner, arrived))
+    .then(move |response| deliver(line, asked, response))
+}
+
+/// Hands an answer over, behind the informational ones that came together with it.
+async fn deliver(
+    line: Arc<Line>,
+    asked: Option<OnUpgrade>,
+    response: Response<ResponseBody>,
+) -> Result<Response<ResponseBody>, Infallible> {
+    poll_fn(|cx| {
+        line.relay.connection.register(cx.waker());
+        if line.relay.queue.is_waiting() {
             // The flush that follows takes them, and wakes this task.
-            return Poll::Pending;
-        }
-        match response.take() {
-            Some(response) => Poll::Ready(response),
-            None => Poll::Pending,
+            Poll::Pending
+        } else {
+            Poll::Ready(())
         }
     })
     .await;
@@ -156,4 +154,19 @@ async fn answer(inner: Arc<Inner>, mut request: Request<hyper::body::Incoming>) 
         line.decide(asked, response.status() == StatusCode::SWITCHING_PROTOCOLS);
     }
     Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of_answer<F>(_: impl Fn(Arc<Inner>, Request<hyper::body::Incoming>) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_request_takes_little_place_while_it_waits() {
+        let size = size_of_answer(answer);
+        assert!(size <= 3 * 1024, "{size} bytes");
+    }
 }

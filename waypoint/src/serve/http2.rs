@@ -3,16 +3,17 @@
 //! h2 directly: every request is a task of its own, so that the requests of one connection use all cores; its answer leaves as the
 //! client's window allows.
 
-use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll};
+use std::{future::poll_fn, sync::Arc, task::Poll};
 
 use bytes::Bytes;
 use cairn_exchange::Protocol;
+use futures_util::FutureExt as _;
 use h2::{Reason, RecvStream, server::SendResponse};
 use http::{HeaderMap, HeaderValue, Request, Response, Version, header};
 use http_body::Body as _;
 
 use super::{
-    Inner,
+    Inner, ResponseBody,
     inner_io::InnerIo,
     request::{self, Arrived},
 };
@@ -53,7 +54,6 @@ async fn run(inner: Arc<Inner>, io: InnerIo) -> Result<(), h2::Error> {
         .max_send_buffer_size(MAX_SEND_BUFFER)
         .handshake::<_, Bytes>(io)
         .await?;
-    let (idle_timeout, longest) = (settings.idle_timeout, settings.max_connection_duration);
     drop(chain);
     let mut drain = inner.proxy.drain.clone();
     let mut draining = false;
@@ -65,7 +65,7 @@ async fn run(inner: Arc<Inner>, io: InnerIo) -> Result<(), h2::Error> {
                 connection.graceful_shutdown();
                 continue;
             }
-            () = inner.spent(idle_timeout, longest), if !draining => {
+            () = inner.spent(), if !draining => {
                 draining = true;
                 connection.graceful_shutdown();
                 continue;
@@ -93,7 +93,7 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-async fn answer(inner: Arc<Inner>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+fn answer(inner: Arc<Inner>, request: Request<RecvStream>, respond: SendResponse<Bytes>) -> impl Future<Output = ()> + Send {
     let (mut parts, body) = request.into_parts();
     join_cookies(&mut parts.headers);
     let relay: Arc<InformationalRelay> = Arc::default();
@@ -107,10 +107,18 @@ async fn answer(inner: Arc<Inner>, request: Request<RecvStream>, mut respond: Se
         relay: Some(relay.clone()),
         extensions: http::Extensions::new(),
     };
-    let mut exchange = pin!(request::serve(inner, arrived));
+    // In a box, so that what waits is not copied on its way into its task, nor kept while the answer leaves.
+    send(Box::pin(request::serve(inner, arrived)), relay, respond)
+}
+
+async fn send(
+    mut exchange: impl Future<Output = Response<ResponseBody>> + Unpin,
+    relay: Arc<InformationalRelay>,
+    mut respond: SendResponse<Bytes>,
+) {
     let response = poll_fn(|cx| {
         relay.connection.register(cx.waker());
-        let answered = exchange.as_mut().poll(cx);
+        let answered = exchange.poll_unpin(cx);
         for early in relay.queue.take() {
             // Advice only: a client that does not take it misses nothing.
             let _ = respond.send_informational(early);
@@ -122,6 +130,7 @@ async fn answer(inner: Arc<Inner>, request: Request<RecvStream>, mut respond: Se
         }
     })
     .await;
+    drop(exchange);
     let Some(response) = response else { return };
     let (parts, body) = response.into_parts();
     let mut head = Response::new(());

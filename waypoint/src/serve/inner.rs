@@ -17,10 +17,9 @@ use super::line::Line;
 use crate::{
     proxy::Proxy,
     snapshot::{
-        Chain, Serves, Snapshot,
+        Chain, ChainKind, HttpSettings, Serves, Snapshot,
         matcher::{Facts, Spoken},
     },
-    upstream::InformationalRelay,
 };
 
 /// An inner connection and what is known of it.
@@ -35,8 +34,6 @@ pub struct Inner {
     pub source: Option<Box<str>>,
     /// What is spoken.
     pub spoken: Option<Spoken>,
-    /// Where informational answers go; HTTP/1 only.
-    pub relay: Option<Arc<InformationalRelay>>,
     /// What the connection and the exchange on it tell each other; HTTP/1 only.
     pub line: Option<Arc<Line>>,
     /// Requests under way.
@@ -58,7 +55,6 @@ impl Inner {
             address,
             source,
             spoken: None,
-            relay: None,
             line: None,
             active: AtomicU32::new(0),
             idle_since: AtomicU64::new(0),
@@ -87,7 +83,6 @@ impl Inner {
         let one_at_a_time = matches!(spoken, Spoken::Http11 | Spoken::Http10);
         Self {
             spoken: Some(spoken),
-            relay: one_at_a_time.then(Arc::default),
             line: one_at_a_time.then(Arc::default),
             ..self
         }
@@ -106,10 +101,11 @@ impl Inner {
         self.active.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// Completes when the connection is to take no more requests: there was none for so long, or it is so old; never without a limit.
-    pub async fn spent(&self, idle: Option<Duration>, most: Option<Duration>) {
-        let idle = idle.filter(|idle| !idle.is_zero());
+    /// Completes when the connection is to take no more requests: there was none for so long, or it is so old, as the chain says
+    /// that serves it; never without a limit.
+    pub async fn spent(&self) {
         loop {
+            let (idle, most) = self.patience();
             let now = clock::now();
             let since = self.connection.opened + Duration::from_millis(self.idle_since.load(Ordering::Acquire));
             let busy = self.active.load(Ordering::Acquire) > 0;
@@ -124,6 +120,17 @@ impl Inner {
                 Some(end) => sleep_until(end).await,
             }
         }
+    }
+
+    /// How long the connection may be without a request, and how long it may last.
+    fn patience(&self) -> (Option<Duration>, Option<Duration>) {
+        let (_, chain) = self.http_chain();
+        let of = |settings: &HttpSettings| (settings.idle_timeout, settings.max_connection_duration);
+        let (idle, most) = match chain.as_ref().map(|chain| &chain.kind) {
+            Some(ChainKind::Http(http)) => of(&http.settings),
+            _ => of(&HttpSettings::default()),
+        };
+        (idle.filter(|idle| !idle.is_zero()), most)
     }
 
     /// What a matcher may look at.

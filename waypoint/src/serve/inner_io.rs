@@ -61,7 +61,6 @@ struct Watch {
     head_timeout: Option<Duration>,
     /// Runs while a head has begun and not ended.
     head_timer: Option<Pin<Box<Sleep>>>,
-    informational: Arc<Informational>,
     /// Bytes of ours of which a part was written.
     writing: Bytes,
     /// Nothing more is read: the request was refused.
@@ -137,13 +136,7 @@ impl InnerIo {
 
     /// The same for HTTP/1: requests are watched. An answer that was given without a request is told on the line.
     #[must_use]
-    pub fn watched(
-        mut self,
-        max_head: usize,
-        head_timeout: Option<Duration>,
-        informational: Arc<Informational>,
-        line: Arc<Line>,
-    ) -> Self {
+    pub fn watched(mut self, max_head: usize, head_timeout: Option<Duration>, line: Arc<Line>) -> Self {
         let mut watch = Watch {
             framing: Framing::default(),
             behind: Bytes::new(),
@@ -151,7 +144,6 @@ impl InnerIo {
             max_head,
             head_timeout,
             head_timer: None,
-            informational,
             writing: Bytes::new(),
             refused: false,
         };
@@ -281,10 +273,10 @@ impl InnerIo {
             while !watch.writing.is_empty() {
                 ready!(stream.poll_send(cx, &mut watch.writing, false))?;
             }
-            if !begin || !watch.informational.is_waiting() {
+            if !begin || !watch.line.relay.queue.is_waiting() {
                 return Poll::Ready(Ok(()));
             }
-            watch.writing = watch.informational.take_http1();
+            watch.writing = watch.line.relay.queue.take_http1();
             // The final answer may be waiting for these to be on their way.
             cx.waker().wake_by_ref();
         }

@@ -1,7 +1,7 @@
 //! What an HTTP/1 connection and the exchange on it tell each other.
 //!
 //! hyper stands between them and passes on requests, answers and bytes; the rest goes this way: how long the client may take nothing
-//! of an answer, and whether the connection was switched to another protocol.
+//! of an answer, informational answers, and whether the connection was switched to another protocol.
 
 use std::{
     sync::{
@@ -19,10 +19,13 @@ use super::{
     inner_io::{Early, InnerIo},
     limits::Limits,
 };
+use crate::upstream::InformationalRelay;
 
 /// What is told.
 #[derive(Debug, Default)]
 pub struct Line {
+    /// Where informational answers go.
+    pub relay: Arc<InformationalRelay>,
     /// The limits of the exchange whose answer is being written.
     limits: Mutex<Option<Arc<Limits>>>,
     /// The client took nothing for too long.

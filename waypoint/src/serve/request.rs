@@ -3,7 +3,7 @@
 //! The request sees one configuration, taken when its head has been read; endpoints are read anew at each attempt. Where something
 //! decides against the request, the answer says so in Envoy's words, and the record tells why.
 
-use std::{net::SocketAddr, pin::pin, sync::Arc};
+use std::{future::ready, net::SocketAddr, pin::pin, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use cairn_exchange::{Exchange, Protocol, RequestHead, ResponseFlags, Scheme};
@@ -12,6 +12,7 @@ use cairn_policy::{
     headers::{TraceReason, incoming::Arrival, is_upgrade, upgrade_kind, with_trace_reason},
     route::{Facts, Found, RouteAction, request_location},
 };
+use futures_util::future::Either;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, header, uri::PathAndQuery};
 use http_body::Body as _;
 use hyper::upgrade::OnUpgrade;
@@ -25,7 +26,7 @@ use super::{
 };
 use crate::{
     body::{Incoming, RequestSource},
-    snapshot::{ChainKind, HttpChain, HttpSettings, Snapshot},
+    snapshot::{Chain, ChainKind, HttpChain, HttpSettings, Snapshot},
     upstream::InformationalRelay,
 };
 
@@ -69,60 +70,97 @@ pub struct Journey<'a> {
     pub upgrading: bool,
 }
 
-/// Serves one request.
-pub async fn serve(inner: Arc<Inner>, arrived: Arrived) -> Response<ResponseBody> {
-    let (snapshot, chain) = inner.http_chain();
-    let name = chain
-        .as_ref()
-        .map_or_else(|| inner.connection.authority.clone(), |chain| chain.name.clone());
-    let Arrived {
-        method,
-        uri,
-        headers,
-        protocol,
-        body,
-        upgrade,
-        relay,
-        extensions,
-    } = arrived;
-    let mut exchange = Exchange::begin(protocol, inner.connection.clone(), name, snapshot.version);
-    let scheme_given = uri.scheme().is_some();
-    let head = head_of(method, uri, headers);
-    let grpc = head.as_ref().is_ok_and(RequestHead::is_grpc);
-    let problem = match head {
-        Ok(head) => {
-            exchange.request = Some(head);
-            None
-        }
-        Err(problem) => Some(problem),
-    };
-    let mut tail = Tail::begin(inner.clone(), exchange);
-    let Some(chain) = chain else {
-        return local(tail, None, reply::chain_not_found(), grpc, true);
-    };
-    tail.chain = Some(chain.clone());
-    if let ChainKind::Http(http) = &chain.kind {
+/// A request that a chain serves.
+struct Begun {
+    snapshot: Arc<Snapshot>,
+    chain: Arc<Chain>,
+    tail: Box<Tail>,
+    body: Incoming,
+    upgrade: Option<OnUpgrade>,
+    relay: Option<Arc<InformationalRelay>>,
+    extensions: http::Extensions,
+    scheme_given: bool,
+}
+
+/// Serves one request. What needs no waiting is done at once: it takes no place in what waits.
+pub fn serve(inner: Arc<Inner>, arrived: Arrived) -> impl Future<Output = Response<ResponseBody>> + Send {
+    match Begun::begin(inner, arrived) {
+        Ok(begun) => Either::Left(begun.go()),
+        Err(answer) => Either::Right(ready(*answer)),
+    }
+}
+
+impl Begun {
+    /// Finds the chain of a request; an error is the answer.
+    fn begin(inner: Arc<Inner>, arrived: Arrived) -> Result<Self, Box<Response<ResponseBody>>> {
+        let (snapshot, chain) = inner.http_chain();
+        let name = chain
+            .as_ref()
+            .map_or_else(|| inner.connection.authority.clone(), |chain| chain.name.clone());
+        let Arrived {
+            method,
+            uri,
+            headers,
+            protocol,
+            body,
+            upgrade,
+            relay,
+            extensions,
+        } = arrived;
+        let mut exchange = Exchange::begin(protocol, inner.connection.clone(), name, snapshot.version);
+        let scheme_given = uri.scheme().is_some();
+        let head = head_of(method, uri, headers);
+        let grpc = head.as_ref().is_ok_and(RequestHead::is_grpc);
+        let problem = match head {
+            Ok(head) => {
+                exchange.request = Some(head);
+                None
+            }
+            Err(problem) => Some(problem),
+        };
+        let mut tail = Tail::begin(inner, exchange);
+        let Some(chain) = chain else {
+            return Err(Box::new(local(tail, None, reply::chain_not_found(), grpc, true)));
+        };
+        tail.chain = Some(chain.clone());
+        let ChainKind::Http(http) = &chain.kind else {
+            return Err(Box::new(local(tail, None, reply::refused_chain(), grpc, false)));
+        };
         tail.limits = Limits::of_chain(&http.settings, tail.exchange.start);
+        if chain.refuse.is_some() {
+            return Err(Box::new(local(tail, Some(http), reply::refused_chain(), grpc, false)));
+        }
+        if let Some(problem) = problem {
+            return Err(Box::new(local(tail, Some(http), reply::bad_request(problem), false, true)));
+        }
+        Ok(Self {
+            snapshot,
+            chain,
+            tail,
+            body,
+            upgrade,
+            relay,
+            extensions,
+            scheme_given,
+        })
     }
-    let http = match (&chain.kind, &chain.refuse) {
-        (ChainKind::Http(http), None) => http,
-        (ChainKind::Http(http), Some(_)) => return local(tail, Some(http), reply::refused_chain(), grpc, false),
-        _ => return local(tail, None, reply::refused_chain(), grpc, false),
-    };
-    if let Some(problem) = problem {
-        return local(tail, Some(http), reply::bad_request(problem), false, true);
+
+    async fn go(self) -> Response<ResponseBody> {
+        let ChainKind::Http(http) = &self.chain.kind else {
+            return local(self.tail, None, reply::refused_chain(), false, false);
+        };
+        let journey = Journey {
+            snapshot: &self.snapshot,
+            http,
+            tail: self.tail,
+            random: fastrand::u64(..),
+            upgrade: self.upgrade,
+            relay: self.relay,
+            extensions: self.extensions,
+            upgrading: false,
+        };
+        journey.go(self.scheme_given, self.body).await
     }
-    let journey = Journey {
-        snapshot: &snapshot,
-        http,
-        tail,
-        random: fastrand::u64(..),
-        upgrade,
-        relay,
-        extensions,
-        upgrading: false,
-    };
-    journey.go(scheme_given, body).await
 }
 
 /// Whether an HTTP/1.0 client wants its connection to go on.
@@ -187,13 +225,10 @@ impl<'a> Journey<'a> {
         }
         let mut body = body;
         let mut route = self.choose_route();
-        let limits = self.tail.limits.clone();
-        let decoded = within(limits.as_deref(), pin!(self.decode(&mut route, &mut body))).await;
-        match decoded {
-            Ok(Ok(())) => self.keep(body),
-            Ok(Err((reply, close))) => return self.reply_of_filter(*reply, close, route),
-            Err(late) => return self.reply_of_filter(late, !body.is_end_stream(), route),
+        if let Some((reply, close)) = self.decode_in_time(&mut route, &mut body).await {
+            return self.reply_of_filter(*reply, close, route);
         }
+        self.keep(body);
         let head = match &self.tail.exchange.request {
             Some(head) => head,
             None => return self.reply(reply::bad_request("missing_request")),
@@ -239,6 +274,17 @@ impl<'a> Journey<'a> {
             _ => None,
         };
         OnRoute::new(found, weighted)
+    }
+
+    /// Leads the request through the filters, as long as it may take. There is an answer if one decides against it, or if it lasts
+    /// too long, and whether the connection ends behind it.
+    async fn decode_in_time(&mut self, route: &mut OnRoute<'a>, body: &mut Incoming) -> Option<(Box<LocalReply>, bool)> {
+        let limits = self.tail.limits.clone();
+        let decoded = within(limits.as_deref(), pin!(self.decode(route, body))).await;
+        match decoded {
+            Ok(decoded) => decoded.err(),
+            Err(late) => Some((Box::new(late), !body.is_end_stream())),
+        }
     }
 
     /// Leads the request through the filters. One that buffers gets the whole body before those behind it see anything; an error is

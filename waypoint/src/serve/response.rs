@@ -63,16 +63,20 @@ pub struct Tail {
     settled: bool,
 }
 
-/// A connection to an endpoint that belongs to an exchange, counted there while it lasts.
+/// A connection to an endpoint that belongs to an exchange.
 pub struct Leased {
     /// The connection.
-    pub lease: Option<Lease>,
+    pub lease: Lease,
     /// The request, as the cluster's limits count it.
-    pub counted: Option<Counted>,
-    /// The endpoint.
-    pub endpoint: Arc<Endpoint>,
-    /// The cluster.
-    pub cluster: Arc<Cluster>,
+    pub counted: Counted,
+    /// The request, at its endpoint.
+    pub active: Active,
+}
+
+/// A request at its endpoint, counted there while it lasts.
+pub struct Active {
+    endpoint: Arc<Endpoint>,
+    cluster: Arc<Cluster>,
 }
 
 /// The run of filters over one request: alone with the request's task, or shared with the body that the filters watch.
@@ -112,30 +116,27 @@ impl RunCell {
 // === impl Leased ===
 
 impl Leased {
-    /// Counts a request at the endpoint.
-    pub fn begin(endpoint: Arc<Endpoint>, cluster: Arc<Cluster>) -> Self {
-        endpoint.state.active.fetch_add(1, Ordering::Relaxed);
-        endpoint.state.total.fetch_add(1, Ordering::Relaxed);
-        Self {
-            lease: None,
-            counted: None,
-            endpoint,
-            cluster,
-        }
-    }
-
     /// Gives the connection back; `clean` when both sides of the exchange ended well.
-    fn settle(mut self, clean: bool, near: u64) {
-        if let (Some(Lease::Http1(connection)), true) = (self.lease.take(), clean) {
-            self.endpoint
-                .state
-                .connections
-                .put_http1(connection, &self.cluster.settings, near);
+    fn settle(self, clean: bool, near: u64) {
+        let Active { endpoint, cluster } = &self.active;
+        if let (Lease::Http1(connection), true) = (self.lease, clean) {
+            endpoint.state.connections.put_http1(connection, &cluster.settings, near);
         }
     }
 }
 
-impl Drop for Leased {
+// === impl Active ===
+
+impl Active {
+    /// Counts a request at the endpoint.
+    pub fn begin(endpoint: Arc<Endpoint>, cluster: Arc<Cluster>) -> Self {
+        endpoint.state.active.fetch_add(1, Ordering::Relaxed);
+        endpoint.state.total.fetch_add(1, Ordering::Relaxed);
+        Self { endpoint, cluster }
+    }
+}
+
+impl Drop for Active {
     fn drop(&mut self) {
         self.endpoint.state.active.fetch_sub(1, Ordering::Relaxed);
     }

@@ -86,7 +86,7 @@ pub struct Attempt<'a> {
 #[derive(Debug, Default)]
 pub struct InformationalRelay {
     /// Where the client's connection takes them from.
-    pub queue: Arc<Informational>,
+    pub queue: Informational,
     /// Wakes the client's connection, which then flushes.
     pub connection: AtomicWaker,
 }
@@ -170,7 +170,8 @@ impl Attempt<'_> {
         let Some(limit) = self.limit else {
             return Some(answer.await);
         };
-        let late = pin!(async {
+        // In a box, since few attempts have a limit.
+        let late = Box::pin(async move {
             if let Some(source) = self.source {
                 request_end(source).await;
             }
@@ -196,7 +197,8 @@ impl Attempt<'_> {
             .map_err(AttemptError::Connect)
     }
 
-    async fn send_http1(&self, request: &RequestHead, body: RequestBody) -> Result<(Answer, Counted), AttemptError> {
+    /// The request as HTTP/1.1.
+    fn http1_message(&self, request: &RequestHead, body: RequestBody) -> http::Request<RequestBody> {
         let body_ended = body.is_end_stream();
         let mut message = http::Request::new(body);
         *message.method_mut() = request.method.clone();
@@ -219,9 +221,18 @@ impl Attempt<'_> {
             let relay = relay.clone();
             hyper::ext::on_informational(&mut message, move |answer| relay.pass(answer.status(), answer.headers()));
         }
+        message
+    }
+
+    async fn send_http1(&self, request: &RequestHead, body: RequestBody) -> Result<(Answer, Counted), AttemptError> {
+        let mut message = self.http1_message(request, body);
         let mut stale = 0;
         loop {
-            let (mut connection, reused) = self.http1(stale < MAX_STALE).await?;
+            let (mut connection, reused) = match self.idle_http1().filter(|_| stale < MAX_STALE) {
+                Some(connection) => (connection, true),
+                // In a box: requests that find a connection need no place for the making of one.
+                None => Box::pin(self.http1()).await?,
+            };
             if connection.sender.ready().await.is_err() {
                 if reused {
                     stale += 1;
@@ -282,12 +293,14 @@ impl Attempt<'_> {
         Counted::within(&self.cluster.state, breakers, self.key.level, Resource::Pending).ok_or(AttemptError::Overflow)
     }
 
-    /// A connection for this request alone, and whether it has been used before.
-    async fn http1(&self, idle: bool) -> Result<(Http1, bool), AttemptError> {
+    fn idle_http1(&self) -> Option<Http1> {
+        let connections = &self.endpoint.state.connections;
+        connections.take_http1(&self.key, &self.cluster.settings, self.near)
+    }
+
+    /// A connection for this request alone, and whether it has been used before: made, or waited for.
+    async fn http1(&self) -> Result<(Http1, bool), AttemptError> {
         let state = &self.endpoint.state;
-        if idle && let Some(connection) = state.connections.take_http1(&self.key, &self.cluster.settings, self.near) {
-            return Ok((connection, true));
-        }
         let _pending = self.pending()?;
         loop {
             match Connections::turn_http1(state, self.cluster, &self.key, self.near) {
@@ -296,7 +309,7 @@ impl Attempt<'_> {
                 Turn::Wait(waiting) => match waiting.turn().await {
                     Waited::Again => {
                         // Of the queue's first, what was put back for it.
-                        if let Some(connection) = state.connections.take_http1(&self.key, &self.cluster.settings, self.near) {
+                        if let Some(connection) = self.idle_http1() {
                             return Ok((connection, true));
                         }
                     }
@@ -308,8 +321,8 @@ impl Attempt<'_> {
 
     async fn open_http1(&self, permit: Permit) -> Result<Http1, AttemptError> {
         let connected = self.connect(b"http/1.1").await?;
+        // At most 100 fields in the head of an answer: hyper's own limit, which costs it less than one that is set.
         let (sender, connection) = hyper::client::conn::http1::Builder::new()
-            .max_headers(MAX_RESPONSE_HEADERS)
             .preserve_header_case(self.cluster.settings.preserve_header_case)
             .handshake(TokioIo::new(connected.io))
             .await
@@ -325,7 +338,8 @@ impl Attempt<'_> {
         Ok(Http1::new(sender, self.key.clone(), connected.local_address, permit))
     }
 
-    async fn send_http2(&self, request: &RequestHead, body: RequestBody) -> Result<(Answer, Counted), AttemptError> {
+    /// The request as HTTP/2.
+    fn http2_message(request: &RequestHead) -> Result<http::Request<()>, AttemptError> {
         let uri = Uri::builder()
             .scheme(match request.scheme {
                 cairn_exchange::Scheme::Http => "http",
@@ -341,12 +355,15 @@ impl Attempt<'_> {
         *message.version_mut() = http::Version::HTTP_2;
         *message.headers_mut() = request.headers.clone();
         message.headers_mut().remove(header::TRANSFER_ENCODING);
+        Ok(message)
+    }
 
+    async fn send_http2(&self, request: &RequestHead, body: RequestBody) -> Result<(Answer, Counted), AttemptError> {
         let (lease, mut sender) = self.http2().await?;
         let counted = self.request().ok_or(AttemptError::Overflow)?;
         let local_address = lease.local_address();
         let end = body.is_end_stream();
-        let (answer, stream) = sender.send_request(message, end).map_err(|error| {
+        let (answer, stream) = sender.send_request(Self::http2_message(request)?, end).map_err(|error| {
             lease.retire();
             AttemptError::from(error)
         })?;
@@ -382,6 +399,17 @@ impl Attempt<'_> {
 
     /// A connection that takes another request: one that is there, or a new one.
     async fn http2(&self) -> Result<(Http2Lease, h2::client::SendRequest<Bytes>), AttemptError> {
+        if let Some(lease) = Connections::take_http2(&self.endpoint.state, &self.key, &self.cluster.settings) {
+            match lease.sender().ready().await {
+                Ok(sender) => return Ok((lease, sender)),
+                Err(_) => lease.retire(),
+            }
+        }
+        // In a box: requests that find a connection need no place for the making of one.
+        Box::pin(self.other_http2()).await
+    }
+
+    async fn other_http2(&self) -> Result<(Http2Lease, h2::client::SendRequest<Bytes>), AttemptError> {
         let mut pending = None;
         let mut stale = 0;
         loop {
@@ -457,9 +485,6 @@ fn has_no_body(method: &Method) -> bool {
         Method::GET | Method::HEAD | Method::DELETE | Method::TRACE | Method::CONNECT
     )
 }
-
-/// Most header fields of an answer.
-const MAX_RESPONSE_HEADERS: usize = 100;
 
 // === impl Upload ===
 
