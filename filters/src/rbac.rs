@@ -122,10 +122,7 @@ mod tests {
 
     #[test]
     fn a_dry_run_is_noted_and_stops_nothing() {
-        let shadow = Shadow {
-            rules: rules(Action::Deny, "/"),
-            prefix: "istio_dry_run_deny_".into(),
-        };
+        let shadow = Shadow::new(rules(Action::Deny, "/"), "istio_dry_run_deny_");
         let chain = FilterChain::new(vec![
             Filter::Rbac(Arc::new(Rbac {
                 rules: None,

@@ -96,10 +96,9 @@ fn both(
         Some(rules) if prefix == EXTERNAL => Some(notes.within("shadow_rules", |notes| compile(rules, layer, notes))?),
         Some(rules) => notes.within("shadow_rules", |notes| tried_out(rules, layer, notes))?,
     };
-    let prefix = prefix.into();
     Ok(Rbac {
         rules,
-        shadow: shadow.map(|rules| Shadow { rules, prefix }),
+        shadow: shadow.map(|rules| Shadow::new(rules, prefix)),
     })
 }
 
