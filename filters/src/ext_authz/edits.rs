@@ -189,7 +189,12 @@ mod tests {
     use super::*;
 
     fn head() -> RequestHead {
-        let headers = [("x-user", "client"), ("x-list", "a"), ("content-length", "3"), ("x-gone", "1")];
+        let headers = [
+            ("x-user", "client"),
+            ("x-list", "a"),
+            ("content-length", "3"),
+            ("x-gone", "1"),
+        ];
         RequestHead {
             method: Method::GET,
             path: PathAndQuery::from_static("/a?x=1&y=2"),
@@ -228,9 +233,18 @@ mod tests {
         assert_eq!(allowed.apply(&mut head), Ok(true));
         assert_eq!(head.path.as_str(), "/b?x=9&z=3");
         assert_eq!((head.authority.as_bytes(), head.method.as_str()), (&b"api:80"[..], "PUT"));
-        let all: Vec<_> = head.headers.iter().map(|(name, value)| format!("{name}={}", value.to_str().unwrap())).collect();
+        let all: Vec<_> = head
+            .headers
+            .iter()
+            .map(|(name, value)| format!("{name}={}", value.to_str().unwrap()))
+            .collect();
         assert_eq!(all.iter().filter(|field| field.starts_with("x-list")).count(), 2);
-        for (name, value) in [("x-user", Some("ann")), ("content-length", Some("3")), ("x-gone", None), ("x-none", None)] {
+        for (name, value) in [
+            ("x-user", Some("ann")),
+            ("content-length", Some("3")),
+            ("x-gone", None),
+            ("x-none", None),
+        ] {
             assert_eq!(head.headers.get(name).map(|value| value.to_str().unwrap()), value, "{name}");
         }
         assert_eq!(Allowed::default().apply(&mut head), Ok(false));

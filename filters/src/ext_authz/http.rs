@@ -13,8 +13,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, uri::PathAndQ
 use serde_json::Value;
 
 use super::{
-    Said, any,
+    Said,
     answer::{Allowed, Answer, Decision, Denied, Edit, How},
+    any,
     edits::frames,
     question::Question,
 };
@@ -140,7 +141,9 @@ impl Goes {
         let remove = removed.filter(|name| !name.is_empty()).map(Into::into).collect();
         headers.remove(TO_REMOVE);
         let pick = |matchers: &[StringMatcher], how| -> Vec<Edit> {
-            let picked = headers.iter().filter(|(name, _)| !frames(name) && any(matchers, name.as_str()));
+            let picked = headers
+                .iter()
+                .filter(|(name, _)| !frames(name) && any(matchers, name.as_str()));
             picked
                 .map(|(name, value)| Edit::new(name.as_str(), value.as_bytes(), how))
                 .collect()
@@ -219,8 +222,18 @@ mod tests {
 
     #[test]
     fn only_200_allows_and_5xx_is_no_answer() {
-        for (status, allows) in [(200, Some(true)), (204, Some(false)), (302, Some(false)), (403, Some(false)), (500, None), (503, None)] {
-            let decided = goes().read(reply(status)).ok().map(|answer| matches!(answer.decision, Decision::Allowed(_)));
+        for (status, allows) in [
+            (200, Some(true)),
+            (204, Some(false)),
+            (302, Some(false)),
+            (403, Some(false)),
+            (500, None),
+            (503, None),
+        ] {
+            let decided = goes()
+                .read(reply(status))
+                .ok()
+                .map(|answer| matches!(answer.decision, Decision::Allowed(_)));
             assert_eq!(decided, allows, "{status}");
         }
     }
@@ -229,7 +242,9 @@ mod tests {
     fn headers_go_where_the_configuration_says() {
         let Answer { decision, notes } = goes().read(reply(200)).unwrap();
         assert_eq!(notes, [("x-note".to_owned(), Value::from("n"))]);
-        let Decision::Allowed(allowed) = decision else { panic!("{decision:?}") };
+        let Decision::Allowed(allowed) = decision else {
+            panic!("{decision:?}")
+        };
         assert_eq!(
             allowed.request,
             [Edit::new("x-user", "ann", How::Set), Edit::new("x-role", "a", How::Add)]

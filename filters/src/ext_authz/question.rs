@@ -8,7 +8,7 @@ use bytes::Bytes;
 use cairn_exchange::{Exchange, Protocol, RequestHead, Scheme};
 use cairn_policy::matcher::StringMatcher;
 
-use super::{any, answer::Answer};
+use super::{answer::Answer, any};
 
 /// Whether not all of the body is told.
 const PARTIAL: &str = "x-envoy-auth-partial-body";

@@ -25,6 +25,7 @@ use cairn_proto::{
     stats::PluginConfig,
 };
 
+use cairn_filters::ext_authz::network::OfConnections;
 use cairn_policy::{rate_limit::TokenBucket, rbac::Rbac};
 use cairn_telemetry::access_log::LogFiles;
 
@@ -32,7 +33,7 @@ use prost_types::Any;
 
 use super::{
     any::{Typed, Unknown, decode, type_name, typed, unpack},
-    hcm,
+    ext_authz, hcm,
     live::{self, Live},
     local_ratelimit, rbac,
     report::{Malformed, Notes, Unsupported, ignore_set, refuse_set, unneeded},
@@ -69,6 +70,8 @@ pub(crate) struct Context {
     pub metrics: Option<Duration>,
     /// RBAC filters of TCP, in order.
     pub rbac: Vec<Rbac>,
+    /// Authorizers of connections, in order.
+    pub authorizers: Vec<Arc<OfConnections>>,
     /// Clusters named so far.
     pub clusters: BTreeSet<Arc<str>>,
     /// Extension configurations named so far.
@@ -164,6 +167,12 @@ pub(crate) fn compile(
             "authorization of connections (network RBAC) before HTTP is not supported",
         );
     }
+    if matches!(kind, Some(ChainKind::Http(_))) && !context.authorizers.is_empty() {
+        notes.refuse(
+            "filters",
+            "external authorization of connections before HTTP is not supported",
+        );
+    }
     if matches!(kind, Some(ChainKind::Http(_))) && !context.limits.is_empty() {
         notes.refuse("filters", "a limit of connections before HTTP is not supported");
     }
@@ -185,6 +194,7 @@ pub(crate) fn compile(
     let Context {
         metrics: _,
         rbac: _,
+        authorizers: _,
         clusters,
         extensions,
         extensions_missing,
@@ -265,6 +275,10 @@ fn compile_filter(filter: Filter, context: &mut Context, notes: &mut Notes) -> R
             "envoy.extensions.filters.network.rbac.v3.RBAC" => {
                 let filter = rbac::network(unpack(any, Unknown::Refuses, notes)?, notes)?;
                 context.rbac.push(filter);
+            }
+            "envoy.extensions.filters.network.ext_authz.v3.ExtAuthz" => {
+                let filter = ext_authz::network(unpack(any, Unknown::Refuses, notes)?, context, notes)?;
+                context.authorizers.extend(filter.map(Arc::new));
             }
             "envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit" => {
                 let limit = local_ratelimit::network(unpack(any, Unknown::Refuses, notes)?, context, notes)?;

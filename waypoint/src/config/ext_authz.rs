@@ -18,13 +18,13 @@ use cairn_filters::{
 use cairn_policy::{matcher::StringMatcher, route::Fraction};
 use cairn_proto::envoy::{
     config::core::v3::{
-        GrpcService as EnvoyService, HeaderValueOption, HttpUri, RuntimeFeatureFlag,
-        header_value_option::HeaderAppendAction, http_uri::HttpUpstreamType,
+        GrpcService as EnvoyService, HeaderValueOption, HttpUri, RuntimeFeatureFlag, header_value_option::HeaderAppendAction,
+        http_uri::HttpUpstreamType,
     },
     extensions::filters::{
         http::ext_authz::v3::{
-            AuthorizationRequest, AuthorizationResponse, BufferSettings, CheckSettings, ExtAuthz as EnvoyFilter, ExtAuthzPerRoute,
-            HttpService, check_settings::ServiceOverride, ext_authz::Services, ext_authz_per_route::Override,
+            AuthorizationRequest, AuthorizationResponse, BufferSettings, CheckSettings, ExtAuthz as EnvoyFilter,
+            ExtAuthzPerRoute, HttpService, check_settings::ServiceOverride, ext_authz::Services, ext_authz_per_route::Override,
         },
         network::ext_authz::v3::ExtAuthz as NetworkFilter,
     },
@@ -34,7 +34,7 @@ use http::{StatusCode, uri::PathAndQuery};
 
 use super::{
     chain::Context,
-    grpc_service, headers, rbac, ratelimit,
+    grpc_service, headers, ratelimit, rbac,
     report::{Malformed, Notes, ignore_set, refuse_set, unneeded},
     value::{duration, string},
 };
@@ -95,10 +95,17 @@ pub(crate) fn http(filter: EnvoyFilter, context: &mut Context, notes: &mut Notes
         decoder_header_mutation_rules,
         shadow_mode,
     );
-    ignore_set!(notes, filter_metadata, emit_filter_state_stats, enforce_response_header_limits);
+    ignore_set!(
+        notes,
+        filter_metadata,
+        emit_filter_state_stats,
+        enforce_response_header_limits
+    );
     no_certificate(include_peer_certificate, notes);
     let services = services.ok_or_else(|| notes.malformed("services", "is missing"))?;
-    let named = allowed_headers.map(|list| strings("allowed_headers", list, notes)).transpose()?;
+    let named = allowed_headers
+        .map(|list| strings("allowed_headers", list, notes))
+        .transpose()?;
     let (authorizer, allowed) = match services {
         Services::GrpcService(service) => {
             let service = notes.within("grpc_service", |notes| grpc(service, context, notes))?;
@@ -153,7 +160,11 @@ pub(crate) fn http(filter: EnvoyFilter, context: &mut Context, notes: &mut Notes
 }
 
 /// Compiles what a route says of it; `None` when it refuses.
-pub(crate) fn on_route(filter: ExtAuthzPerRoute, context: &mut Context, notes: &mut Notes) -> Result<Option<OnItsRoute>, Malformed> {
+pub(crate) fn on_route(
+    filter: ExtAuthzPerRoute,
+    context: &mut Context,
+    notes: &mut Notes,
+) -> Result<Option<OnItsRoute>, Malformed> {
     let ExtAuthzPerRoute { r#override } = filter;
     let settings = match r#override {
         Some(Override::Disabled(true)) => {
@@ -187,7 +198,10 @@ pub(crate) fn on_route(filter: ExtAuthzPerRoute, context: &mut Context, notes: &
             let (authorizer, allowed) =
                 notes.within("check_settings.http_service", |notes| over_http(service, context, notes))?;
             if allowed.is_some() {
-                notes.refuse("check_settings.http_service.authorization_request.allowed_headers", "is not supported");
+                notes.refuse(
+                    "check_settings.http_service.authorization_request.allowed_headers",
+                    "is not supported",
+                );
             }
             Some(Authorizer::Http(Arc::new(authorizer)))
         }
@@ -202,7 +216,11 @@ pub(crate) fn on_route(filter: ExtAuthzPerRoute, context: &mut Context, notes: &
 }
 
 /// Compiles the filter of connections; `None` when it refuses.
-pub(crate) fn network(filter: NetworkFilter, context: &mut Context, notes: &mut Notes) -> Result<Option<OfConnections>, Malformed> {
+pub(crate) fn network(
+    filter: NetworkFilter,
+    context: &mut Context,
+    notes: &mut Notes,
+) -> Result<Option<OfConnections>, Malformed> {
     let NetworkFilter {
         stat_prefix,
         grpc_service,

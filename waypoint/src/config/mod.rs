@@ -23,6 +23,7 @@ pub mod compiler;
 mod cors;
 pub mod dump;
 mod endpoint;
+mod ext_authz;
 mod fault;
 mod grpc_service;
 mod hcm;

@@ -364,9 +364,18 @@ fn write_tcp(out: &mut String, chain: &TcpChain) -> fmt::Result {
         access_logs,
         metrics,
         rbac,
+        authorizers,
         limits,
     } = chain;
     rbac.iter().try_for_each(|filter| rbac::write(out, filter, 2))?;
+    for authorizer in authorizers {
+        let otherwise = if authorizer.allow_on_failure { "passes" } else { "is refused" };
+        writeln!(
+            out,
+            "    the authorizer is {}; without its answer a connection {otherwise}",
+            authorizer.service.cluster
+        )?;
+    }
     for limit in limits {
         writeln!(
             out,

@@ -3,9 +3,12 @@
 //! * `listener` accepts connections, `tunnel` their CONNECT streams;
 //! * `detect` finds out what is spoken where the configuration does not say;
 //! * `http1` and `http2` read requests, `request` follows one through route and filters to its answer (`response`), `ask`, `call` and `grpc` make the calls of filters;
-//! * `tcp` passes bytes.
+//! * `body_start` waits for the beginning of a body where a filter decides by it;
+//! * `tcp` passes bytes, `authorize` says whose.
 
 mod ask;
+mod authorize;
+mod body_start;
 mod call;
 mod date;
 mod detect;

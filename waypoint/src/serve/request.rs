@@ -17,7 +17,7 @@ use http_body::Body as _;
 use hyper::upgrade::OnUpgrade;
 use parking_lot::Mutex;
 
-use super::{Inner, ResponseBody, ask, date, forward, reply, response::Tail, upgrade};
+use super::{Inner, ResponseBody, ask, body_start, date, forward, reply, response::Tail, upgrade};
 use crate::{
     body::{Incoming, RequestSource},
     snapshot::{ChainKind, HttpChain, HttpSettings, Snapshot},
@@ -239,6 +239,19 @@ impl<'a> Journey<'a> {
             if self.tail.exchange.reroute {
                 *route = self.choose_route();
             }
+            if let Some(wanted) = self.tail.run.with(|run| filters.wants_body_start(run)) {
+                let (start, whole) = body_start::begin(body, wanted).await.map_err(|reply| (reply, true))?;
+                unread &= !whole;
+                let exchange = &mut self.tail.exchange;
+                let services = ask::FromRequest::new(&self.tail.inner, self.snapshot);
+                let start = (&start, whole);
+                let decode = |run: &mut _| filters.decode_body_start(run, exchange, route, &services, start);
+                let verdict = self.tail.run.with(decode);
+                self.resume(verdict).await.map_err(|reply| (reply, unread))?;
+                if self.tail.exchange.reroute {
+                    *route = self.choose_route();
+                }
+            }
             let Some(limit) = self.tail.run.with(|run| filters.wants_whole_body(run)) else {
                 continue;
             };
@@ -459,7 +472,7 @@ fn underscores(setting: crate::snapshot::chain::Underscores, headers: &mut Heade
 }
 
 /// Reads a whole body, and the trailers behind it.
-async fn collect(body: &mut Incoming, limit: usize) -> Result<(Bytes, Option<HeaderMap>), Box<LocalReply>> {
+pub(super) async fn collect(body: &mut Incoming, limit: usize) -> Result<(Bytes, Option<HeaderMap>), Box<LocalReply>> {
     let too_large = || {
         let status = StatusCode::PAYLOAD_TOO_LARGE;
         Box::new(LocalReply::new(

@@ -24,7 +24,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{Inner, detect::FirstBytes, tunnel};
+use super::{Inner, authorize, detect::FirstBytes, tunnel};
 use crate::{
     proxy::under,
     snapshot::{Chain, ChainKind, Serves, Snapshot, TcpChain, matcher::Spoken},
@@ -186,7 +186,7 @@ pub struct Passage {
 
 impl Passage {
     /// Decides, and connects.
-    async fn open(inner: &Arc<Inner>, snapshot: &Snapshot, chain: &Arc<Chain>, tells: Tells) -> Result<Self, Refused> {
+    async fn open(inner: &Arc<Inner>, snapshot: &Arc<Snapshot>, chain: &Arc<Chain>, tells: Tells) -> Result<Self, Refused> {
         let mut exchange = Exchange::begin(Protocol::Tcp, inner.connection.clone(), chain.name.clone(), snapshot.version);
         let tcp = match (&chain.kind, &chain.refuse) {
             (_, Some(refusal)) => {
@@ -221,9 +221,7 @@ impl Passage {
         };
         let cluster = tcp.choose(fastrand::u64(..)).and_then(|name| snapshot.clusters.get(name));
         exchange.cluster = cluster.map(|cluster| cluster.facts.clone());
-        if let Err(denied) = tcp.rbac.check(&mut exchange) {
-            let why = denied.details();
-            exchange.termination_details = Some(why.clone().into());
+        if let Err(why) = authorize::connection(inner, snapshot, tcp, &mut exchange).await {
             tell(inner, tcp, exchange, tells);
             return Err(Refused {
                 status: StatusCode::FORBIDDEN,

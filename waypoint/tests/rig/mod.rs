@@ -696,6 +696,7 @@ fn tcp_chain(name: &Arc<str>, port: u16) -> Chain {
         metrics: Some(Duration::from_secs(5)),
         limits: Vec::new(),
         rbac: Default::default(),
+        authorizers: Vec::new(),
     };
     Chain {
         name: name.clone(),

@@ -8,17 +8,15 @@ use cairn_filters::ext_authz::{
     answer::{Allowed, Answer, Decision, Denied, Edit, How},
     question::{Body, Question, Request, Wire},
 };
-use cairn_proto::{
-    envoy::{
-        config::core::v3::{
-            Address, HeaderMap, HeaderValue, HeaderValueOption, Metadata, QueryParameter, SocketAddress, address,
-            header_value_option::HeaderAppendAction, socket_address::PortSpecifier,
-        },
-        service::auth::v3::{
-            AttributeContext, CheckRequest, CheckResponse, DeniedHttpResponse, OkHttpResponse,
-            attribute_context::{self, HttpRequest, Peer, TlsSession},
-            check_response::HttpResponse,
-        },
+use cairn_proto::envoy::{
+    config::core::v3::{
+        Address, HeaderMap, HeaderValue, HeaderValueOption, Metadata, QueryParameter, SocketAddress, address,
+        header_value_option::HeaderAppendAction, socket_address::PortSpecifier,
+    },
+    service::auth::v3::{
+        AttributeContext, CheckRequest, CheckResponse, DeniedHttpResponse, OkHttpResponse,
+        attribute_context::{self, HttpRequest, Peer, TlsSession},
+        check_response::HttpResponse,
     },
 };
 use http::StatusCode;
@@ -110,8 +108,12 @@ fn http_request(question: &Question<'_>, request: &Request<'_>) -> HttpRequest {
     }
     let (body, raw_body) = match body {
         None => (String::new(), Vec::new()),
-        Some(Body { bytes, as_bytes: true, .. }) => (String::new(), bytes.to_vec()),
-        Some(Body { bytes, as_bytes: false, .. }) => (text(bytes).into_owned(), Vec::new()),
+        Some(Body {
+            bytes, as_bytes: true, ..
+        }) => (String::new(), bytes.to_vec()),
+        Some(Body {
+            bytes, as_bytes: false, ..
+        }) => (text(bytes).into_owned(), Vec::new()),
     };
     HttpRequest {
         id: id.to_string(),
@@ -189,10 +191,10 @@ fn answer(bytes: &[u8]) -> Result<Answer, String> {
             notes = notes.or(noted);
             Decision::Allowed(Box::new(allowed))
         }
-        (true, Some(HttpResponse::DeniedResponse(_))) => return Err("the answer is yes by its status and no by its response".into()),
-        (_, Some(HttpResponse::ErrorResponse(response))) => {
-            Decision::Failed(denied(response, StatusCode::INTERNAL_SERVER_ERROR))
+        (true, Some(HttpResponse::DeniedResponse(_))) => {
+            return Err("the answer is yes by its status and no by its response".into());
         }
+        (_, Some(HttpResponse::ErrorResponse(response))) => Decision::Failed(denied(response, StatusCode::INTERNAL_SERVER_ERROR)),
         (false, Some(HttpResponse::DeniedResponse(response))) => Decision::Denied(denied(response, StatusCode::FORBIDDEN)),
         (false, None | Some(HttpResponse::OkResponse(_))) => Decision::Denied(Denied {
             status: StatusCode::FORBIDDEN,
@@ -295,7 +297,11 @@ mod tests {
             opened: clock::now(),
         };
         let mut exchange = Exchange::begin(protocol, Arc::new(connection), "chain".into(), 1);
-        exchange.metadata.set("jwt".into(), "payload".into(), Arc::new(json!({"sub": "ann", "n": [1, true, null]})));
+        exchange.metadata.set(
+            "jwt".into(),
+            "payload".into(),
+            Arc::new(json!({"sub": "ann", "n": [1, true, null]})),
+        );
         exchange.metadata.set("other".into(), "secret".into(), Arc::new(json!("x")));
         exchange
     }
@@ -321,13 +327,16 @@ mod tests {
     #[test]
     fn a_question_says_who_asks_for_what() {
         let mut exchange = exchange(Protocol::Http11);
-        request(&mut exchange, &[
-            ("x-a", b"1"),
-            ("x-a", b"2"),
-            ("x-b", b"\xffb"),
-            ("content-length", b"100"),
-            ("x-envoy-downstream-service-cluster", b"web.app"),
-        ]);
+        request(
+            &mut exchange,
+            &[
+                ("x-a", b"1"),
+                ("x-a", b"2"),
+                ("x-b", b"\xffb"),
+                ("content-length", b"100"),
+                ("x-envoy-downstream-service-cluster", b"web.app"),
+            ],
+        );
         let told = Told {
             namespaces: vec!["jwt".into(), "none".into()],
             server_name: true,
@@ -342,20 +351,43 @@ mod tests {
         let question = Question::of_request(&exchange, &told, &[("k", "v")], Some(&body));
         let attributes = asked(&question);
         let source = attributes.source.unwrap();
-        assert_eq!((source.principal.as_str(), source.service.as_str()), ("spiffe://cluster.local/ns/app/sa/client", "web.app"));
-        assert_eq!(attributes.destination.unwrap().principal, "spiffe://cluster.local/ns/app/sa/waypoint");
+        assert_eq!(
+            (source.principal.as_str(), source.service.as_str()),
+            ("spiffe://cluster.local/ns/app/sa/client", "web.app")
+        );
+        assert_eq!(
+            attributes.destination.unwrap().principal,
+            "spiffe://cluster.local/ns/app/sa/waypoint"
+        );
         assert_eq!(attributes.context_extensions["k"], "v");
         assert_eq!(attributes.tls_session.unwrap().sni, "web.example");
         let metadata = attributes.metadata_context.unwrap().filter_metadata;
-        assert_eq!(metadata.keys().collect::<Vec<_>>(), ["jwt"], "what is not asked for is not told");
+        assert_eq!(
+            metadata.keys().collect::<Vec<_>>(),
+            ["jwt"],
+            "what is not asked for is not told"
+        );
         let noted = notes_of(metadata["jwt"].clone()).unwrap();
         assert_eq!(noted, [("payload".to_owned(), json!({"sub": "ann", "n": [1, true, null]}))]);
         let request = attributes.request.unwrap();
         assert!(request.time.is_some());
         let http = request.http.unwrap();
-        assert_eq!((http.method.as_str(), http.path.as_str(), http.host.as_str()), ("POST", "/a?q=1", "web"));
-        assert_eq!((http.protocol.as_str(), http.size, http.body.as_str()), ("HTTP/1.1", 100, "b!"));
-        for (name, value) in [(":method", "POST"), (":path", "/a?q=1"), (":authority", "web"), ("x-a", "1,2"), ("x-b", "!b"), ("x-envoy-auth-partial-body", "true")] {
+        assert_eq!(
+            (http.method.as_str(), http.path.as_str(), http.host.as_str()),
+            ("POST", "/a?q=1", "web")
+        );
+        assert_eq!(
+            (http.protocol.as_str(), http.size, http.body.as_str()),
+            ("HTTP/1.1", 100, "b!")
+        );
+        for (name, value) in [
+            (":method", "POST"),
+            (":path", "/a?q=1"),
+            (":authority", "web"),
+            ("x-a", "1,2"),
+            ("x-b", "!b"),
+            ("x-envoy-auth-partial-body", "true"),
+        ] {
             assert_eq!(http.headers.get(name).map(String::as_str), Some(value), "{name}");
         }
     }
@@ -367,7 +399,9 @@ mod tests {
         let names = |told: &Told| {
             let attributes = asked(&Question::of_request(&exchange, told, &[], None));
             let http = attributes.request.unwrap().http.unwrap();
-            let raw = http.header_map.map(|map| map.headers.into_iter().map(|header| header.key).collect());
+            let raw = http
+                .header_map
+                .map(|map| map.headers.into_iter().map(|header| header.key).collect());
             raw.unwrap_or_else(|| http.headers.into_keys().collect::<Vec<_>>()).join(" ")
         };
         let list = |name: &str| vec![StringMatcher::exact(name)];
