@@ -193,6 +193,25 @@ impl FilterChain {
         Verdict::Continue
     }
 
+    /// Why the rules of this chain would deny a request that has passed before; other filters are not asked again.
+    pub fn denies(&self, exchange: &mut Exchange, route: &OnRoute<'_>, services: &dyn Services) -> Option<String> {
+        self.filters.iter().find_map(|placed| {
+            let Filter::Rbac(rbac) = &placed.filter else { return None };
+            if route.disabled(&placed.name).unwrap_or(placed.off) {
+                return None;
+            }
+            let scope = Scope {
+                filter: &placed.name,
+                route,
+                services,
+            };
+            match rbac::decode_head(rbac, exchange, &scope) {
+                Verdict::Reply(reply) => Some(reply.details.into_owned()),
+                Verdict::Continue | Verdict::Stop(_) => None,
+            }
+        })
+    }
+
     /// Whether every filter has let the request's head, and where it wanted it the body, pass.
     pub fn is_done(&self, run: &Run) -> bool {
         run.entered >= self.filters.len() && run.waiting_for_body.is_none() && run.waiting_for_start.is_none()

@@ -239,3 +239,207 @@ fn challenge(head: &RequestHead, problem: Problem) -> Option<HeaderValue> {
     };
     HeaderValue::try_from(format!("Bearer realm=\"{scheme}://{host}{path}\"{error}")).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering},
+        time::Duration,
+    };
+
+    use bytes::Bytes;
+    use cairn_exchange::{Connection, Protocol};
+    use cairn_policy::{
+        jwt::{KeySource, Provider, ProviderSettings, Requirement},
+        matcher::{PathMatch, PathMatcher},
+        route::RouteMatch,
+    };
+    use http::{HeaderMap, Method, uri::PathAndQuery};
+
+    use super::*;
+    use crate::{Filter, FilterChain, GrpcAnswer, GrpcCall, HttpAnswer, HttpError, HttpReply, NoServices, OnRoute, Run};
+
+    /// The key `secret`.
+    const KEY: &str = r#"{"keys":[{"kty":"oct","k":"c2VjcmV0"}]}"#;
+    /// `{"alg":"HS256"}`, `{"iss":"a","scope":"read write"}`, signed with it.
+    const TOKEN: &str = include_str!("jwt_authn/token.txt");
+
+    /// A service that hands out keys, or not.
+    struct KeyServer {
+        answer: Result<&'static str, HttpError>,
+        status: StatusCode,
+        asked: AtomicUsize,
+    }
+
+    impl KeyServer {
+        fn new(answer: Result<&'static str, HttpError>) -> Self {
+            Self {
+                answer,
+                status: StatusCode::OK,
+                asked: AtomicUsize::new(0),
+            }
+        }
+    }
+
+    impl Services for KeyServer {
+        fn grpc(&self, call: GrpcCall) -> GrpcAnswer {
+            NoServices.grpc(call)
+        }
+
+        fn http(&self, call: HttpCall) -> HttpAnswer {
+            assert_eq!((&*call.cluster, call.head.path.as_str()), ("keys", "/jwks"));
+            self.asked.fetch_add(1, Ordering::SeqCst);
+            let (answer, status) = (self.answer.clone(), self.status);
+            Box::pin(async move {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                answer.map(|body| HttpReply {
+                    status,
+                    headers: HeaderMap::new(),
+                    body: Bytes::from_static(body.as_bytes()),
+                })
+            })
+        }
+
+        fn node_cluster(&self) -> &str {
+            ""
+        }
+    }
+
+    fn head(path: &'static str) -> RequestHead {
+        RequestHead {
+            method: Method::GET,
+            path: PathAndQuery::from_static(path),
+            authority: HeaderValue::from_static("web.app"),
+            scheme: Scheme::Http,
+            headers: HeaderMap::new(),
+        }
+    }
+
+    fn exchange(token: Option<&str>) -> Exchange {
+        let connection = Connection {
+            id: 1,
+            authority: "10.96.1.10:80".into(),
+            local_address: "10.96.1.10:80".parse().ok(),
+            service_port: 80,
+            remote_address: "10.244.0.9:41000".parse().unwrap(),
+            peer: None,
+            local: None,
+            source: None,
+            requested_server_name: None,
+            opened: clock::now(),
+        };
+        let mut exchange = Exchange::begin(Protocol::Http11, Arc::new(connection), "chain".into(), 1);
+        let mut head = head("/a?b=c");
+        if let Some(token) = token {
+            let value = format!("Bearer {token}");
+            head.headers.insert(header::AUTHORIZATION, value.parse().unwrap());
+        }
+        exchange.request = Some(head);
+        exchange
+    }
+
+    fn filter(strip_failure_response: bool) -> Filter {
+        let settings = ProviderSettings {
+            issuer: Some("a".into()),
+            payload_in_metadata: Some("payload".into()),
+            ..ProviderSettings::default()
+        };
+        let matches = RouteMatch::path(PathMatcher::new(PathMatch::Prefix("/".into()), false));
+        let requires = Requirement::Provider {
+            provider: 0,
+            audiences: None,
+        };
+        let providers = vec![Provider::new(settings, KeySource::Remote)];
+        let call = HttpCall {
+            cluster: "keys".into(),
+            timeout: None,
+            head: head("/jwks"),
+            body: Bytes::new(),
+            max_answer: 1000,
+        };
+        let shared = Arc::new(Settings {
+            authentication: Authentication::new(providers, vec![(matches, requires)], vec![], true).unwrap(),
+            remote: vec![Some(RemoteKeys::new(call, Duration::from_secs(300)))],
+            strip_failure_response,
+            clear_route_cache: true,
+        });
+        Filter::Other(Arc::new(JwtAuthn { shared }))
+    }
+
+    /// What becomes of a request with this token: the reply, or whether its route is chosen again.
+    async fn ask(chain: &FilterChain, services: &dyn Services, token: Option<&str>) -> Result<bool, LocalReply> {
+        let mut exchange = exchange(token);
+        let mut run = Run::default();
+        let mut verdict = chain.decode_head(&mut run, &mut exchange, &OnRoute::NONE, services);
+        loop {
+            verdict = match verdict {
+                Verdict::Continue => return Ok(exchange.reroute),
+                Verdict::Reply(reply) => return Err(reply),
+                Verdict::Stop(wait) => wait.await(&mut exchange),
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn keys_are_fetched_once_for_all_that_wait_and_kept_until_they_are_old() {
+        let chain = FilterChain::new(vec![filter(false)]);
+        let server = KeyServer::new(Ok(KEY));
+        let asks = (0..10).map(|_| ask(&chain, &server, Some(TOKEN.trim())));
+        for answer in futures_util::future::join_all(asks).await {
+            assert!(answer.unwrap(), "claims may change the route");
+        }
+        assert_eq!(server.asked.load(Ordering::SeqCst), 1);
+        // A token that is not remembered needs the keys again.
+        let forged = format!("{}A", TOKEN.trim());
+        assert!(ask(&chain, &server, Some(&forged)).await.is_err());
+        assert_eq!(server.asked.load(Ordering::SeqCst), 1);
+        tokio::time::advance(Duration::from_secs(301)).await;
+        assert!(ask(&chain, &server, Some(&forged)).await.is_err());
+        assert_eq!(server.asked.load(Ordering::SeqCst), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_keys_every_token_is_refused_and_the_next_request_asks_again() {
+        for (answer, status) in [
+            (Err(HttpError::Timeout), StatusCode::OK),
+            (Ok(KEY), StatusCode::NOT_FOUND),
+            (Ok("nonsense"), StatusCode::OK),
+        ] {
+            let chain = FilterChain::new(vec![filter(false)]);
+            let server = KeyServer {
+                status,
+                ..KeyServer::new(answer)
+            };
+            for asked in 1..=2 {
+                let reply = ask(&chain, &server, Some(TOKEN.trim())).await.unwrap_err();
+                assert_eq!(
+                    (reply.status, &reply.body[..]),
+                    (StatusCode::UNAUTHORIZED, &b"Jwks remote fetch is failed"[..])
+                );
+                assert_eq!(server.asked.load(Ordering::SeqCst), asked);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refusal_says_what_is_wrong_and_where_unless_it_must_not() {
+        let server = KeyServer::new(Ok(KEY));
+        let reply = ask(&FilterChain::new(vec![filter(false)]), &server, None).await.unwrap_err();
+        assert_eq!(
+            (reply.status, &reply.body[..]),
+            (StatusCode::UNAUTHORIZED, &b"Jwt is missing"[..])
+        );
+        assert_eq!(reply.details, "jwt_authn_access_denied{Jwt_is_missing}");
+        let challenge = HeaderValue::from_static("Bearer realm=\"http://web.app/a?b=c\"");
+        assert_eq!(reply.headers, [(header::WWW_AUTHENTICATE, challenge)]);
+        let reply = ask(&FilterChain::new(vec![filter(false)]), &server, Some("x"))
+            .await
+            .unwrap_err();
+        assert!(reply.headers[0].1.to_str().unwrap().ends_with(", error=\"invalid_token\""));
+        let reply = ask(&FilterChain::new(vec![filter(true)]), &server, Some("x"))
+            .await
+            .unwrap_err();
+        assert_eq!((&reply.body[..], reply.headers.len()), (&b""[..], 0));
+        assert_eq!(server.asked.load(Ordering::SeqCst), 0, "nobody needed the keys");
+    }
+}

@@ -110,7 +110,7 @@ pub fn server_name() -> ServerName<'static> {
     ServerName::IpAddress(Ipv4Addr::UNSPECIFIED.into())
 }
 
-fn versions(min: TlsVersion, max: TlsVersion) -> Result<Vec<&'static rustls::SupportedProtocolVersion>, ConfigError> {
+pub(crate) fn versions(min: TlsVersion, max: TlsVersion) -> Result<Vec<&'static rustls::SupportedProtocolVersion>, ConfigError> {
     let versions = terms::versions(min, max);
     if versions.is_empty() {
         return Err(ConfigError::NoVersion { min, max });
@@ -119,7 +119,7 @@ fn versions(min: TlsVersion, max: TlsVersion) -> Result<Vec<&'static rustls::Sup
 }
 
 /// The narrowed provider; one without suites or groups would make rustls panic or refuse every handshake.
-fn provider(ciphers: &[String], curves: &[String]) -> Result<CryptoProvider, ConfigError> {
+pub(crate) fn provider(ciphers: &[String], curves: &[String]) -> Result<CryptoProvider, ConfigError> {
     let provider = terms::provider(ciphers, curves);
     if provider.cipher_suites.is_empty() || provider.kx_groups.is_empty() {
         let source = rustls::Error::General("none of them is supported".into());
@@ -128,7 +128,7 @@ fn provider(ciphers: &[String], curves: &[String]) -> Result<CryptoProvider, Con
     Ok(provider)
 }
 
-fn nothing(ciphers: &[String], curves: &[String], source: rustls::Error) -> ConfigError {
+pub(crate) fn nothing(ciphers: &[String], curves: &[String], source: rustls::Error) -> ConfigError {
     ConfigError::NothingInCommon {
         ciphers: ciphers.to_vec(),
         curves: curves.to_vec(),

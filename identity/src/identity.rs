@@ -246,6 +246,15 @@ impl Identity {
             .map(|generation| generation.credentials.clone())
     }
 
+    /// The revocation lists in use.
+    pub(crate) fn revocation_lists(&self) -> Arc<[CertificateRevocationListDer<'static>]> {
+        let current = self.shared.current.load();
+        current
+            .as_ref()
+            .map(|generation| generation.revocation_lists.clone())
+            .unwrap_or_default()
+    }
+
     /// The number of the generation: changes with each change of credentials, trust bundle or revocation lists.
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.shared.generation.subscribe()

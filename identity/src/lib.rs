@@ -6,7 +6,9 @@
 //! [`Identity::client_config`] always answer for the newest one, so a handshake that starts after a rotation uses it and a
 //! session of an older trust bundle cannot be resumed. Connections that stand are not touched.
 //!
-//! Peers are known by the URI SAN of their certificate, never by a host name: the chain must lead to the trust bundle, and the
+//! TLS to applications outside of the mesh is another matter: [`Originator`] and the [`Secrets`] that clusters name.
+//!
+//! Peers of the mesh are known by the URI SAN of their certificate, never by a host name: the chain must lead to the trust bundle, and the
 //! SPIFFE ID must start with one of the prefixes that [`ServerTerms`] and [`ClientTerms`] name. When our own certificate has
 //! expired there is no configuration at all: the proxy fails closed and [`Identity::status`] says why.
 //!
@@ -20,6 +22,7 @@ mod credentials;
 mod files;
 pub mod generate;
 mod identity;
+mod origination;
 mod peer;
 mod read;
 mod revocation;
@@ -37,6 +40,10 @@ pub use config::{ConfigError, server_name};
 pub use credentials::{Credentials, CredentialsError, Pem};
 pub use files::FilesError;
 pub use identity::{Identity, Options, Source, Status, Unavailable};
+pub use origination::{
+    NameKind, NameMatcher, NamePattern, OriginatedStream, OriginationError, OriginationTerms, Originator, PatternError, PeerName,
+    SYSTEM_ROOTS_SECRET, SecretError, Secrets,
+};
 pub use peer::{PeerError, peer_id};
 pub use read::ReadError;
 pub use revocation::RevocationError;

@@ -242,7 +242,7 @@ impl ServerCertVerifier for ServerVerifier {
 }
 
 /// The error with which rustls sends the fitting alert.
-fn chain_error(error: webpki::Error) -> Error {
+pub(crate) fn chain_error(error: webpki::Error) -> Error {
     use webpki::Error as Webpki;
     let reason = match error {
         Webpki::CertNotValidYet { time, not_before } => CertificateError::NotValidYetContext { time, not_before },

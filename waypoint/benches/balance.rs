@@ -48,6 +48,7 @@ fn cluster(count: usize, lb: LbPolicy, weighted: bool) -> Cluster {
     let locality = Arc::new(Locality::default());
     let endpoint = |number| {
         Arc::new(Endpoint {
+            transport: None,
             target: Target::Plain(address(number)),
             display: address(number).to_string().into(),
             health: Health::Healthy,

@@ -16,15 +16,19 @@ use std::{
 
 use arc_swap::ArcSwap;
 use cairn_hbone::drain;
-use cairn_identity::Identity;
+use cairn_identity::{Identity, Secrets};
 use cairn_telemetry::{IstioStats, LogFiles, Registry};
 use tokio::{runtime::Runtime, time::sleep};
 
 use crate::{
+    config::compiler::Sources,
     proxy::{DataSettings, Live, Observer, Proxy},
-    serve::listener,
+    serve::{
+        listener,
+        open::{self, OpenConnections},
+    },
     snapshot::Snapshot,
-    upstream::{Connector, Outliers},
+    upstream::{Connector, Discovery, Outliers, dns::Names},
     workloads::Workloads,
 };
 
@@ -55,6 +59,8 @@ pub struct Engine {
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     /// Who is who in the mesh.
     pub workloads: Arc<Workloads>,
+    /// What connections take from elsewhere than a snapshot; the compiler feeds it.
+    pub sources: Sources,
     /// Metrics.
     pub registry: Registry,
     /// Log files.
@@ -97,7 +103,7 @@ impl Runtimes {
 // === impl Engine ===
 
 impl Engine {
-    /// An engine without configuration. Log writers run on the calling runtime.
+    /// An engine without configuration. Log writers and watchers of files run on the calling runtime.
     pub fn new(parts: Parts) -> Self {
         let registry = Registry::default();
         let logs = LogFiles::new(tokio::runtime::Handle::current(), &registry);
@@ -106,6 +112,10 @@ impl Engine {
         let istio = IstioStats::new(&registry, cairn_telemetry::istio::Settings::new(parts.version));
         let (connections, connections_watch) = drain::channel();
         let (listening, _) = drain::channel();
+        let sources = Sources {
+            secrets: Secrets::watched_on(&tokio::runtime::Handle::current()),
+            names: Names::on(tokio::runtime::Handle::current()),
+        };
         let pool = cairn_hbone::PoolSettings {
             windows: parts.settings.tunnel_server.windows.clone(),
             ..cairn_hbone::PoolSettings::default()
@@ -119,7 +129,7 @@ impl Engine {
         });
         let proxy = Arc::new(Proxy {
             snapshot: snapshot.clone(),
-            connector: Connector::new(parts.identity.clone(), pool),
+            connector: Connector::new(parts.identity.clone(), pool, &sources),
             outliers,
             identity: parts.identity,
             istio,
@@ -127,14 +137,17 @@ impl Engine {
             drain: connections_watch,
             settings: parts.settings,
             connections: AtomicU64::new(1),
+            open: OpenConnections::default(),
             live: Live::default(),
         });
         // On the runtime for everything that is not a connection.
+        tokio::spawn(open::watch(Arc::downgrade(&proxy)));
         tokio::spawn(signals.supervise(Arc::downgrade(&proxy), outlier_log));
         Self {
             proxy,
             snapshot,
             workloads,
+            sources,
             registry,
             logs,
             connections,
@@ -192,6 +205,12 @@ async fn sweep(proxy: Arc<Proxy>) {
         sleep(SWEEP).await;
         let snapshot = proxy.snapshot.load_full();
         for (_, cluster) in snapshot.clusters.iter() {
+            if let Discovery::DynamicForwardProxy(terms) = &cluster.settings.discovery {
+                cluster.state.hosts.sweep(terms);
+                for endpoint in cluster.state.hosts.endpoints() {
+                    endpoint.state.connections.sweep(&cluster.settings);
+                }
+            }
             for endpoint in cluster.state.endpoints.load().iter() {
                 endpoint.state.connections.sweep(&cluster.settings);
             }

@@ -20,5 +20,6 @@ pub mod serve;
 pub mod settings;
 pub mod shutdown;
 pub mod snapshot;
+mod stall;
 pub mod upstream;
 pub mod workloads;

@@ -15,6 +15,7 @@ use cairn_identity::Identity;
 use cairn_telemetry::IstioStats;
 
 use crate::{
+    serve::open::{OnChange, OpenConnections},
     snapshot::Snapshot,
     upstream::{Connector, Outliers},
 };
@@ -31,6 +32,8 @@ pub struct DataSettings {
     pub detect_timeout: Duration,
     /// How tunnels are accepted.
     pub tunnel_server: cairn_hbone::ServerSettings,
+    /// What becomes of open connections when the policy of their service changes.
+    pub open_connections: OnChange,
     /// Least request goes by how long endpoints take, beside how many requests they have.
     pub peak_ewma: bool,
     /// Where it is logged which endpoints are taken out and back.
@@ -71,6 +74,8 @@ pub struct Proxy {
     pub settings: DataSettings,
     /// Numbers of inner connections.
     pub connections: AtomicU64,
+    /// What is open for long, and may be denied one day.
+    pub open: OpenConnections,
     /// Live counts for operators.
     pub live: Live,
 }
@@ -115,6 +120,7 @@ impl Default for DataSettings {
             listen: None,
             detect_timeout: DETECT_TIMEOUT,
             tunnel_server: cairn_hbone::ServerSettings::default(),
+            open_connections: OnChange::default(),
             peak_ewma: false,
             outlier_log: None,
             node: Node::default(),

@@ -29,6 +29,7 @@ use crate::{
     config::compiler::{ADDRESSES, WORKLOADS},
     logging::LogSettings,
     proxy::DataSettings,
+    serve::open::OnChange,
     shutdown::DrainSettings,
 };
 
@@ -232,6 +233,18 @@ fn data(arguments: &Arguments, environment: &Environment) -> Result<DataSettings
     Ok(DataSettings {
         listen: environment.parsed("CAIRN_LISTEN", "ADDRESS:PORT")?,
         detect_timeout: environment.duration("CAIRN_DETECT_TIMEOUT", defaults.detect_timeout)?,
+        open_connections: match environment.text_or("CAIRN_OPEN_CONNECTIONS", "recheck") {
+            "recheck" => OnChange::Recheck,
+            "continue" => OnChange::Continue,
+            "close" => OnChange::Close,
+            other => {
+                return Err(environment::wrong(
+                    "CAIRN_OPEN_CONNECTIONS",
+                    other,
+                    "recheck, continue or close",
+                ));
+            }
+        },
         peak_ewma: environment.flag("CAIRN_PEAK_EWMA", defaults.peak_ewma)?,
         outlier_log: arguments
             .value("outlierLogPath")

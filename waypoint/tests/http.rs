@@ -354,6 +354,157 @@ async fn an_offer_to_go_on_in_http2_is_not_taken_and_no_reason_to_refuse() {
 }
 
 #[tokio::test]
+async fn an_upgrade_that_is_refused_is_answered_whole_and_so_is_what_comes_behind_it() {
+    let rig = Rig::start().await;
+    // Tells the path of each request. (hyper itself drops a connection that was asked to switch.)
+    let app: rig::App = std::sync::Arc::new(|mut stream, _| {
+        Box::pin(async move {
+            let mut heard = Vec::new();
+            while stream.read_buf(&mut heard).await.is_ok_and(|read| read > 0) {
+                if heard.ends_with(b"\r\n\r\n") {
+                    let head = String::from_utf8(std::mem::take(&mut heard)).unwrap();
+                    let body = format!("web {} 0", head.split(' ').nth(1).unwrap());
+                    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+                    stream.write_all(answer.as_bytes()).await.unwrap();
+                }
+            }
+        })
+    });
+    let pod = rig.pod(10, app).await;
+    let serving = || Config::default().http(WEB, &[pod.address]);
+    rig.serve(serving()).await;
+    let ask = |kind: &str| format!("GET /chat HTTP/1.1\r\nhost: web\r\nconnection: Upgrade\r\nupgrade: {kind}\r\n\r\n");
+    let last = "GET /last HTTP/1.1\r\nhost: web\r\nconnection: close\r\n\r\n";
+    // By the endpoint, by nobody at the endpoint's place, by the chain.
+    for (config, kind, status, end) in [
+        (serving(), "websocket", "200 OK", "web /last 0"),
+        (Config::default().http(WEB, &[]), "websocket", "503 ", "no healthy upstream"),
+        (serving(), "unheard-of", "403 Forbidden", ""),
+    ] {
+        rig.publish(config);
+        for requests in [
+            format!("{}{last}", ask(kind)),
+            ask(kind).replace("Upgrade\r\n", "Upgrade, close\r\n"),
+        ] {
+            let (answer, error) = raw(&rig, &requests).await;
+            assert!(error.is_none(), "{kind}: the end is clean: {error:?} {answer:?}");
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{kind}: {answer:?}");
+            if requests.ends_with(last) {
+                assert!(answer.ends_with(end), "{kind}: {answer:?}");
+            }
+        }
+    }
+    // What follows is watched as ever.
+    rig.publish(serving());
+    let smuggled = "POST /b HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\ncontent-length: 3\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
+    let (answer, _) = raw(&rig, &format!("{}{smuggled}", ask("websocket"))).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 200 OK") && answer.contains("HTTP/1.1 400 Bad Request"),
+        "{answer:?}"
+    );
+    assert!(!answer.contains("/b"), "{answer:?}");
+    rig.settled().await;
+}
+
+#[tokio::test]
+async fn a_connection_of_http2_carries_as_many_requests_as_it_may() {
+    let rig = Rig::start().await;
+    let app: rig::App = std::sync::Arc::new(|stream, _| {
+        Box::pin(async move {
+            let mut connection = h2::server::handshake(stream).await.unwrap();
+            while let Some(Ok((_, mut respond))) = connection.accept().await {
+                respond.send_response(Response::new(()), true).unwrap();
+            }
+        })
+    });
+    let pod = rig.pod(10, app).await;
+    let cluster = |cluster: &mut cairn_waypoint::upstream::ClusterSettings| {
+        cluster.protocol = cairn_waypoint::upstream::UpstreamProtocol::Http2;
+        cluster.max_requests_per_connection = Some(2);
+    };
+    rig.serve(Config::default().http_with(WEB, &[pod.address], |_| {}, cluster))
+        .await;
+    let mut client = rig.http1(WEB).await;
+    for request in 1..=6u32 {
+        assert_eq!(fetch(&mut client, "/").await.0, StatusCode::OK);
+        assert_eq!(
+            pod.connects.load(Ordering::SeqCst),
+            request.div_ceil(2),
+            "after {request} requests"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_stops_no_informational_answers() {
+    const EARLY: usize = 20_000;
+    let rig = Rig::start().await;
+    let (tell, mut said) = tokio::sync::mpsc::unbounded_channel();
+    let app: rig::App = std::sync::Arc::new(move |mut stream, _| {
+        let tell = tell.clone();
+        Box::pin(async move {
+            let _ = stream.read(&mut [0; 1024]).await;
+            let hint = format!("HTTP/1.1 103 Early Hints\r\nlink: </{}>\r\n\r\n", "a".repeat(500));
+            for _ in 0..EARLY {
+                stream.write_all(hint.as_bytes()).await.unwrap();
+            }
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+                .await
+                .unwrap();
+            tell.send(()).unwrap();
+            let _ = stream.read(&mut [0; 1]).await;
+        })
+    });
+    let pod = rig.pod(10, app).await;
+    rig.serve(Config::default().http(WEB, &[pod.address])).await;
+    let mut stream = rig.open(WEB).await.unwrap().stream;
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nhost: web\r\nconnection: close\r\n\r\n")
+        .await
+        .unwrap();
+    // 10 MB of advice, of which the client takes none: kept is a little, and the endpoint is not held up.
+    tokio::time::timeout(Duration::from_secs(20), said.recv())
+        .await
+        .expect("the endpoint waits for the client");
+    let mut answer = String::new();
+    tokio::time::timeout(Duration::from_secs(10), stream.read_to_string(&mut answer))
+        .await
+        .unwrap()
+        .unwrap();
+    let hints = answer.matches("HTTP/1.1 103 Early Hints\r\n").count();
+    assert!((1..EARLY).contains(&hints), "{hints}");
+    assert_eq!(answer.matches("HTTP/1.1 200 OK\r\n").count(), 1);
+    assert!(answer.ends_with("ok"));
+}
+
+#[tokio::test]
+async fn an_old_connection_takes_no_more_requests() {
+    let rig = Rig::start().await;
+    let pod = rig.pod(10, echo_app("web")).await;
+    let old = |http: &mut cairn_waypoint::snapshot::HttpChain| {
+        http.settings.max_connection_duration = Some(Duration::from_millis(300));
+    };
+    rig.serve(Config::default().http_with(WEB, &[pod.address], old, |_| {})).await;
+    // One that is idle ends; one with a request under way ends behind it.
+    let mut stream = rig.open(WEB).await.unwrap().stream;
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: web\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    let ended = tokio::time::timeout(Duration::from_secs(10), stream.read_to_string(&mut answer)).await;
+    ended.unwrap().unwrap();
+    assert!(answer.ends_with("web / 0"), "{answer:?}");
+    let mut client = rig.http2(WEB).await;
+    let (answer, mut body) = client
+        .send_request(Request::post("http://web/up").body(()).unwrap(), false)
+        .unwrap();
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    body.send_data("late".into(), true).unwrap();
+    let mut answer = answer.await.unwrap().into_body();
+    assert_eq!(answer.data().await.unwrap().unwrap(), "web /up 4");
+    assert!(client.ready().await.is_err(), "the connection takes no other request");
+}
+
+#[tokio::test]
 async fn a_connection_through_a_tunnel_of_older_terms_is_not_used_again() {
     let rig = Rig::start().await;
     let pod = rig.pod(10, echo_app("web")).await;

@@ -385,7 +385,7 @@ async fn a_route_timeout_is_a_504_and_the_endpoint_is_told() {
 }
 
 #[tokio::test]
-async fn a_request_whose_body_stops_is_ended_by_the_route_timeout_and_leaves_nothing() {
+async fn a_request_whose_body_stops_has_no_route_timeout_yet_and_leaves_nothing_when_it_is_idle() {
     let rig = Rig::start().await;
     let pods = [
         rig.pod(10, hanging()).await,
@@ -403,7 +403,10 @@ async fn a_request_whose_body_stops_is_ended_by_the_route_timeout_and_leaves_not
         let config = Config::default().http_with(
             WEB,
             &[pod.address],
-            |http| http.routes = routes(vec![route("/", forward)]),
+            |http| {
+                http.routes = routes(vec![route("/", forward)]);
+                http.settings.stream_idle_timeout = Some(Duration::from_millis(600));
+            },
             settings,
         );
         if round == 0 {
@@ -416,7 +419,8 @@ async fn a_request_whose_body_stops_is_ended_by_the_route_timeout_and_leaves_not
         let (answer, body) = client
             .send_request(Request::post("http://web/").body(()).unwrap(), false)
             .unwrap();
-        assert_eq!(answer.await.unwrap().status(), StatusCode::GATEWAY_TIMEOUT, "round {round}");
+        assert_eq!(answer.await.unwrap().status(), StatusCode::REQUEST_TIMEOUT, "round {round}");
+        assert_eq!(rig.told(round + 1).await.flags, "SI");
         rig.quiet().await;
         drop(body);
     }

@@ -20,7 +20,7 @@ use bytes::Bytes;
 use cairn_hbone::TunnelStream;
 use cairn_waypoint::{
     snapshot::TcpChain,
-    upstream::{ClusterSettings, Target},
+    upstream::{ClusterSettings, Target, TcpKeepalive},
 };
 use http::{HeaderMap, Request, StatusCode};
 use rig::{App, Config, Rig, echo_app, fetch, mirror, tunnels};
@@ -620,4 +620,111 @@ async fn a_stalled_reader_stops_its_writer_and_nobody_else() {
     }
     drop((stalled, reader));
     rig.settled().await;
+}
+
+/// A pod that never answers a CONNECT.
+async fn never_answering(rig: &Rig, last: u8) -> rig::Pod {
+    rig.pod_that(last, |connect| {
+        tokio::spawn(async move {
+            let mut connect = connect;
+            connect.cancelled().await;
+        });
+    })
+    .await
+}
+
+#[tokio::test]
+async fn what_a_client_says_while_its_endpoint_is_dialled_is_heard() {
+    let rig = Rig::start().await;
+    let (web, stuck) = (rig.pod(10, echo_app("web")).await, never_answering(&rig, 11).await);
+    let bytes_go_nowhere = |tcp: &mut TcpChain| tcp.targets = vec![("stuck".into(), 1)];
+    rig.serve(
+        Config::default()
+            .detect_with(DB, &[web.address], bytes_go_nowhere)
+            .cluster("stuck", &[stuck.address]),
+    )
+    .await;
+    // Silent until its endpoint is being dialled; then it speaks HTTP, of which that endpoint has nothing to hear.
+    let mut stream = open(&rig).await;
+    while stuck.connects.load(Ordering::SeqCst) == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nhost: web\r\nconnection: close\r\n\r\n")
+        .await
+        .unwrap();
+    let answer = timeout(Duration::from_secs(1), read_all(&mut stream)).await;
+    let answer = answer.expect("the answer does not wait for the other endpoint").unwrap();
+    assert!(answer.ends_with(b"web / 0"), "{answer:?}");
+    // One that says bytes, and leaves before they have anywhere to go, leaves nothing.
+    let mut stream = open(&rig).await;
+    stream.write_all(b"\x00\x01\x02").await.unwrap();
+    while stuck.connects.load(Ordering::SeqCst) < 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    stream.reset(h2::Reason::CANCEL);
+    timeout(Duration::from_secs(1), rig.settled())
+        .await
+        .expect("nobody dials for a client that has left");
+}
+
+#[tokio::test]
+async fn all_tries_together_take_no_longer_than_one_may() {
+    let rig = Rig::start().await;
+    let stuck = [never_answering(&rig, 10).await, never_answering(&rig, 11).await];
+    let endpoints = tunnels(&stuck.each_ref().map(|pod| pod.address));
+    let quick = |cluster: &mut ClusterSettings| cluster.connect_timeout = Duration::from_millis(200);
+    rig.serve(Config::default().tcp_with(DB, endpoints, |_| {}, quick)).await;
+    let since = tokio::time::Instant::now();
+    assert_eq!(refused(&rig).await.0, StatusCode::SERVICE_UNAVAILABLE);
+    // A tunnel alone may take two seconds here.
+    assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
+}
+
+/// Whether the kernel probes a connection to this address: its timer in `/proc/net/tcp` (proc(5)).
+fn is_probed(address: SocketAddr) -> bool {
+    let std::net::IpAddr::V4(ip) = address.ip() else {
+        return false;
+    };
+    let remote = format!("{:08X}:{:04X}", u32::from_le_bytes(ip.octets()), address.port());
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    table.lines().any(|line| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        fields.get(2) == Some(&remote.as_str()) && fields.get(5).is_some_and(|timer| timer.starts_with("02:"))
+    })
+}
+
+#[tokio::test]
+async fn plain_connections_are_probed_as_their_cluster_says() {
+    let rig = Rig::start().await;
+    for (last, probed) in [(30, true), (31, false)] {
+        let address = plain(&rig, last, |mut stream: TcpStream| async move {
+            let _ = stream.read(&mut [0; 1]).await;
+        })
+        .await;
+        let probes = move |cluster: &mut ClusterSettings| {
+            cluster.tcp_keepalive = probed.then_some(TcpKeepalive {
+                probes: Some(3),
+                time: Some(Duration::from_secs(60)),
+                interval: Some(Duration::from_secs(5)),
+            });
+        };
+        let config = Config::default().tcp_with(DB, plainly(address), |_| {}, probes);
+        if last == 30 {
+            rig.serve(config).await
+        } else {
+            rig.publish(config)
+        }
+        let stream = open(&rig).await;
+        let mut found = is_probed(address);
+        for _ in 0..100 {
+            if found == probed {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            found = is_probed(address);
+        }
+        assert_eq!(found, probed);
+        drop(stream);
+    }
 }

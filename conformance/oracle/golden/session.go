@@ -227,7 +227,14 @@ func (s *Session) LaunchProxy() error {
 			"--allow-unknown-static-fields", "-l", "warning", "--concurrency", fmt.Sprint(r.Concurrency), "--skip-deprecated-logs"}
 	} else {
 		argv = []string{"sh", "-c", r.Command}
-		var err error
+		tree := filepath.Join(s.dir, fmt.Sprintf("mounts-%d", s.starts))
+		named, err := mounts(s.Set, s.Authorities, tree)
+		if err != nil {
+			return err
+		}
+		if named {
+			argv = mounted(r.Command, tree)
+		}
 		if environment, err = s.environment(); err != nil {
 			return err
 		}

@@ -162,6 +162,12 @@ async fn roots(root_file: &Path) -> Result<(PathBuf, Vec<u8>), ConnectError> {
     if root_file != Path::new(SYSTEM_ROOTS) {
         return Ok((root_file.to_path_buf(), read::file(root_file, ROOT_REMEDY).await?));
     }
+    let remedy = "CA_ROOT_CA=SYSTEM needs the operating system's root certificates: install the package ca-certificates";
+    Ok(system_bundle(remedy).await?)
+}
+
+/// The operating system's root certificates, and where they were.
+pub(crate) async fn system_bundle(remedy: &'static str) -> Result<(PathBuf, Vec<u8>), ReadError> {
     for path in SYSTEM_BUNDLES {
         if let Ok(pem) = read::file(Path::new(path), "").await {
             return Ok((path.into(), pem));
@@ -169,9 +175,8 @@ async fn roots(root_file: &Path) -> Result<(PathBuf, Vec<u8>), ConnectError> {
     }
     Err(ReadError::Missing {
         path: SYSTEM_BUNDLES[0].into(),
-        remedy: "CA_ROOT_CA=SYSTEM needs the operating system's root certificates: install the package ca-certificates",
-    }
-    .into())
+        remedy,
+    })
 }
 
 /// Where to connect and whom to expect.

@@ -15,6 +15,7 @@ use std::{path::PathBuf, time::Duration};
 
 pub use answer::AnswerError;
 use cairn_exchange::SpiffeId;
+pub(crate) use connect::system_bundle;
 pub use connect::{ConnectError, SYSTEM_ROOTS};
 pub(crate) use request::issue;
 pub use request::{IssueError, TokenError};

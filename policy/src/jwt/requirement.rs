@@ -1,7 +1,8 @@
 //! Which tokens a request must have, and whether it has them.
 //!
 //! The tree is walked as Envoy walks it: "any" ends with the first that holds, "all" with the first that does not, and what a good
-//! token tells (headers, metadata) is told at once. One thing is done otherwise: headers that only verified tokens may set are removed
+//! token tells (headers, metadata) is told at once. Where nothing of "any" holds, the worst that was found counts: that a token is
+//! missing, or another issuer's, says less than what is wrong with one. One thing is done otherwise: headers that only verified tokens may set are removed
 //! for all issuers before the first is asked, so that no issuer that is not reached leaves a client's own word standing.
 
 use std::sync::Arc;
@@ -30,9 +31,9 @@ pub enum Requirement {
     Any(Vec<Requirement>),
     /// All of these.
     All(Vec<Requirement>),
-    /// No token, or good ones, where the providers beside it look.
+    /// No token. Inside of "any": where the others look; elsewhere good tokens of all providers are looked for and told of.
     AllowMissing,
-    /// Anything, but good tokens are told of.
+    /// The same, and bad ones.
     AllowMissingOrFailed,
     /// Nothing.
     Nothing,
@@ -45,7 +46,11 @@ pub(super) enum Step {
         provider: usize,
         audiences: Option<Vec<Box<str>>>,
     },
-    Any(Vec<Step>),
+    Any {
+        steps: Vec<Step>,
+        allow_missing: bool,
+        allow_failed: bool,
+    },
     All(Vec<Step>),
     Bypass {
         locations: Locations,
@@ -83,13 +88,13 @@ pub(super) struct Walk<'a> {
 impl Step {
     /// Works out the places; `None` if a provider is not there.
     pub(super) fn compile(requirement: Requirement, providers: &[Provider]) -> Option<Self> {
-        Self::within(requirement, providers, &[])
-    }
-
-    fn within(requirement: Requirement, providers: &[Provider], beside: &[usize]) -> Option<Self> {
+        let each = |list: Vec<Requirement>| {
+            let steps = list.into_iter().map(|one| Self::compile(one, providers));
+            steps.collect::<Option<Vec<_>>>()
+        };
         let bypass = |allow_failed| {
             let mut locations = Locations::default();
-            for provider in beside.iter().filter_map(|provider| providers.get(*provider)) {
+            for provider in providers {
                 locations.add(provider.settings.issuer.as_deref(), &places(&provider.settings));
             }
             Self::Bypass { locations, allow_failed }
@@ -97,26 +102,21 @@ impl Step {
         Some(match requirement {
             Requirement::Provider { provider, .. } if provider >= providers.len() => return None,
             Requirement::Provider { provider, audiences } => Self::Provider { provider, audiences },
-            Requirement::All(all) => {
-                let steps = all.into_iter().map(|one| Self::within(one, providers, &[]));
-                Self::All(steps.collect::<Option<_>>()?)
-            }
+            Requirement::All(all) => Self::All(each(all)?),
             Requirement::Any(any) => {
-                let named = any.iter().filter_map(|one| match one {
-                    Requirement::Provider { provider, .. } => Some(*provider),
-                    _ => None,
-                });
-                let named: Vec<_> = named.collect();
+                let count = any.len();
+                let allow_missing = any.iter().any(|one| matches!(one, Requirement::AllowMissing));
+                let allow_failed = any.iter().any(|one| matches!(one, Requirement::AllowMissingOrFailed));
                 let is_bypass = |one: &Requirement| matches!(one, Requirement::AllowMissing | Requirement::AllowMissingOrFailed);
-                // One bypass is enough, the wider one, and it comes last.
-                let widest = any
-                    .iter()
-                    .filter(|one| is_bypass(one))
-                    .max_by_key(|one| matches!(one, Requirement::AllowMissingOrFailed));
-                let widest = widest.cloned();
-                let steps = any.into_iter().filter(|one| !is_bypass(one)).chain(widest);
-                let steps = steps.map(|one| Self::within(one, providers, &named));
-                Self::Any(steps.collect::<Option<_>>()?)
+                let others: Vec<_> = any.into_iter().filter(|one| !is_bypass(one)).collect();
+                if others.is_empty() && count > 0 {
+                    return Some(bypass(allow_failed));
+                }
+                Self::Any {
+                    steps: each(others)?,
+                    allow_missing,
+                    allow_failed,
+                }
             }
             Requirement::AllowMissing => bypass(false),
             Requirement::AllowMissingOrFailed => bypass(true),
@@ -132,16 +132,24 @@ impl Walk<'_> {
         match step {
             Step::Nothing => Ok(()),
             Step::All(all) => all.iter().try_for_each(|one| self.check(one)),
-            Step::Any(any) => {
-                let mut last = Ok(());
-                for one in any {
-                    last = match self.check(one) {
+            Step::Any {
+                steps,
+                allow_missing,
+                allow_failed,
+            } => {
+                let mut worst = Problem::Missing;
+                for one in steps {
+                    match self.check(one) {
                         Ok(()) => return Ok(()),
-                        Err(Unmet::Refused(problem)) => Err(Unmet::Refused(problem)),
+                        Err(Unmet::Refused(Problem::Missing | Problem::UnknownIssuer)) if worst != Problem::Missing => {}
+                        Err(Unmet::Refused(problem)) => worst = problem,
                         needs @ Err(Unmet::NeedsKeys(_)) => return needs,
-                    };
+                    }
                 }
-                last
+                if *allow_failed || (*allow_missing && worst == Problem::Missing) {
+                    return Ok(());
+                }
+                Err(Unmet::Refused(worst))
             }
             Step::Provider { provider, audiences } => {
                 let index = *provider;

@@ -14,11 +14,12 @@ use super::{json, problem::Problem};
 /// Longest token that is looked at, in bytes; heads of requests have limits of their own.
 pub const MAX_TOKEN: usize = 64 * 1024;
 
-/// Base64url as tokens and keys have it: padding or none.
+/// Base64url as tokens and keys have it: padding or none, and nobody looks at the bits that belong to no byte.
 pub(super) const BASE64URL: GeneralPurpose = GeneralPurpose::new(
     &URL_SAFE,
     GeneralPurposeConfig::new()
         .with_encode_padding(false)
+        .with_decode_allow_trailing_bits(true)
         .with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 

@@ -109,6 +109,7 @@ fn address(target: &Target) -> Value {
     match target {
         Target::Plain(address) => socket(address),
         Target::Tunnel { address, .. } => internal("connect_originate", &address.to_string()),
+        Target::Double { gateway, .. } => internal("inner_connect_originate", &gateway.to_string()),
         Target::Original { .. } => json!({}),
     }
 }

@@ -107,7 +107,8 @@ async fn run(settings: Settings, arguments: &Arguments, logging: logging::Handle
         settings: data_settings,
         observer: None,
     }));
-    let compiler = Compiler::new(engine.workloads.clone(), engine.snapshot.clone(), Some(engine.logs.clone()));
+    let compiler = Compiler::new(engine.workloads.clone(), engine.snapshot.clone(), Some(engine.logs.clone()))
+        .feeding(engine.sources.clone());
     let store = compiler.store().clone();
     let (watched, progress) = Watched::new(compiler, &engine.registry);
     let watched = watched.believing(identity.clone());

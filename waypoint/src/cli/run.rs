@@ -74,7 +74,8 @@ fn serve(args: &Run) -> Result<()> {
         settings,
         observer: None,
     });
-    let mut compiler = Compiler::new(engine.workloads.clone(), engine.snapshot.clone(), Some(engine.logs.clone()));
+    let mut compiler = Compiler::new(engine.workloads.clone(), engine.snapshot.clone(), Some(engine.logs.clone()))
+        .feeding(engine.sources.clone());
     for answer in answers {
         let applied = compiler.apply(&answer.type_url, answer.resources, answer.removed);
         for error in applied.errors {

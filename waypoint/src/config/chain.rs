@@ -19,7 +19,11 @@ use cairn_proto::{
         },
         extensions::filters::{
             common::set_filter_state::v3::{FilterStateValue, filter_state_value::Key},
-            network::{mongo_proxy::v3::MongoProxy, set_filter_state::v3::Config as SetFilterState},
+            network::{
+                mongo_proxy::v3::MongoProxy,
+                set_filter_state::v3::Config as SetFilterState,
+                sni_dynamic_forward_proxy::v3::{FilterConfig as SniForwardProxy, filter_config::PortSpecifier},
+            },
         },
     },
     stats::PluginConfig,
@@ -40,10 +44,13 @@ use super::{
     structure, tcp,
     value::duration,
 };
-use crate::snapshot::{Chain, ChainKind, Refusal};
+use crate::snapshot::{Chain, ChainKind, Refusal, ServerNameUse};
 
 /// How often `istio.stats` reports open TCP connections unless told otherwise.
 const TCP_REPORTING: Duration = Duration::from_secs(5);
+
+/// Where Envoy forwards TLS by its server name unless told otherwise.
+const SERVER_NAME_PORT: u16 = 443;
 
 /// Extension configurations by name.
 pub(crate) type Extensions = BTreeMap<String, Any>;
@@ -72,6 +79,8 @@ pub(crate) struct Context {
     pub rbac: Vec<Rbac>,
     /// Authorizers of connections, in order.
     pub authorizers: Vec<Arc<OfConnections>>,
+    /// What the client's server name is used for.
+    pub server_name: ServerNameUse,
     /// Clusters named so far.
     pub clusters: BTreeSet<Arc<str>>,
     /// Extension configurations named so far.
@@ -195,6 +204,7 @@ pub(crate) fn compile(
         metrics: _,
         rbac: _,
         authorizers: _,
+        server_name: _,
         clusters,
         extensions,
         extensions_missing,
@@ -273,12 +283,31 @@ fn compile_filter(filter: Filter, context: &mut Context, notes: &mut Notes) -> R
                 refuse_set!(notes, delay);
             }
             "envoy.extensions.filters.network.rbac.v3.RBAC" => {
-                let filter = rbac::network(unpack(any, Unknown::Refuses, notes)?, notes)?;
+                let filter = unpack(any, Unknown::Refuses, notes)?;
+                context.server_name.judged |= rbac::asks_server_name(&filter);
+                let filter = rbac::network(filter, notes)?;
                 context.rbac.push(filter);
             }
             "envoy.extensions.filters.network.ext_authz.v3.ExtAuthz" => {
                 let filter = ext_authz::network(unpack(any, Unknown::Refuses, notes)?, context, notes)?;
                 context.authorizers.extend(filter.map(Arc::new));
+            }
+            "envoy.extensions.filters.network.sni_dynamic_forward_proxy.v3.FilterConfig" => {
+                let SniForwardProxy {
+                    dns_cache_config,
+                    save_upstream_address,
+                    port_specifier,
+                } = unpack(any, Unknown::Refuses, notes)?;
+                // The cache is that of the cluster, under the same name.
+                unneeded!(dns_cache_config, save_upstream_address);
+                let port = match port_specifier {
+                    None => SERVER_NAME_PORT,
+                    Some(PortSpecifier::PortValue(port)) => u16::try_from(port)
+                        .ok()
+                        .filter(|port| *port > 0)
+                        .ok_or_else(|| notes.malformed("port_value", format!("{port} is no port")))?,
+                };
+                context.server_name.forward_to = Some(port);
             }
             "envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit" => {
                 let limit = local_ratelimit::network(unpack(any, Unknown::Refuses, notes)?, context, notes)?;

@@ -16,18 +16,22 @@ use foldhash::quality::FixedState;
 
 use super::{
     any::{Unknown, decode, text, typed},
-    balancing,
+    balancing, dns,
     endpoint::Assignment,
     limits,
+    origination::SecretNames,
     report::{Malformed, Notes, Present as _, Unsupported, ignore_set, refuse_set, unneeded},
     transport::{self, MatchedTransports},
     upstream_http,
     value::duration,
 };
-use crate::upstream::{ClusterSettings, TcpKeepalive, TransportTerms};
+use crate::upstream::{ClusterSettings, Discovery, TcpKeepalive, TransportTerms};
 
 /// Clusters that carry tunnels.
 pub(crate) const TUNNEL_CLUSTERS: [&str; 3] = ["connect_originate", "inner_connect_originate", "outer_connect_originate"];
+
+/// Where hosts that a request names without a port are, when TLS is spoken to them.
+const HTTPS_PORT: u16 = 443;
 
 /// A compiled cluster without its live state.
 #[derive(Clone, Debug)]
@@ -42,8 +46,8 @@ pub(crate) struct Compiled {
     pub endpoints: Endpoints,
     /// How single endpoints are reached, where that differs by endpoint.
     pub matched: Arc<MatchedTransports>,
-    /// Secrets that istiod has to send.
-    pub secrets: Vec<String>,
+    /// Secrets that it needs.
+    pub secrets: SecretNames,
     /// What is not done.
     pub unsupported: Vec<Unsupported>,
 }
@@ -113,15 +117,10 @@ pub(crate) fn compile(name: &str, bytes: &Bytes) -> Result<Compiled, Malformed> 
         cluster_discovery_type,
         lb_config,
     } = cluster;
-    // How names are looked up and how much is buffered is ours; the rest is about statistics.
+    // How much is buffered, and over which transport names are looked up, is ours; the rest is about statistics.
     unneeded!(
         per_connection_buffer_limit_bytes,
         per_connection_buffer_high_watermark_timeout,
-        dns_refresh_rate,
-        dns_jitter,
-        dns_failure_refresh_rate,
-        respect_dns_ttl,
-        dns_lookup_family,
         use_tcp_for_dns_lookups,
         typed_dns_resolver_config,
         wait_for_warm_on_init,
@@ -130,6 +129,8 @@ pub(crate) fn compile(name: &str, bytes: &Bytes) -> Result<Compiled, Malformed> 
         lrs_report_endpoint_metrics,
         track_timeout_budgets,
         track_cluster_stats,
+        // The address that connections leave from is the pod's; tunnels show who we are.
+        upstream_bind_config,
         preconnect_policy,
         connection_pool_per_downstream_connection,
     );
@@ -146,7 +147,6 @@ pub(crate) fn compile(name: &str, bytes: &Bytes) -> Result<Compiled, Malformed> 
         http2_protocol_options,
         dns_resolvers,
         dns_resolution_config,
-        upstream_bind_config,
         lb_subset_config,
         protocol_selection,
         upstream_config,
@@ -180,15 +180,26 @@ pub(crate) fn compile(name: &str, bytes: &Bytes) -> Result<Compiled, Malformed> 
     }
     upstream_http::apply(&typed_extension_protocol_options, &mut settings, notes)?;
 
+    let asking = dns::terms(
+        dns::Asked {
+            family: dns_lookup_family,
+            refresh: dns_refresh_rate,
+            failure: dns_failure_refresh_rate,
+            jitter: dns_jitter,
+            respect_ttl: respect_dns_ttl,
+        },
+        notes,
+    )?;
     let endpoints = discovery::endpoints(
         name,
+        asking,
         cluster_discovery_type,
         eds_cluster_config,
         load_assignment,
         &mut settings,
         notes,
     )?;
-    let mut secrets = Vec::new();
+    let mut secrets = SecretNames::default();
     if TUNNEL_CLUSTERS.contains(&name) {
         let terms = notes.within("transport_socket", |notes| transport::tunnel(transport_socket, notes))?;
         settings.tunnel = Some(terms);
@@ -197,7 +208,12 @@ pub(crate) fn compile(name: &str, bytes: &Bytes) -> Result<Compiled, Malformed> 
             transport::terms(transport_socket, &mut secrets, notes)
         })?;
     }
-    let matched = transport::matches(transport_socket_matches, notes)?;
+    if let Discovery::DynamicForwardProxy(terms) = &mut settings.discovery
+        && matches!(settings.transport, TransportTerms::Tls(_))
+    {
+        terms.port = HTTPS_PORT;
+    }
+    let matched = transport::matches(transport_socket_matches, &mut secrets, notes)?;
     if let Some(reason) = notes.refusal() {
         settings.transport = TransportTerms::Unsupported(reason.into());
         settings.tunnel = None;
@@ -207,7 +223,7 @@ pub(crate) fn compile(name: &str, bytes: &Bytes) -> Result<Compiled, Malformed> 
         alt_stat_name: Some(alt_stat_name).filter(|name| name.present()).map(Into::into),
         service: metadata.as_ref().and_then(service),
     };
-    let transport_hash = transport_hash(&settings);
+    let transport_hash = transport_hash(&settings, &matched);
     let unsupported = std::mem::replace(notes, Notes::of(name)).into_list();
     Ok(Compiled {
         facts: Arc::new(facts),
@@ -287,13 +303,15 @@ fn keepalive(options: Option<UpstreamConnectionOptions>, notes: &mut Notes) -> O
 }
 
 /// Fingerprint of what a connection to an endpoint is made with.
-fn transport_hash(settings: &ClusterSettings) -> u64 {
+fn transport_hash(settings: &ClusterSettings, matched: &MatchedTransports) -> u64 {
     let parts = (
         &settings.transport,
         settings.protocol,
         &settings.tunnel,
         settings.tcp_keepalive,
         settings.preserve_header_case,
+        settings.names_by_host,
+        matched,
     );
     FixedState::with_seed(0).hash_one(parts)
 }

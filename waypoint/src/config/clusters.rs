@@ -16,14 +16,16 @@ use cairn_exchange::clock::{self, Instant};
 use super::{
     cluster::{self, Compiled, Endpoints},
     compiler::{FETCH_TIMEOUT, Resource},
+    discovery::Discovering,
     endpoint::{self, Assignment},
+    originate::TunnelListener,
     report::{ResourceError, Unsupported},
     state::StateStore,
     store::Pending,
 };
 use crate::{
     snapshot::Table,
-    upstream::{Cluster, EndpointSet, TransportTerms},
+    upstream::{Cluster, EndpointSet, TransportTerms, dns::Names},
 };
 
 /// All clusters.
@@ -37,9 +39,11 @@ pub(crate) struct Clusters {
     waiting: BTreeMap<Arc<str>, Instant>,
     /// Clusters that istiod has removed and a chain may still name.
     gone: BTreeSet<Arc<str>>,
-    /// Tunnels that are refused, by cluster, for what a listener says.
-    tunnel_refusals: BTreeMap<String, String>,
+    /// What listeners say of tunnels, by cluster.
+    tunnels: BTreeMap<String, TunnelListener>,
     states: StateStore,
+    /// Looks names up.
+    names: Names,
 }
 
 #[derive(Debug)]
@@ -52,6 +56,8 @@ struct Entry {
     malformed: Option<ResourceError>,
     /// What of its endpoints is not done.
     endpoints_unsupported: Vec<Unsupported>,
+    /// Looks up the names of the published version.
+    discovering: Option<Discovering>,
 }
 
 #[derive(Debug)]
@@ -64,6 +70,11 @@ struct AssignmentEntry {
 // === impl Clusters ===
 
 impl Clusters {
+    /// Names are looked up there from now on.
+    pub(crate) fn look_up_in(&mut self, names: Names) {
+        self.names = names;
+    }
+
     /// Takes over clusters. What is wrong with any of those sent, now or since before, is added to `errors`.
     pub(crate) fn apply_clusters(&mut self, changed: &[Resource], removed: &[String], errors: &mut Vec<ResourceError>) -> bool {
         let mut any = false;
@@ -100,6 +111,7 @@ impl Clusters {
             active: None,
             malformed: None,
             endpoints_unsupported: Vec::new(),
+            discovering: None,
         });
         entry.bytes = resource.bytes.clone();
         match cluster::compile(&name, &resource.bytes) {
@@ -199,20 +211,33 @@ impl Clusters {
                 .and_then(|entry| entry.good.as_ref())
                 .map(|(assignment, _)| assignment),
         };
-        let _writing = state.writing.lock();
         let Some(assignment) = assignment else {
+            let _writing = state.writing.lock();
+            entry.discovering = None;
             // Those that it had under another name are not its own any more.
             state.endpoints.store(Arc::new(EndpointSet::default()));
             return;
         };
+        // A search that goes on takes `writing` with its own lock held: it is started, and the one before ended, without `writing`.
+        let discovering = Discovering::start(active, assignment, &state, &self.names, entry.discovering.as_ref());
+        let before = std::mem::replace(&mut entry.discovering, discovering);
+        // The old search has ended before the new one says anything.
+        drop(before);
+        let writing = state.writing.lock();
         let previous = state.endpoints.load_full();
         if active.settings.outlier.is_none() {
             // Nobody would take them back.
             previous.iter().for_each(|endpoint| endpoint.state.monitor.take_back());
         }
         let listed = &mut entry.endpoints_unsupported;
-        let endpoints = assignment.endpoints(name, &active.settings, &active.matched, &previous, listed);
-        state.endpoints.store(Arc::new(endpoints));
+        let endpoints = assignment.endpoints(name, &active.settings, &active.matched, &previous, |_| &[], listed);
+        match &entry.discovering {
+            Some(discovering) => {
+                drop(writing);
+                discovering.swap();
+            }
+            None => state.endpoints.store(Arc::new(endpoints)),
+        }
     }
 
     /// Publishes what need not wait any longer; `true` when the table has changed.
@@ -260,7 +285,9 @@ impl Clusters {
         let active = self.entries.get(name)?.active.as_ref()?;
         let mut settings = active.settings.clone();
         let mut transport_hash = active.transport_hash;
-        if let Some(reason) = self.tunnel_refusals.get(&**name) {
+        let said = self.tunnels.get(&**name);
+        settings.tunnel_headers = said.map(|said| said.headers.clone()).unwrap_or_default();
+        if let Some(reason) = said.and_then(|said| said.refusal.as_ref()) {
             // Connections that were made before are not used either.
             transport_hash = !transport_hash;
             settings.transport = TransportTerms::Unsupported(reason.as_str().into());
@@ -274,13 +301,13 @@ impl Clusters {
         })
     }
 
-    /// Refuses tunnels, by cluster, for what listeners say; `true` when that is news.
-    pub(crate) fn refuse_tunnels(&mut self, refusals: BTreeMap<String, String>) -> bool {
-        if refusals == self.tunnel_refusals {
+    /// Opens tunnels, or refuses them, as listeners say of each cluster; `true` when that is news.
+    pub(crate) fn open_tunnels_as(&mut self, tunnels: BTreeMap<String, TunnelListener>) -> bool {
+        if tunnels == self.tunnels {
             return false;
         }
-        let touched: Vec<_> = refusals.keys().chain(self.tunnel_refusals.keys()).cloned().collect();
-        self.tunnel_refusals = refusals;
+        let touched: Vec<_> = tunnels.keys().chain(self.tunnels.keys()).cloned().collect();
+        self.tunnels = tunnels;
         for name in touched {
             if let Some((name, _)) = self.entries.get_key_value(name.as_str()) {
                 let name = name.clone();
@@ -323,13 +350,22 @@ impl Clusters {
         self.by_service.keys().map(|service| service.to_string()).collect()
     }
 
-    /// Names of the secrets that are wanted.
+    /// Names of the secrets that are wanted of istiod.
     pub(crate) fn wanted_secrets(&self) -> BTreeSet<String> {
-        self.entries
-            .values()
-            .filter_map(|entry| entry.latest.as_ref())
-            .flat_map(|compiled| compiled.secrets.iter().cloned())
+        self.versions()
+            .flat_map(|compiled| compiled.secrets.served.iter().cloned())
             .collect()
+    }
+
+    /// Names of the secrets that are wanted and lie in files.
+    pub(crate) fn wanted_files(&self) -> BTreeSet<String> {
+        self.versions()
+            .flat_map(|compiled| compiled.secrets.files.iter().cloned())
+            .collect()
+    }
+
+    fn versions(&self) -> impl Iterator<Item = &Arc<Compiled>> {
+        self.entries.values().flat_map(Entry::versions)
     }
 
     /// Clusters that wait for endpoints.

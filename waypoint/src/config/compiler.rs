@@ -13,16 +13,20 @@ use std::{
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use cairn_exchange::clock::{self, Instant};
+use cairn_identity::Secrets;
+use cairn_proto::envoy::extensions::transport_sockets::tls::v3::Secret;
 use cairn_telemetry::access_log::LogFiles;
 
 use super::{
+    any::{Unknown, decode},
     clusters::Clusters,
     listeners::{Listeners, Published},
-    report::{Malformed, ResourceError, Unsupported},
+    report::{Malformed, Notes, ResourceError, Unsupported},
     store::Store,
     workload,
 };
-use crate::{snapshot::Snapshot, workloads::Workloads};
+use crate::{snapshot::Snapshot, upstream::dns::Names, workloads::Workloads};
+
 /// Type URL of clusters.
 pub const CLUSTERS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
 /// Type URL of endpoint assignments.
@@ -77,6 +81,15 @@ pub struct Applied {
     pub wants: BTreeMap<&'static str, BTreeSet<String>>,
 }
 
+/// What connections take from elsewhere than a snapshot, and the configuration names.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// Certificates and roots of TLS to applications.
+    pub secrets: Secrets,
+    /// Addresses of names.
+    pub names: Names,
+}
+
 /// The one writer.
 #[derive(Debug)]
 pub struct Compiler {
@@ -85,6 +98,7 @@ pub struct Compiler {
     store: Arc<Store>,
     clusters: Clusters,
     listeners: Listeners,
+    sources: Sources,
     /// What is published, to be changed and published again.
     snapshot: Snapshot,
     /// Types of which an answer has come.
@@ -107,11 +121,19 @@ impl Compiler {
             store: Arc::default(),
             clusters: Clusters::default(),
             listeners: Listeners::new(log_files),
+            sources: Sources::default(),
             snapshot,
             received: BTreeSet::new(),
             wanted: BTreeMap::new(),
             wanted_since: BTreeMap::new(),
         }
+    }
+
+    /// Feeds what connections of a running proxy take from elsewhere than a snapshot.
+    pub fn feeding(mut self, sources: Sources) -> Self {
+        self.clusters.look_up_in(sources.names.clone());
+        self.sources = sources;
+        self
     }
 
     /// The resources as they came, and the list of what is not done; for administrative pages.
@@ -136,7 +158,10 @@ impl Compiler {
                 false
             }
             EXTENSIONS => self.listeners.apply_extensions(&changed, &mut errors),
-            SECRETS => true,
+            SECRETS => {
+                self.apply_secrets(&changed, &removed, &mut errors);
+                true
+            }
             other => {
                 let what = format!("{other} was not asked for");
                 errors.push(ResourceError::malformed(
@@ -201,6 +226,25 @@ impl Compiler {
         }
     }
 
+    /// Hands secrets to the handshakes that need them. One that cannot be used leaves the one before in use.
+    fn apply_secrets(&mut self, changed: &[Resource], removed: &[String], errors: &mut Vec<ResourceError>) {
+        for resource in changed {
+            let mut notes = Notes::of(&resource.name);
+            let delivered = decode::<Secret>(&resource.bytes, Unknown::Ignored, &mut notes).and_then(|secret| {
+                self.sources
+                    .secrets
+                    .deliver(&resource.name, secret)
+                    .map_err(|error| notes.malformed("", error.to_string()))
+            });
+            if let Err(malformed) = delivered {
+                errors.push(ResourceError::malformed(&resource.name, None, malformed));
+            }
+        }
+        for name in removed {
+            self.sources.secrets.forget(name);
+        }
+    }
+
     fn apply_workloads(&mut self, type_url: &str, changed: &[Resource], removed: &[String], errors: &mut Vec<ResourceError>) {
         for resource in changed {
             // What was wrong is looked at again: it is as wrong as before, and istiod is told so each time.
@@ -227,7 +271,7 @@ impl Compiler {
     /// Publishes what need not wait any longer, as one new version.
     fn settle(&mut self) -> Option<u64> {
         let mut any = false;
-        self.clusters.refuse_tunnels(self.listeners.tunnel_refusals());
+        self.clusters.open_tunnels_as(self.listeners.tunnels());
         any |= self.clusters.settle(&mut self.snapshot.clusters);
         let Snapshot {
             version: _,
@@ -280,6 +324,10 @@ impl Compiler {
             (SECRETS, self.clusters.wanted_secrets()),
             (EXTENSIONS, self.listeners.wanted_extensions()),
         ]);
+        let secrets = now.get(SECRETS).into_iter().flatten().cloned();
+        self.sources
+            .secrets
+            .want(&secrets.chain(self.clusters.wanted_files()).collect());
         let news = |(type_url, names): &(&&'static str, &BTreeSet<String>)| match self.wanted.get(**type_url) {
             Some(before) => before != *names,
             None => !names.is_empty(),

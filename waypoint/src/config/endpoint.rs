@@ -4,8 +4,9 @@
 //! endpoint that was there before is adopted, so that a change of its neighbours does not forget its connections.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap, HashSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
@@ -68,7 +69,7 @@ pub(crate) struct Group {
 /// One endpoint.
 #[derive(Clone, Debug)]
 struct Reached {
-    target: Target,
+    target: Reach,
     display: Arc<str>,
     health: Health,
     weight: u32,
@@ -76,6 +77,15 @@ struct Reached {
     hash_key: Option<Arc<str>>,
     /// What it asks of the transport.
     asks: BTreeMap<String, String>,
+}
+
+/// Where an endpoint is.
+#[derive(Clone, Debug)]
+enum Reach {
+    /// There.
+    At(Target),
+    /// At each address of this name, at this port.
+    Named(Arc<str>, u16),
 }
 
 /// Compiles an assignment that came over EDS.
@@ -234,22 +244,25 @@ fn compile_endpoint(
     };
     let weight = load_balancing_weight.unwrap_or(1).max(1);
     let address = address.ok_or_else(|| notes.malformed("endpoint.address", "is missing"))?;
+    let mut hostname = Some(hostname).filter(|name| !name.is_empty()).map(Arc::from);
     let (target, display) = match notes.within("endpoint", |notes| place(address, notes))? {
-        Place::Socket(address) => (Target::Plain(address), address.to_string()),
+        Place::Socket(address) => (Reach::At(Target::Plain(address)), address.to_string()),
         Place::Host(host, port) => {
-            let priority = group.priority;
+            let host: Arc<str> = host.into();
+            hostname.get_or_insert_with(|| host.clone());
             names.push(NamedEndpoint {
-                host: host.into(),
+                host: host.clone(),
                 port,
                 weight,
                 locality: group.locality.clone(),
-                priority,
+                priority: group.priority,
             });
-            return Ok(());
+            let display = format!("{host}:{port}");
+            (Reach::Named(host, port), display)
         }
         Place::Elsewhere => return Ok(()),
         Place::Internal(listener, id) => match behind(&listener, &id, metadata.as_ref(), notes)? {
-            Some(target) => (target, format!("envoy://{listener}/{id}")),
+            Some(target) => (Reach::At(target), format!("envoy://{listener}/{id}")),
             None => return Ok(()),
         },
     };
@@ -263,7 +276,7 @@ fn compile_endpoint(
         .and_then(|metadata| metadata.filter_metadata.get(LB_METADATA))
         .and_then(|of| text(&of.fields, "hash_key"));
     group.endpoints.push(Reached {
-        hostname: Some(hostname).filter(|name| !name.is_empty()).map(Into::into),
+        hostname,
         hash_key: hash_key.filter(|key| !key.is_empty()).map(Into::into),
         target,
         display: display.into(),
@@ -310,11 +323,10 @@ fn behind(listener: &str, id: &str, metadata: Option<&Metadata>, notes: &mut Not
             };
             let target =
                 target.ok_or_else(|| notes.malformed("metadata.istio.double_hbone.hbone_target_address", "is missing"))?;
-            notes.refuse(
-                "endpoint.address",
-                format!("{target} behind the gateway {gateway} of another network is not reached yet; the endpoint is left out"),
-            );
-            Ok(None)
+            Ok(Some(Target::Double {
+                gateway,
+                service: target.into(),
+            }))
         }
         // Envoy's own plumbing: from the tunnel into the chains, and from the inner tunnel into the outer one.
         ("main_internal" | "outer_connect_originate", _) => Ok(None),
@@ -343,7 +355,7 @@ impl Assignment {
     /// The only "endpoint" of a cluster that goes where the client wanted to go.
     pub(crate) fn original_destination(tunnel: bool) -> Self {
         let endpoint = Reached {
-            target: Target::Original { tunnel },
+            target: Reach::At(Target::Original { tunnel }),
             display: "".into(),
             health: Health::Healthy,
             weight: 1,
@@ -363,14 +375,16 @@ impl Assignment {
         }
     }
 
-    /// The endpoints with their live state: that of `previous`, where an endpoint was in it. Endpoints that ask for a transport that
-    /// we cannot do are left out and listed; of two with the same address the first counts, as in Envoy.
-    pub(crate) fn endpoints(
-        &self,
+    /// The endpoints with their live state: that of `previous`, where an endpoint was in it. `addresses` knows those of a name.
+    /// Endpoints that ask for a transport that we cannot do are left out and listed; of two with the same address the first counts,
+    /// as in Envoy.
+    pub(crate) fn endpoints<'a, 'b>(
+        &'b self,
         cluster: &str,
         settings: &ClusterSettings,
         matched: &MatchedTransports,
         previous: &EndpointSet,
+        addresses: impl Fn(&str) -> &'a [IpAddr],
         unsupported: &mut Vec<Unsupported>,
     ) -> EndpointSet {
         let mut before: HashMap<&Target, &Arc<Endpoint>, RandomState> = HashMap::with_capacity_and_hasher(
@@ -378,23 +392,33 @@ impl Assignment {
             RandomState::default(),
         );
         before.extend(previous.iter().map(|endpoint| (&endpoint.target, endpoint)));
-        let mut seen: HashSet<&Target, RandomState> = HashSet::with_capacity_and_hasher(before.len(), RandomState::default());
+        let mut seen: HashSet<Cow<'b, Target>, RandomState> =
+            HashSet::with_capacity_and_hasher(before.len(), RandomState::default());
         let mut notes = Notes::of(cluster);
         let mut groups = Vec::with_capacity(self.groups.len());
         for group in &self.groups {
             let mut endpoints = Vec::with_capacity(group.endpoints.len());
             for endpoint in &group.endpoints {
-                let reason = if matched.is_empty() {
-                    None
-                } else {
-                    matched.of(&endpoint.asks)
-                };
-                if let Some(TransportTerms::Unsupported(reason)) = reason {
+                let transport = matched.of(&endpoint.asks);
+                if let Some(TransportTerms::Unsupported(reason)) = transport.map(Arc::as_ref) {
                     notes.refuse("", format!("endpoint {} is left out: {reason}", endpoint.display));
                     continue;
                 }
-                if seen.insert(&endpoint.target) {
-                    endpoints.push(endpoint.alive(before.get(&endpoint.target).copied(), &group.locality));
+                let mut add = |target: Cow<'b, Target>, display: &Arc<str>| {
+                    if !seen.contains(&*target) {
+                        let before = before.get(&*target).copied();
+                        endpoints.push(endpoint.alive(&target, display, transport, before, &group.locality));
+                        seen.insert(target);
+                    }
+                };
+                match &endpoint.target {
+                    Reach::At(target) => add(Cow::Borrowed(target), &endpoint.display),
+                    Reach::Named(host, port) => {
+                        for ip in addresses(host) {
+                            let at = SocketAddr::new(*ip, *port);
+                            add(Cow::Owned(Target::Plain(at)), &at.to_string().into());
+                        }
+                    }
                 }
             }
             let group_of = LocalityGroup {
@@ -412,11 +436,18 @@ impl Assignment {
 // === impl Reached ===
 
 impl Reached {
-    /// The endpoint with the state of the one before: that itself, if nothing about it has changed.
-    fn alive(&self, before: Option<&Arc<Endpoint>>, locality: &Arc<Locality>) -> Arc<Endpoint> {
+    /// The endpoint at this target with the state of the one before: that itself, if nothing about it has changed.
+    fn alive(
+        &self,
+        target: &Target,
+        display: &Arc<str>,
+        transport: Option<&Arc<TransportTerms>>,
+        before: Option<&Arc<Endpoint>>,
+        locality: &Arc<Locality>,
+    ) -> Arc<Endpoint> {
         let Self {
-            target,
-            display,
+            target: _,
+            display: _,
             health,
             weight,
             hostname,
@@ -424,6 +455,10 @@ impl Reached {
             asks: _,
         } = self;
         let now = (*health, *weight, display, hostname, hash_key, locality);
+        // Connections that were made with something else on them are not this endpoint's.
+        let state = before
+            .filter(|before| before.transport.as_ref() == transport)
+            .map(|before| &before.state);
         let same = before.filter(|before| {
             let Endpoint {
                 target: _,
@@ -434,9 +469,10 @@ impl Reached {
                 hostname,
                 hash_key,
                 healthy_since: _,
+                transport: _,
                 state: _,
             } = &***before;
-            now == (*health, *weight, display, hostname, hash_key, locality)
+            state.is_some() && now == (*health, *weight, display, hostname, hash_key, locality)
         });
         if let Some(same) = same {
             return same.clone();
@@ -448,10 +484,11 @@ impl Reached {
             health: *health,
             weight: *weight,
             locality: locality.clone(),
+            transport: transport.cloned(),
             hostname: hostname.clone(),
             hash_key: hash_key.clone(),
             healthy_since: was_healthy.map_or_else(clock::now, |before| before.healthy_since),
-            state: before.map(|before| before.state.clone()).unwrap_or_default(),
+            state: state.cloned().unwrap_or_default(),
         })
     }
 }

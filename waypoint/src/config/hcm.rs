@@ -262,7 +262,6 @@ pub(crate) fn take(manager: HttpConnectionManager, at: Where, notes: &mut Notes)
     if let Some(options) = http2_protocol_options {
         keepalive = notes.within("http2_protocol_options", |notes| http2(options, at, &mut settings, notes));
     }
-    not_enforced_yet(&settings, notes);
     upgrades(upgrade_configs, at, &mut settings, notes);
     request_id(request_id_extension, &mut settings, notes)?;
 
@@ -273,26 +272,6 @@ pub(crate) fn take(manager: HttpConnectionManager, at: Where, notes: &mut Notes)
         access_log,
         keepalive,
     })
-}
-
-/// Limits that are compiled, and that the data path does not obey yet.
-fn not_enforced_yet(settings: &HttpSettings, notes: &mut Notes) {
-    for (field, limit) in [
-        ("stream_idle_timeout", settings.stream_idle_timeout),
-        ("request_timeout", settings.request_timeout),
-        (
-            "common_http_protocol_options.max_stream_duration",
-            settings.max_stream_duration,
-        ),
-        (
-            "common_http_protocol_options.max_connection_duration",
-            settings.max_connection_duration,
-        ),
-    ] {
-        if limit.is_some() {
-            notes.ignore(field, "the limit is not enforced yet");
-        }
-    }
 }
 
 fn check_codec(codec: i32, notes: &mut Notes) -> Result<(), Malformed> {

@@ -8,8 +8,12 @@ use std::sync::{Arc, atomic::AtomicU64};
 use cairn_filters::{Filter, Placed, buffer::Buffer, fault::Fault, grpc_web::GrpcWeb, local_ratelimit::LocalRateLimit};
 use cairn_proto::envoy::extensions::filters::{
     http::{
-        buffer::v3::Buffer as EnvoyBuffer, cors::v3::Cors, grpc_stats::v3::FilterConfig as GrpcStats,
-        grpc_web::v3::GrpcWeb as EnvoyGrpcWeb, router::v3::Router,
+        buffer::v3::Buffer as EnvoyBuffer,
+        cors::v3::Cors,
+        dynamic_forward_proxy::v3::{FilterConfig as ForwardProxy, filter_config::ImplementationSpecifier},
+        grpc_stats::v3::FilterConfig as GrpcStats,
+        grpc_web::v3::GrpcWeb as EnvoyGrpcWeb,
+        router::v3::Router,
     },
     network::http_connection_manager::v3::{HttpFilter, http_filter::ConfigType},
 };
@@ -145,6 +149,20 @@ fn compile_filter(
             "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb" => {
                 let EnvoyGrpcWeb {} = unpack(any, Unknown::Refuses, notes)?;
                 Some(Filter::Other(Arc::new(GrpcWeb)))
+            }
+            "envoy.extensions.filters.http.dynamic_forward_proxy.v3.FilterConfig" => {
+                // It looks hosts up for clusters that go by them, which do so themselves; the cache is that of the cluster.
+                let ForwardProxy {
+                    save_upstream_address,
+                    allow_dynamic_host_from_filter_state,
+                    implementation_specifier,
+                } = unpack(any, Unknown::Refuses, notes)?;
+                unneeded!(save_upstream_address);
+                refuse_set!(notes, allow_dynamic_host_from_filter_state);
+                if let Some(ImplementationSpecifier::SubClusterConfig(_)) = implementation_specifier {
+                    notes.refuse("sub_cluster_config", "is not supported");
+                }
+                None
             }
             "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation" => {
                 let filter = header_mutation::compile(unpack(any, Unknown::Refuses, notes)?, notes)?;

@@ -20,7 +20,8 @@ use super::{
     compiler::Resource,
     listener,
     live::Live,
-    matcher, originate,
+    matcher,
+    originate::{self, TunnelListener},
     report::{Effect, Malformed, Notes, ResourceError, Unsupported},
     store::Pending,
     terminate, wire,
@@ -45,8 +46,8 @@ pub(crate) struct Listeners {
     gone: BTreeSet<Arc<str>>,
     main: Main,
     terminate: Around<Terminate>,
-    /// Every other listener, by name; those that open tunnels have a reason to refuse them, or none.
-    others: BTreeMap<String, Around<Option<String>>>,
+    /// Every other listener, by name, with what it says of tunnels.
+    others: BTreeMap<String, Around<TunnelListener>>,
 }
 
 #[derive(Debug)]
@@ -395,15 +396,13 @@ impl Listeners {
             .collect()
     }
 
-    /// Why tunnels are refused, by cluster.
-    pub(crate) fn tunnel_refusals(&self) -> BTreeMap<String, String> {
-        let refusal = |(name, around): (&String, &Around<Option<String>>)| {
-            Some((
-                name.clone(),
-                around.compiled.as_ref().and_then(|compiled| (**compiled).clone())?,
-            ))
+    /// What listeners say of tunnels, by cluster.
+    pub(crate) fn tunnels(&self) -> BTreeMap<String, TunnelListener> {
+        let said = |(name, around): (&String, &Around<TunnelListener>)| {
+            let said = around.compiled.as_deref()?;
+            (*said != TunnelListener::default()).then(|| (name.clone(), said.clone()))
         };
-        self.others.iter().filter_map(refusal).collect()
+        self.others.iter().filter_map(said).collect()
     }
 
     /// Chains that wait.
@@ -446,7 +445,7 @@ impl Listeners {
 }
 
 /// Compiles a listener that is neither of the two that serve: those that open tunnels, and ones that we do not know.
-fn other(name: &str, bytes: &Bytes) -> Result<(Option<String>, Vec<Unsupported>), Malformed> {
+fn other(name: &str, bytes: &Bytes) -> Result<(TunnelListener, Vec<Unsupported>), Malformed> {
     if originate::is_originate(name) {
         return originate::originate(name, bytes);
     }
@@ -459,7 +458,7 @@ fn other(name: &str, bytes: &Bytes) -> Result<(Option<String>, Vec<Unsupported>)
         what,
         effect: Effect::Refused,
     };
-    Ok((None, vec![item]))
+    Ok((TunnelListener::default(), vec![item]))
 }
 
 fn same<T>(a: Option<&Arc<T>>, b: Option<&Arc<T>>) -> bool {

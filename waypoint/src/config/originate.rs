@@ -13,6 +13,8 @@ use cairn_proto::envoy::{
     },
 };
 
+use http::{HeaderName, HeaderValue};
+
 use super::{
     any::{Typed, Unknown, typed, unpack},
     chain,
@@ -33,6 +35,15 @@ const ORIGINATE: [(&str, &str); 3] = [
     ),
 ];
 
+/// What a listener says of the tunnels that it opens.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct TunnelListener {
+    /// Why they are refused, if they are.
+    pub refusal: Option<String>,
+    /// Headers of their CONNECT.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+}
+
 /// Whether a listener is one of those that open tunnels.
 pub(crate) fn is_originate(name: &str) -> bool {
     ORIGINATE.iter().any(|(known, _)| *known == name)
@@ -40,7 +51,7 @@ pub(crate) fn is_originate(name: &str) -> bool {
 
 /// Checks a listener that opens tunnels against what we do: CONNECT to the endpoint's address, or, through another network's gateway,
 /// to the service. What is different is listed; then the tunnels of the cluster of this name are refused.
-pub(crate) fn originate(name: &str, bytes: &Bytes) -> Result<(Option<String>, Vec<Unsupported>), Malformed> {
+pub(crate) fn originate(name: &str, bytes: &Bytes) -> Result<(TunnelListener, Vec<Unsupported>), Malformed> {
     let mut notes = Notes::of(name);
     let notes = &mut notes;
     let Parts {
@@ -74,6 +85,7 @@ pub(crate) fn originate(name: &str, bytes: &Bytes) -> Result<(Option<String>, Ve
         }
     });
     let mut ends = false;
+    let mut headers = Vec::new();
     for (index, filter) in filters.into_iter().enumerate() {
         notes.at("filter_chains[0].filters", index, |notes| {
             let Filter {
@@ -86,7 +98,7 @@ pub(crate) fn originate(name: &str, bytes: &Bytes) -> Result<(Option<String>, Ve
             };
             match typed(&any, notes)? {
                 Typed::Message("envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy", any) => {
-                    check_tunnel(name, unpack(any, Unknown::Refuses, notes)?, notes);
+                    headers.extend(check_tunnel(name, unpack(any, Unknown::Refuses, notes)?, notes)?);
                     ends = true;
                 }
                 Typed::Message("envoy.extensions.filters.network.set_filter_state.v3.Config", any) => {
@@ -103,11 +115,15 @@ pub(crate) fn originate(name: &str, bytes: &Bytes) -> Result<(Option<String>, Ve
     if !ends {
         return Err(notes.malformed("filter_chains[0].filters", "open no tunnels"));
     }
-    let refusal = notes.refusal();
-    Ok((refusal, std::mem::replace(notes, Notes::of(name)).into_list()))
+    let listener = TunnelListener {
+        refusal: notes.refusal(),
+        headers,
+    };
+    Ok((listener, std::mem::replace(notes, Notes::of(name)).into_list()))
 }
 
-fn check_tunnel(name: &str, proxy: TcpProxy, notes: &mut Notes) {
+/// The headers that tunnels of this listener are opened with.
+fn check_tunnel(name: &str, proxy: TcpProxy, notes: &mut Notes) -> Result<Vec<(HeaderName, HeaderValue)>, Malformed> {
     let TcpProxy {
         stat_prefix,
         on_demand,
@@ -175,7 +191,7 @@ fn check_tunnel(name: &str, proxy: TcpProxy, notes: &mut Notes) {
     }) = tunneling_config
     else {
         notes.refuse("tunneling_config", "is missing");
-        return;
+        return Ok(Vec::new());
     };
     unneeded!(
         propagate_response_headers,
@@ -190,6 +206,7 @@ fn check_tunnel(name: &str, proxy: TcpProxy, notes: &mut Notes) {
             format!("`{hostname}` is not what tunnels of {name} ask for"),
         );
     }
+    let mut headers = Vec::new();
     for HeaderValueOption {
         header,
         append,
@@ -198,13 +215,17 @@ fn check_tunnel(name: &str, proxy: TcpProxy, notes: &mut Notes) {
     } in headers_to_add
     {
         unneeded!(append, append_action, keep_empty_value);
-        match header.as_ref().map(|header| header.key.as_str()) {
-            Some("x-forwarded-network" | "x-istio-source") => {}
-            Some("baggage") => notes.ignore("tunneling_config.headers_to_add", "baggage is not sent yet"),
-            other => notes.refuse(
-                "tunneling_config.headers_to_add",
-                format!("header {} is not sent", other.unwrap_or_default()),
-            ),
+        let header = header.unwrap_or_default();
+        match header.key.as_str() {
+            "x-forwarded-network" | "x-istio-source" if !header.value.contains('%') => {
+                let bad = |what: String| notes.malformed("tunneling_config.headers_to_add", what);
+                let name = HeaderName::try_from(header.key).map_err(|error| bad(error.to_string()))?;
+                let value = HeaderValue::try_from(header.value).map_err(|error| bad(format!("{name}: {error}")))?;
+                headers.push((name, value));
+            }
+            "baggage" => notes.ignore("tunneling_config.headers_to_add", "baggage is not sent yet"),
+            other => notes.refuse("tunneling_config.headers_to_add", format!("header {other} is not sent")),
         }
     }
+    Ok(headers)
 }

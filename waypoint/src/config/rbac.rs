@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use cairn_policy::rbac::{Action, Policy, Rbac, Rules, Shadow};
 use cairn_proto::envoy::{
-    config::rbac::v3::{Policy as EnvoyPolicy, Rbac as EnvoyRules, rbac::Action as EnvoyAction},
+    config::rbac::v3::{Permission, Policy as EnvoyPolicy, Rbac as EnvoyRules, rbac::Action as EnvoyAction},
     extensions::filters::{http::rbac::v3::Rbac as HttpRbac, network::rbac::v3::Rbac as NetworkRbac},
 };
 
@@ -43,6 +43,25 @@ pub(crate) fn http(filter: HttpRbac, notes: &mut Notes) -> Result<Rbac, Malforme
 /// An RBAC filter of CONNECTs.
 pub(crate) fn tunnel(filter: HttpRbac, notes: &mut Notes) -> Result<Rbac, Malformed> {
     of_requests(filter, Layer::Tunnel, notes)
+}
+
+/// Whether any rule, enforced or tried out, looks at the server name that a client asks for in TLS.
+pub(crate) fn asks_server_name(filter: &NetworkRbac) -> bool {
+    let rules = filter.rules.iter().chain(&filter.shadow_rules);
+    let policies = rules.flat_map(|rules| rules.policies.values());
+    policies
+        .flat_map(|policy| &policy.permissions)
+        .any(permission_asks_server_name)
+}
+
+fn permission_asks_server_name(permission: &Permission) -> bool {
+    use cairn_proto::envoy::config::rbac::v3::permission::Rule;
+    match &permission.rule {
+        Some(Rule::RequestedServerName(_)) => true,
+        Some(Rule::AndRules(set) | Rule::OrRules(set)) => set.rules.iter().any(permission_asks_server_name),
+        Some(Rule::NotRule(inner)) => permission_asks_server_name(inner),
+        _ => false,
+    }
 }
 
 fn of_requests(filter: HttpRbac, layer: Layer, notes: &mut Notes) -> Result<Rbac, Malformed> {

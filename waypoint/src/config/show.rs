@@ -17,7 +17,7 @@ use std::{
 use cairn_filters::Filter;
 
 use crate::snapshot::{
-    Chain, ChainKind, HttpChain, HttpSettings, Snapshot, TcpChain, Terminate,
+    Chain, ChainKind, HttpChain, HttpSettings, ServerNameUse, Snapshot, TcpChain, Terminate,
     chain::Underscores,
     matcher::{Input, Node, Predicate},
 };
@@ -366,7 +366,14 @@ fn write_tcp(out: &mut String, chain: &TcpChain) -> fmt::Result {
         rbac,
         authorizers,
         limits,
+        server_name: ServerNameUse { judged, forward_to },
     } = chain;
+    if *judged {
+        writeln!(out, "    server names of TLS are judged")?;
+    }
+    if let Some(port) = forward_to {
+        writeln!(out, "    forwarded to the server name of TLS, port {port}")?;
+    }
     rbac.iter().try_for_each(|filter| rbac::write(out, filter, 2))?;
     for authorizer in authorizers {
         let otherwise = if authorizer.allow_on_failure { "passes" } else { "is refused" };

@@ -113,6 +113,7 @@ pub(crate) fn compile(proxy: TcpProxy, context: &mut Context, notes: &mut Notes)
         metrics: context.metrics,
         rbac: std::mem::take(&mut context.rbac).into_iter().collect(),
         authorizers: std::mem::take(&mut context.authorizers),
+        server_name: context.server_name,
         limits: std::mem::take(&mut context.limits),
     })
 }

@@ -203,6 +203,8 @@ fn check_route(specifier: Option<RouteSpecifier>, context: &mut Context, notes: 
                     && !edited(&table.request_edits, &table.response_edits)
                     && !edited(&host.request_edits, &host.response_edits)
                     && !edited(&route.request_edits, &route.response_edits)
+                    // What is said of a filter here would have to be obeyed before there is a route.
+                    && [&table.overrides, &host.overrides, &route.overrides].iter().all(|overrides| overrides.is_empty())
             }
             _ => false,
         };

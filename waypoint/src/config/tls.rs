@@ -29,19 +29,6 @@ struct Common {
     alpn: Vec<Vec<u8>>,
 }
 
-impl Common {
-    fn comply(&mut self, policy: Compliance) {
-        let narrowed = policy.narrow(Parameters {
-            min_version: self.min,
-            max_version: self.max,
-            cipher_suites: std::mem::take(&mut self.ciphers),
-            curves: std::mem::take(&mut self.curves),
-        });
-        (self.min, self.max) = (narrowed.min_version, narrowed.max_version);
-        (self.ciphers, self.curves) = (narrowed.cipher_suites, narrowed.curves);
-    }
-}
-
 /// Terms of tunnels that we accept.
 pub(crate) fn server_terms(context: DownstreamTlsContext, notes: &mut Notes) -> Result<ServerTerms, Malformed> {
     let DownstreamTlsContext {
@@ -210,8 +197,20 @@ fn common_terms(context: CommonTlsContext, versions: (TlsVersion, TlsVersion), n
         curves: Vec::new(),
         alpn: alpn_protocols.into_iter().map(String::into_bytes).collect(),
     };
-    if let Some(parameters) = tls_params {
-        notes.within("tls_params", |notes| parameters_into(parameters, &mut common, notes))?;
+    if let Some(params) = tls_params {
+        let Parameters {
+            min_version,
+            max_version,
+            cipher_suites,
+            curves,
+        } = notes.within("tls_params", |notes| parameters(params, versions, notes))?;
+        common = Common {
+            min: min_version,
+            max: max_version,
+            ciphers: cipher_suites,
+            curves,
+            ..common
+        };
     }
     Ok(common)
 }
@@ -227,7 +226,12 @@ fn check_roots(secret: &SdsSecretConfig, notes: &mut Notes) {
     }
 }
 
-fn parameters_into(parameters: TlsParameters, common: &mut Common, notes: &mut Notes) -> Result<(), Malformed> {
+/// Reads TLS parameters; `versions` are those that are spoken when nothing is said.
+pub(super) fn parameters(
+    parameters: TlsParameters,
+    versions: (TlsVersion, TlsVersion),
+    notes: &mut Notes,
+) -> Result<Parameters, Malformed> {
     let TlsParameters {
         tls_minimum_protocol_version,
         tls_maximum_protocol_version,
@@ -248,9 +252,9 @@ fn parameters_into(parameters: TlsParameters, common: &mut Common, notes: &mut N
         }
         Err(_) => Err(notes.malformed(field, format!("{value} is no version of TLS"))),
     };
-    common.min = version("tls_minimum_protocol_version", tls_minimum_protocol_version, common.min)?;
-    common.max = version("tls_maximum_protocol_version", tls_maximum_protocol_version, common.max)?;
-    if common.min > common.max {
+    let min_version = version("tls_minimum_protocol_version", tls_minimum_protocol_version, versions.0)?;
+    let max_version = version("tls_maximum_protocol_version", tls_maximum_protocol_version, versions.1)?;
+    if min_version > max_version {
         return Err(notes.malformed("", "the lowest version is above the highest"));
     }
     let unknown = unsupported_ciphers(&cipher_suites);
@@ -261,16 +265,21 @@ fn parameters_into(parameters: TlsParameters, common: &mut Common, notes: &mut N
     if !unknown.is_empty() {
         notes.ignore("ecdh_curves", format!("{} is never offered", unknown.join(", ")));
     }
-    common.ciphers = cipher_suites;
-    common.curves = ecdh_curves;
+    let mut left = Parameters {
+        min_version,
+        max_version,
+        cipher_suites,
+        curves: ecdh_curves,
+    };
     for policy in compliance_policies {
         match CompliancePolicy::try_from(policy) {
-            Ok(CompliancePolicy::Fips202205) => common.comply(Compliance::Fips140V3),
+            // It replaces the lists, as in BoringSSL.
+            Ok(CompliancePolicy::Fips202205) => left = Compliance::Fips140V3.narrow(left),
             Ok(other) => notes.refuse("compliance_policies", format!("{} is not supported", other.as_str_name())),
             Err(_) => return Err(notes.malformed("compliance_policies", format!("{policy} is not known"))),
         }
     }
-    Ok(())
+    Ok(left)
 }
 
 /// The prefixes of URI names that are believed; of all names in the list one has to fit.

@@ -1,35 +1,37 @@
 //! Transport sockets of clusters (contract xds §5.6, §5.8, §5.9): what is put between us and the application, and the terms of
 //! tunnels.
 //!
-//! `internal_upstream` is Envoy's way into its own tunnel listeners and means nothing by itself. TLS and PROXY protocol inside the
-//! tunnel are not supported yet: a cluster that asks for them refuses.
+//! `internal_upstream` is Envoy's way into its own tunnel listeners and means nothing by itself: what it wraps is put onto the stream
+//! inside of the tunnel, or onto the plain connection.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use cairn_identity::ClientTerms;
 use cairn_proto::envoy::{
     config::{
         cluster::v3::cluster::TransportSocketMatch,
-        core::v3::{ConfigSource, TransportSocket, config_source::ConfigSourceSpecifier, transport_socket::ConfigType},
+        core::v3::{
+            ProxyProtocolConfig, TlvEntry, TransportSocket, proxy_protocol_config::Version, transport_socket::ConfigType,
+        },
     },
     extensions::transport_sockets::{
-        internal_upstream::v3::InternalUpstreamTransport,
-        raw_buffer::v3::RawBuffer,
-        tls::v3::{SdsSecretConfig, UpstreamTlsContext, common_tls_context::ValidationContextType},
+        internal_upstream::v3::InternalUpstreamTransport, proxy_protocol::v3::ProxyProtocolUpstreamTransport,
+        raw_buffer::v3::RawBuffer, tls::v3::UpstreamTlsContext,
     },
 };
 
 use super::{
     any::{Unknown, type_name, unpack},
-    report::{Malformed, Notes, unneeded},
+    origination::{self, SecretNames},
+    report::{Malformed, Notes, refuse_set, unneeded},
     tls,
 };
-use crate::upstream::TransportTerms;
+use crate::upstream::{MAX_PROXY_VALUES, ProxyHeader, TransportTerms};
 
 /// Transport terms by the metadata of an endpoint; the first whose conditions all hold is taken.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct MatchedTransports {
-    entries: Vec<(BTreeMap<String, String>, TransportTerms)>,
+    entries: Vec<(BTreeMap<String, String>, Arc<TransportTerms>)>,
 }
 
 /// The terms of a tunnel cluster.
@@ -55,7 +57,7 @@ pub(crate) fn tunnel(socket: Option<TransportSocket>, notes: &mut Notes) -> Resu
 /// The terms of any other cluster; names of secrets that istiod has to send are added to `secrets`.
 pub(crate) fn terms(
     socket: Option<TransportSocket>,
-    secrets: &mut Vec<String>,
+    secrets: &mut SecretNames,
     notes: &mut Notes,
 ) -> Result<TransportTerms, Malformed> {
     let Some(any) = configuration(socket, notes)? else {
@@ -80,18 +82,66 @@ pub(crate) fn terms(
         }
         "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext" => {
             let context: UpstreamTlsContext = unpack(&any, Unknown::Refuses, notes)?;
-            secrets.extend(ads_secrets(&context));
-            unsupported("TLS to the application is not supported yet", notes)
+            TransportTerms::Tls(Arc::new(origination::terms(context, secrets, notes)?))
         }
         "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport" => {
-            unsupported("the PROXY protocol is not supported yet", notes)
+            let ProxyProtocolUpstreamTransport {
+                config,
+                transport_socket,
+                allow_unspecified_address,
+                tlv_as_pool_key,
+            } = unpack(&any, Unknown::Refuses, notes)?;
+            // We always know both addresses, and the values are the same for all connections of a cluster.
+            unneeded!(allow_unspecified_address, tlv_as_pool_key);
+            let header = notes.within("config", |notes| proxy_header(config.unwrap_or_default(), notes))?;
+            let inner = notes.within("transport_socket", |notes| terms(transport_socket, secrets, notes))?;
+            TransportTerms::Proxied(header, Box::new(inner))
         }
         other => unsupported(&format!("{other} is not known"), notes),
     })
 }
 
+fn proxy_header(config: ProxyProtocolConfig, notes: &mut Notes) -> Result<ProxyHeader, Malformed> {
+    let ProxyProtocolConfig {
+        version,
+        pass_through_tlvs,
+        added_tlvs,
+    } = config;
+    // Values of a PROXY header that came in: nobody sends us any, clients come by HBONE.
+    unneeded!(pass_through_tlvs);
+    let mut values = Vec::with_capacity(added_tlvs.len());
+    for (
+        index,
+        TlvEntry {
+            r#type,
+            value,
+            format_string,
+        },
+    ) in added_tlvs.into_iter().enumerate()
+    {
+        notes.at("added_tlvs", index, |notes| {
+            refuse_set!(notes, format_string);
+            let kind = u8::try_from(r#type).map_err(|_| notes.malformed("type", format!("{} is more than 255", r#type)))?;
+            values.push((kind, value));
+            Ok(())
+        })?;
+    }
+    if values.iter().map(|(_, value)| value.len() + 3).sum::<usize>() > MAX_PROXY_VALUES {
+        return Err(notes.malformed("added_tlvs", format!("they are longer than {MAX_PROXY_VALUES} bytes")));
+    }
+    match Version::try_from(version) {
+        Ok(Version::V1) => Ok(ProxyHeader::V1),
+        Ok(Version::V2) => Ok(ProxyHeader::V2 { values }),
+        Err(_) => Err(notes.malformed("version", format!("{version} is not known"))),
+    }
+}
+
 /// `transport_socket_matches`: which terms an endpoint's metadata asks for.
-pub(crate) fn matches(list: Vec<TransportSocketMatch>, notes: &mut Notes) -> Result<MatchedTransports, Malformed> {
+pub(crate) fn matches(
+    list: Vec<TransportSocketMatch>,
+    secrets: &mut SecretNames,
+    notes: &mut Notes,
+) -> Result<MatchedTransports, Malformed> {
     let mut entries = Vec::with_capacity(list.len());
     for (
         index,
@@ -113,22 +163,19 @@ pub(crate) fn matches(list: Vec<TransportSocketMatch>, notes: &mut Notes) -> Res
         // What an endpoint asks for is refused at the endpoint: others of the same cluster can do without.
         let mut aside = Notes::of("");
         let socket = transport_socket;
-        let terms = aside.at("transport_socket_matches", index, |aside| {
-            terms(socket, &mut Vec::new(), aside)
-        })?;
-        entries.push((conditions, terms));
+        let terms = aside.at("transport_socket_matches", index, |aside| terms(socket, secrets, aside))?;
+        let terms = match aside.refusal() {
+            Some(reason) => TransportTerms::Unsupported(reason.into()),
+            None => terms,
+        };
+        entries.push((conditions, Arc::new(terms)));
     }
     Ok(MatchedTransports { entries })
 }
 
 impl MatchedTransports {
-    /// Whether all endpoints have the terms of the cluster.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
-
     /// The terms for an endpoint; `None`: those of the cluster.
-    pub(crate) fn of(&self, metadata: &BTreeMap<String, String>) -> Option<&TransportTerms> {
+    pub(crate) fn of(&self, metadata: &BTreeMap<String, String>) -> Option<&Arc<TransportTerms>> {
         let holds =
             |conditions: &BTreeMap<String, String>| conditions.iter().all(|(key, value)| metadata.get(key) == Some(value));
         self.entries
@@ -148,32 +195,4 @@ fn configuration(socket: Option<TransportSocket>, notes: &Notes) -> Result<Optio
         None if name == "raw_buffer" || name == "envoy.transport_sockets.raw_buffer" => Ok(None),
         None => Err(notes.malformed("typed_config", format!("transport socket {name} has no configuration"))),
     }
-}
-
-/// Secrets that istiod sends itself.
-fn ads_secrets(context: &UpstreamTlsContext) -> Vec<String> {
-    let Some(common) = &context.common_tls_context else {
-        return Vec::new();
-    };
-    let mut configs: Vec<&SdsSecretConfig> = common.tls_certificate_sds_secret_configs.iter().collect();
-    match &common.validation_context_type {
-        Some(ValidationContextType::ValidationContextSdsSecretConfig(config)) => configs.push(config),
-        Some(ValidationContextType::CombinedValidationContext(combined)) => {
-            configs.extend(&combined.validation_context_sds_secret_config)
-        }
-        _ => {}
-    }
-    let over_ads = |config: &&SdsSecretConfig| {
-        let specifier = config.sds_config.as_ref().and_then(
-            |ConfigSource {
-                 config_source_specifier, ..
-             }| config_source_specifier.as_ref(),
-        );
-        matches!(specifier, Some(ConfigSourceSpecifier::Ads(_)))
-    };
-    configs
-        .into_iter()
-        .filter(over_ads)
-        .map(|config| config.name.clone())
-        .collect()
 }

@@ -22,7 +22,7 @@ use super::{
     route_action,
     value::limit,
 };
-use crate::upstream::{ClusterSettings, UpstreamProtocol};
+use crate::upstream::{ClusterSettings, NamesByHost, UpstreamProtocol};
 
 /// Name of the options among a cluster's.
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
@@ -83,8 +83,11 @@ fn http_options(options: HttpProtocolOptions, settings: &mut ClusterSettings, no
         override_auto_sni_header,
     }) = upstream_http_protocol_options
     {
-        // They speak of TLS inside the tunnel, which the transport socket refuses.
-        unneeded!(auto_sni, auto_san_validation, override_auto_sni_header);
+        refuse_set!(notes, override_auto_sni_header);
+        settings.names_by_host = NamesByHost {
+            server_name: auto_sni,
+            verify: auto_san_validation,
+        };
     }
     settings.protocol = match upstream_protocol_options {
         None => return Err(notes.malformed("upstream_protocol_options", "is missing")),

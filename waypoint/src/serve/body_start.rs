@@ -4,13 +4,13 @@ use bytes::{Bytes, BytesMut};
 use cairn_filters::{BodyStart, LocalReply};
 use http_body::Body as _;
 
-use super::request::collect;
+use super::{limits::Limits, request::collect};
 use crate::{body::Incoming, serve::reply};
 
 /// Waits for so much of a body as is wanted, or all of it; whether it is all.
-pub async fn begin(body: &mut Incoming, wanted: BodyStart) -> Result<(Bytes, bool), Box<LocalReply>> {
+pub async fn begin(body: &mut Incoming, wanted: BodyStart, limits: Option<&Limits>) -> Result<(Bytes, bool), Box<LocalReply>> {
     if !wanted.partial {
-        let (whole, trailers) = collect(body, wanted.limit).await?;
+        let (whole, trailers) = collect(body, wanted.limit, limits).await?;
         *body = Incoming::whole(whole.clone(), trailers);
         return Ok((whole, true));
     }
@@ -22,6 +22,9 @@ pub async fn begin(body: &mut Incoming, wanted: BodyStart) -> Result<(Bytes, boo
             break;
         };
         let frame = frame.map_err(|_| Box::new(reply::bad_request("http1.codec_error")))?;
+        if let Some(limits) = limits {
+            limits.moved();
+        }
         match frame.into_data() {
             Ok(data) if start.is_empty() => start = BytesMut::from(data),
             Ok(data) => start.extend_from_slice(&data),
@@ -62,7 +65,7 @@ mod tests {
         ] {
             for trailers in [None, Some(trailers.clone())] {
                 let mut body = body(&[b"abc", b"def"], trailers.clone());
-                let begun = begin(&mut body, BodyStart { limit, partial: true }).await.unwrap();
+                let begun = begin(&mut body, BodyStart { limit, partial: true }, None).await.unwrap();
                 // Whether trailers follow shows only behind the last byte.
                 let whole = whole && (trailers.is_none() || limit > 6);
                 assert_eq!(begun, (Bytes::from_static(start.as_bytes()), whole), "{limit}");
@@ -77,13 +80,16 @@ mod tests {
     async fn a_body_that_is_too_long_to_be_told_as_a_whole_is_refused() {
         let wanted = |limit| BodyStart { limit, partial: false };
         let mut long = body(&[b"abc", b"def"], None);
-        assert_eq!(begin(&mut long, wanted(5)).await.unwrap_err().status, 413);
+        assert_eq!(begin(&mut long, wanted(5), None).await.unwrap_err().status, 413);
         let mut fits = body(&[b"abc", b"def"], None);
         assert_eq!(
-            begin(&mut fits, wanted(6)).await.unwrap(),
+            begin(&mut fits, wanted(6), None).await.unwrap(),
             (Bytes::from_static(b"abcdef"), true)
         );
         assert_eq!(fits.collect().await.unwrap().to_bytes(), "abcdef");
-        assert_eq!(begin(&mut Incoming::Empty, wanted(1)).await.unwrap(), (Bytes::new(), true));
+        assert_eq!(
+            begin(&mut Incoming::Empty, wanted(1), None).await.unwrap(),
+            (Bytes::new(), true)
+        );
     }
 }

@@ -3,7 +3,10 @@
 //! They go the way of the traffic, over the same endpoints, tunnels and connections, and count as requests of their cluster. They are
 //! made once: what becomes of a request whose call fails is for its filter to say.
 
-use std::sync::{Arc, atomic::AtomicBool};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::{Arc, atomic::AtomicBool},
+};
 
 use bytes::{Bytes, BytesMut};
 use cairn_exchange::{Protocol, RequestHead};
@@ -16,8 +19,11 @@ use crate::{
     body::{Incoming, RequestBody, RequestSource},
     proxy::Proxy,
     snapshot::Snapshot,
-    upstream::{Answer, Attempt, AttemptError, Avoid, Counted, Key, Level, Picking},
+    upstream::{Answer, Attempt, AttemptError, Avoid, Counted, Discovery, Key, Level, Picking, Purpose, host_and_port},
 };
+
+/// Nobody's address: we speak for ourselves, and no PROXY header tells of it.
+const NO_CLIENT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 /// A request that was sent, and its answer's head.
 pub struct Sent {
@@ -34,8 +40,20 @@ pub async fn send(proxy: &Proxy, snapshot: &Snapshot, cluster: &str, head: &Requ
         .get(cluster)
         .cloned()
         .ok_or_else(|| format!("there is no cluster {cluster}"))?;
-    let endpoint = Picking::new(&cluster).next(fastrand::u64(..), Avoid::default());
-    let endpoint = endpoint.ok_or_else(|| format!("nobody is available in cluster {}", cluster.facts.name))?;
+    let endpoint = match &cluster.settings.discovery {
+        Discovery::DynamicForwardProxy(terms) => {
+            let named = host_and_port(head.authority.as_bytes());
+            let (host, port) = named.ok_or_else(|| format!("`{:?}` names no host", head.authority))?;
+            let port = port.unwrap_or(terms.port);
+            let found = cluster.state.hosts.endpoint(proxy.connector.names(), terms, host, port).await;
+            found.map_err(|error| error.to_string())?
+        }
+        _ => {
+            cluster.resolved().await;
+            let endpoint = Picking::new(&cluster).next(fastrand::u64(..), Avoid::default());
+            endpoint.ok_or_else(|| format!("nobody is available in cluster {}", cluster.facts.name))?
+        }
+    };
     let body = if body.is_empty() {
         Incoming::Empty
     } else {
@@ -51,9 +69,16 @@ pub async fn send(proxy: &Proxy, snapshot: &Snapshot, cluster: &str, head: &Requ
         original: None,
         key: Key {
             transport: cluster.transport_hash,
-            tunnel: snapshot.tunnel_terms(),
+            tunnel: snapshot.tunnel_terms(&endpoint.target),
             principal: None,
             original: None,
+            purpose: Purpose::of(
+                cluster.transport_to(&endpoint),
+                cluster.settings.names_by_host,
+                Some(head.authority.as_bytes()),
+                NO_CLIENT,
+                None,
+            ),
             level: Level::default(),
         },
         near: 0,
@@ -62,6 +87,8 @@ pub async fn send(proxy: &Proxy, snapshot: &Snapshot, cluster: &str, head: &Requ
         upgrade: false,
         spelling: &http::Extensions::new(),
         informational: None,
+        limit: None,
+        source: None,
     };
     let (answer, counted) = attempt.send(head, body).await.map_err(|error| match error {
         AttemptError::Connect(error) => error.to_string(),

@@ -5,6 +5,7 @@
 
 use std::{
     borrow::Cow,
+    pin::pin,
     sync::{
         Arc, LazyLock,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -19,20 +20,26 @@ use cairn_policy::{
     outlier::{Report, status_of_grpc},
     retry::{Outcome, Reset, RetryPlan, RetryPolicy},
     route::{Forward, Found, HashFacts, HashPolicy, HashSource, RequestHash, WeightedCluster},
+    timeout::RouteTimeouts,
 };
 use http::{HeaderName, HeaderValue, Response, StatusCode, header::SET_COOKIE};
-use tokio::time::{sleep_until, timeout_at};
+use tokio::time::sleep;
 
 use super::{
-    ResponseBody, reply,
+    ResponseBody,
+    limits::{Limits, within},
+    passage, reply,
     request::{self, Journey},
     response::{Leased, Tail},
-    tcp, upgrade,
+    upgrade,
 };
 use crate::{
     body::RequestBody,
     upstream::{
-        Answer, Attempt, AttemptError, Avoid, Cluster, ConnectError, Counted, Endpoint, Key, Level, Outliers, Picking, Resource,
+        Answer, Attempt, AttemptError, Avoid, Cluster, ConnectError, Counted, Discovery, Endpoint, Key, Level, Outliers, Picking,
+        Purpose, Resource,
+        dns::{HostCacheTerms, Names},
+        host_and_port,
     },
 };
 
@@ -86,7 +93,9 @@ pub async fn forward(mut journey: Journey<'_>, found: Found<'_>, to: &Forward) -
         ),
         None => return journey.reply(reply::bad_request("missing_request")),
     };
-    let deadline = request::latest(timeouts.global);
+    limit(&mut journey, to, timeouts.global);
+    let limits = journey.tail.limits.clone();
+    cluster.resolved().await;
     let level = if to.high_priority { Level::High } else { Level::Default };
     let mut attempts = Attempts {
         picking: Picking::new(&cluster)
@@ -103,44 +112,41 @@ pub async fn forward(mut journey: Journey<'_>, found: Found<'_>, to: &Forward) -
         overflowed: false,
     };
     let answered = loop {
-        // The first attempt has all the time, to the millisecond.
-        let elapsed = if journey.tail.exchange.attempts == 0 {
-            Duration::ZERO
-        } else {
-            journey.tail.exchange.elapsed()
-        };
+        let elapsed = since_request(&journey.tail);
         if let Some(head) = &mut journey.tail.exchange.request {
             timeouts.write(elapsed, !journey.http.settings.suppress_envoy_headers, &mut head.headers);
         }
-        let per_try = request::latest(timeouts.per_try).into_iter().chain(deadline).min();
-        let sent = attempts.next(&mut journey, &cluster);
-        let outcome = match per_try {
-            None => sent.await,
-            Some(limit) => match timeout_at(limit, sent).await {
-                Ok(outcome) => outcome,
-                Err(_) => {
+        let sent = within(
+            limits.as_deref(),
+            pin!(attempts.next(&mut journey, &cluster, timeouts.per_try)),
+        )
+        .await;
+        let outcome = match sent {
+            Ok(outcome) => outcome,
+            Err(late) => {
+                if is_timeout_of_route(&late) {
                     attempts.timed_out(&journey, &cluster);
-                    Err(Box::new(timed_out(deadline.is_some_and(|deadline| clock::now() >= deadline))))
                 }
-            },
+                break Err(late);
+            }
         };
         let pause = match &outcome {
             Ok((answer, _)) => attempts.retry_answer(&journey, &cluster, answer),
-            Err(failure) => attempts.retry_failure(&journey, &cluster, failure, deadline),
+            Err(failure) => {
+                if matches!(failure.outcome, Outcome::PerTryTimeout) {
+                    attempts.timed_out(&journey, &cluster);
+                }
+                attempts.retry_failure(&journey, &cluster, failure)
+            }
         };
         match (pause, outcome) {
-            (None, outcome) => break outcome,
+            (None, outcome) => break Ok(outcome),
             (Some(pause), outcome) => {
                 drop(outcome);
                 // A pause does not outlast the request's time.
-                sleep_until(
-                    request::latest(Some(pause))
-                        .into_iter()
-                        .chain(deadline)
-                        .min()
-                        .unwrap_or_else(clock::now),
-                )
-                .await;
+                if let Err(late) = within(limits.as_deref(), pin!(sleep(pause))).await {
+                    break Err(late);
+                }
             }
         }
     };
@@ -148,13 +154,67 @@ pub async fn forward(mut journey: Journey<'_>, found: Found<'_>, to: &Forward) -
         journey.tail.exchange.flags.insert(ResponseFlags::UPSTREAM_OVERFLOW);
     }
     match answered {
-        Ok((mut answer, leased)) => {
+        Ok(Ok((mut answer, leased))) => {
             for cookie in cookies {
                 answer.head.headers.append(SET_COOKIE, cookie);
             }
-            answer_client(journey, found, weighted, answer, leased, deadline)
+            answer_client(journey, found, weighted, answer, leased)
         }
-        Err(failure) => fail(journey, found, *failure, &attempts),
+        Ok(Err(failure)) => fail(journey, found, *failure, &attempts),
+        // The route's own limit is answered by the route.
+        Err(late) if is_timeout_of_route(&late) => journey.reply_by_route(late, found),
+        Err(late) => journey.reply_expired(late, found),
+    }
+}
+
+/// Whether an exchange was late by its route's timeout, not by another limit.
+fn is_timeout_of_route(late: &LocalReply) -> bool {
+    late.flags == ResponseFlags::UPSTREAM_REQUEST_TIMEOUT
+}
+
+/// What a route says of the exchange's time. One that waits to be switched to another protocol has no end of its request, and no
+/// timeout that begins with it.
+fn limit(journey: &mut Journey<'_>, to: &Forward, global: Option<Duration>) {
+    let global = global.filter(|_| !journey.upgrading);
+    let RouteTimeouts { idle, max_stream, .. } = to.timeouts;
+    if idle.is_none() && max_stream.is_none() && global.is_none() {
+        return;
+    }
+    let tail = &mut journey.tail;
+    let limits = tail.limits.get_or_insert_with(|| {
+        let limits = Limits::new(tail.exchange.start);
+        if tail.source.is_none() {
+            limits.request_ended();
+        }
+        limits
+    });
+    if let Some(idle) = idle {
+        limits.idle_by_route(idle);
+    }
+    if let (Some(_), Some(head)) = (max_stream, &tail.exchange.request) {
+        let chain = journey.http.settings.max_stream_duration;
+        limits.stream_by_route(to.timeouts.stream_limit(chain, &head.headers));
+    }
+    if let Some(global) = global {
+        limits.answer_by_route(global);
+    }
+    if let Some(source) = &tail.source {
+        limits.request_from(source.clone());
+    }
+}
+
+/// How much of the request's time has passed: it begins with the request's end.
+fn since_request(tail: &Tail) -> Duration {
+    if tail.exchange.attempts == 0 {
+        // The first attempt has all the time, to the millisecond.
+        return Duration::ZERO;
+    }
+    match &tail.source {
+        None => tail.exchange.elapsed(),
+        Some(source) => {
+            let ended = source.lock().ended;
+            ended.map_or(Duration::ZERO, |ended| clock::now().saturating_duration_since(ended))
+        }
     }
 }
 
@@ -184,19 +244,32 @@ struct Attempts<'c> {
 
 impl Attempts<'_> {
     /// Makes the next attempt.
-    async fn next(&mut self, journey: &mut Journey<'_>, cluster: &Arc<Cluster>) -> Result<(Answer, Leased), Box<Failure>> {
+    async fn next(
+        &mut self,
+        journey: &mut Journey<'_>,
+        cluster: &Arc<Cluster>,
+        per_try: Option<Duration>,
+    ) -> Result<(Answer, Leased), Box<Failure>> {
         let avoid = Avoid {
             // Where a hash decides, a retry leaves its endpoint only when that is asked for, or cannot be reached.
             endpoints: self.policy.avoid_previous_hosts || self.last_unsent || !cluster.settings.lb.is_hashed(),
             priorities: self.policy.avoid_previous_priorities,
         };
-        let Some(endpoint) = self.picking.next(fastrand::u64(..), avoid) else {
-            return Err(Box::new(nobody()));
+        let endpoint = match &cluster.settings.discovery {
+            Discovery::DynamicForwardProxy(terms) => {
+                let authority = journey.tail.exchange.request.as_ref().map(|head| head.authority.clone());
+                let names = journey.tail.inner.proxy.connector.names().clone();
+                Box::pin(by_host(names, authority, cluster, terms)).await?
+            }
+            _ => self
+                .picking
+                .next(fastrand::u64(..), avoid)
+                .ok_or_else(|| Box::new(nobody()))?,
         };
         let tail = &mut journey.tail;
         let original = request::original(&tail.inner);
         tail.exchange.attempts += 1;
-        tail.exchange.upstream = Some(tcp::describe(&endpoint, journey.snapshot, original));
+        tail.exchange.upstream = Some(passage::describe(&endpoint, journey.snapshot, original));
         let body = match &tail.source {
             None => RequestBody::empty(),
             Some(source) => RequestBody::next_attempt(source),
@@ -212,9 +285,16 @@ impl Attempts<'_> {
             original,
             key: Key {
                 transport: cluster.transport_hash,
-                tunnel: journey.snapshot.tunnel_terms(),
+                tunnel: journey.snapshot.tunnel_terms(&endpoint.target),
                 principal: tail.exchange.connection.peer.clone(),
                 original: endpoint.target.address().is_none().then_some(original).flatten(),
+                purpose: Purpose::of(
+                    cluster.transport_to(&endpoint),
+                    cluster.settings.names_by_host,
+                    tail.exchange.request.as_ref().map(|head| head.authority.as_bytes()),
+                    tail.exchange.connection.remote_address,
+                    original,
+                ),
                 level: self.level,
             },
             near: tail.exchange.connection.id,
@@ -223,6 +303,8 @@ impl Attempts<'_> {
             upgrade: journey.upgrading,
             spelling: &journey.extensions,
             informational: journey.relay.as_ref(),
+            limit: per_try.filter(|_| !journey.upgrading),
+            source: tail.source.as_deref(),
         };
         let Some(head) = &tail.exchange.request else {
             return Err(Box::new(nobody()));
@@ -268,15 +350,9 @@ impl Attempts<'_> {
     }
 
     /// Whether a failed attempt is made again, and after what pause.
-    fn retry_failure(
-        &mut self,
-        journey: &Journey<'_>,
-        cluster: &Cluster,
-        failure: &Failure,
-        deadline: Option<clock::Instant>,
-    ) -> Option<Duration> {
+    fn retry_failure(&mut self, journey: &Journey<'_>, cluster: &Cluster, failure: &Failure) -> Option<Duration> {
         self.last_unsent = failure.unsent;
-        if failure.is_final || deadline.is_some_and(|deadline| clock::now() >= deadline) {
+        if failure.is_final {
             return None;
         }
         let by_policy = self.decide(journey, cluster, &failure.outcome, None);
@@ -381,7 +457,6 @@ fn answer_client(
     weighted: Option<&WeightedCluster>,
     answer: Answer,
     mut leased: Leased,
-    deadline: Option<clock::Instant>,
 ) -> Response<ResponseBody> {
     let Answer {
         mut head,
@@ -420,10 +495,7 @@ fn answer_client(
             upgrade::pass(client, endpoint, tail);
             response.map(|()| ResponseBody::empty())
         }
-        _ => {
-            tail.until(deadline);
-            response.map(|()| ResponseBody::new(body, tail))
-        }
+        _ => response.map(|()| ResponseBody::new(body, tail)),
     }
 }
 
@@ -486,7 +558,13 @@ fn tell_outliers(
                 grpc_status.map_or_else(|| answer.head.status.as_u16(), status_of_grpc),
             ));
         }
-        Err(AttemptError::Connect(ConnectError::Unsupported(_)) | AttemptError::Overflow | AttemptError::Unsendable(_)) => {}
+        // Of timeouts it is told where they are found out.
+        Err(
+            AttemptError::Connect(ConnectError::Unsupported(_))
+            | AttemptError::Late
+            | AttemptError::Overflow
+            | AttemptError::Unsendable(_),
+        ) => {}
         Err(AttemptError::RequestBody) => tell(Report::Connected),
         Err(AttemptError::Connect(_)) => tell(Report::Failed),
         Err(
@@ -554,6 +632,35 @@ fn drop_overload(journey: &Journey<'_>, cluster: &Cluster) -> Option<LocalReply>
     })
 }
 
+/// The endpoint that the request's host names, once it is looked up.
+async fn by_host(
+    names: Names,
+    authority: Option<HeaderValue>,
+    cluster: &Cluster,
+    terms: &HostCacheTerms,
+) -> Result<Arc<Endpoint>, Box<Failure>> {
+    let Some((host, port)) = authority.as_ref().and_then(|authority| host_and_port(authority.as_bytes())) else {
+        return Err(Box::new(nobody()));
+    };
+    let found = cluster
+        .state
+        .hosts
+        .endpoint(&names, terms, host, port.unwrap_or(terms.port))
+        .await;
+    found.map_err(|error| {
+        let reply = LocalReply::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            ResponseFlags::DNS_RESOLUTION_FAILED,
+            error.to_string(),
+            "DNS resolution failure",
+        );
+        Box::new(Failure {
+            reply: Some(reply),
+            ..nobody()
+        })
+    })
+}
+
 fn nobody() -> Failure {
     Failure {
         outcome: Outcome::Overflow,
@@ -566,16 +673,11 @@ fn nobody() -> Failure {
     }
 }
 
-fn timed_out(whole: bool) -> Failure {
-    let details = if whole {
-        "response_timeout"
-    } else {
-        "upstream_per_try_timeout"
-    };
+fn late_attempt() -> Failure {
     let reply = LocalReply::new(
         StatusCode::GATEWAY_TIMEOUT,
         ResponseFlags::UPSTREAM_REQUEST_TIMEOUT,
-        details,
+        "upstream_per_try_timeout",
         "upstream request timeout",
     );
     Failure {
@@ -584,7 +686,7 @@ fn timed_out(whole: bool) -> Failure {
         reason: "timeout",
         transport: None,
         unsent: false,
-        is_final: whole,
+        is_final: false,
         reply: Some(reply),
     }
 }
@@ -628,6 +730,7 @@ fn failure_of(error: AttemptError, tail: &Tail) -> Failure {
             Some(error.to_string().into()),
             true,
         ),
+        AttemptError::Late => late_attempt(),
         AttemptError::Overflow => Failure {
             is_final: true,
             ..failure(Outcome::Overflow, ResponseFlags::UPSTREAM_OVERFLOW, "overflow", None, false)

@@ -25,6 +25,8 @@ pub struct Framing {
     state: State,
     /// What has been seen of a head or of a chunk's line that has not ended yet.
     partial: Vec<u8>,
+    /// The last head asked for another protocol: whether the bytes behind its request are HTTP, its answer decides.
+    undecided: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,11 +58,32 @@ impl Framing {
         self.state == State::Head && !self.partial.is_empty()
     }
 
-    /// Looks at the next bytes of the connection; `max_head` bounds what is kept of an unfinished head.
-    pub fn observe(&mut self, mut data: &[u8], max_head: usize) -> Result<(), Violation> {
-        while !data.is_empty() {
+    /// Whether the last head asked for another protocol, and it is not known yet whether it gets it.
+    pub fn is_undecided(&self) -> bool {
+        self.undecided
+    }
+
+    /// Whether nothing more can be looked at before that is known.
+    pub fn waits(&self) -> bool {
+        self.undecided && self.state == State::Head
+    }
+
+    /// The connection goes on in another protocol, or in HTTP after all.
+    pub fn decide(&mut self, switched: bool) {
+        self.undecided = false;
+        if switched {
+            self.state = State::Blind;
+            self.partial = Vec::new();
+        }
+    }
+
+    /// Looks at the next bytes of the connection; `max_head` bounds what is kept of an unfinished head. Returns how many of them may
+    /// pass: what follows a request for another protocol may not before its answer.
+    pub fn observe(&mut self, all: &[u8], max_head: usize) -> Result<usize, Violation> {
+        let mut data = all;
+        while !data.is_empty() && !self.waits() {
             match self.state {
-                State::Blind => return Ok(()),
+                State::Blind => return Ok(all.len()),
                 State::Skip { left, then } => {
                     let skipped = usize::try_from(left).unwrap_or(usize::MAX).min(data.len());
                     data = data.get(skipped..).unwrap_or_default();
@@ -80,7 +103,7 @@ impl Framing {
                     let Some(head) = self.take_until(&mut data, BLANK_LINE - 1, blank_line, max_head) else {
                         continue;
                     };
-                    self.state = after_head(&head)?;
+                    (self.state, self.undecided) = after_head(&head)?;
                     self.give_back(head);
                 }
                 State::ChunkLine => {
@@ -109,7 +132,7 @@ impl Framing {
                 }
             }
         }
-        Ok(())
+        Ok(all.len() - data.len())
     }
 
     /// Takes bytes up to where `end` finds their end; `None` when more are needed. Past `max` bytes nothing more can be said.
@@ -160,9 +183,9 @@ fn blank_line(bytes: &[u8]) -> Option<usize> {
     })
 }
 
-/// What follows a head.
-fn after_head(head: &[u8]) -> Result<State, Violation> {
-    let (mut length, mut encoding, mut chunked, mut upgrade) = (None, false, false, false);
+/// What follows a head, and whether its answer may switch to another protocol.
+fn after_head(head: &[u8]) -> Result<(State, bool), Violation> {
+    let (mut length, mut encoding, mut chunked, mut upgrade, mut unreadable) = (None, false, false, false, false);
     let mut at = memchr::memchr(b'\n', head).map_or(head.len(), |end| end + 1);
     while let Some(line) = head.get(at..).filter(|rest| !rest.is_empty()) {
         let end = memchr::memchr(b'\n', line).map_or(line.len(), |end| end + 1);
@@ -176,7 +199,7 @@ fn after_head(head: &[u8]) -> Result<State, Violation> {
                         .ok()
                         .and_then(|text| text.trim().parse::<u64>().ok())
                         .or(length);
-                    upgrade |= length.is_none();
+                    unreadable |= length.is_none();
                 }
             }
             Some(b't' | b'T') => {
@@ -193,15 +216,16 @@ fn after_head(head: &[u8]) -> Result<State, Violation> {
             _ => {}
         }
     }
-    Ok(match (length, encoding, chunked) {
+    let state = match (length, encoding, chunked) {
         (Some(_), true, _) => return Err(Violation::LengthAndChunked),
         (_, true, true) => State::ChunkLine,
         (_, true, false) => State::Blind,
         (Some(left @ 1..), false, _) => State::Skip { left, then: Then::Head },
-        // After an upgrade the bytes are somebody else's; if it is refused, hyper still checks what comes.
-        (Some(0) | None, false, _) if upgrade => State::Blind,
+        // hyper refuses a length that is no number.
+        (Some(0) | None, false, _) if unreadable => State::Blind,
         (Some(0) | None, false, _) => State::Head,
-    })
+    };
+    Ok((state, upgrade))
 }
 
 fn value_of<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
@@ -277,11 +301,32 @@ mod tests {
     }
 
     #[test]
-    fn after_an_upgrade_nothing_is_looked_at() {
-        for result in observe(
-            "GET /chat HTTP/1.1\r\nUpgrade: websocket\r\n\r\nPOST / HTTP/1.1\r\ncontent-length: 1\r\ntransfer-encoding: x\r\n\r\n",
-        ) {
-            assert_eq!(result, Ok(State::Blind));
+    fn behind_a_request_for_another_protocol_its_answer_decides() {
+        let bad = "POST / HTTP/1.1\r\ncontent-length: 1\r\ntransfer-encoding: x\r\n\r\n";
+        for ask in [
+            "GET /chat HTTP/1.1\r\nUpgrade: websocket\r\n\r\n",
+            "POST /chat HTTP/1.1\r\nUpgrade: websocket\r\ncontent-length: 2\r\n\r\nhi",
+            "POST /chat HTTP/1.1\r\nUpgrade: websocket\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n",
+        ] {
+            for piece in [1, 7, 1000] {
+                for switched in [true, false] {
+                    let mut framing = Framing::default();
+                    for chunk in ask.as_bytes().chunks(piece) {
+                        assert_eq!(framing.observe(chunk, MAX), Ok(chunk.len()));
+                    }
+                    assert!(framing.waits());
+                    assert_eq!(framing.observe(bad.as_bytes(), MAX), Ok(0), "nothing passes unseen");
+                    framing.decide(switched);
+                    let expected = if switched {
+                        Ok(bad.len())
+                    } else {
+                        Err(Violation::LengthAndChunked)
+                    };
+                    assert_eq!(framing.observe(bad.as_bytes(), MAX), expected, "{ask} switched {switched}");
+                }
+            }
+            let both = format!("{ask}{bad}");
+            assert_eq!(Framing::default().observe(both.as_bytes(), MAX), Ok(ask.len()));
         }
     }
 

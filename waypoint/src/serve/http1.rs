@@ -14,7 +14,7 @@ use std::{
 };
 
 use cairn_exchange::Protocol;
-use http::{Version, header};
+use http::{StatusCode, Version, header};
 use hyper::{Request, Response, server::conn::http1, service::service_fn};
 
 use super::{
@@ -34,7 +34,13 @@ const MIN_BUFFER: usize = 8 * 1024;
 pub fn serve(inner: Arc<Inner>, io: InnerIo) -> impl Future<Output = ()> + Send {
     let limits = limits(&inner);
     let relay = inner.relay.clone().unwrap_or_default();
-    let (io, early) = io.watched(limits.max_head.max(MIN_BUFFER), limits.head_timeout, relay.queue.clone());
+    let line = inner.line.clone().unwrap_or_default();
+    let io = io.watched(
+        limits.max_head.max(MIN_BUFFER),
+        limits.head_timeout,
+        relay.queue.clone(),
+        line.clone(),
+    );
     let service = service_fn({
         let inner = inner.clone();
         // hyper keeps the place of this future while the connection is idle: a box takes less.
@@ -57,12 +63,14 @@ pub fn serve(inner: Arc<Inner>, io: InnerIo) -> impl Future<Output = ()> + Send 
                 connection.as_mut().graceful_shutdown();
                 connection.as_mut().await
             }
-            () = inner.idle(limits.idle_timeout) => {
+            () = inner.spent(limits.idle_timeout, limits.longest) => {
                 connection.as_mut().graceful_shutdown();
                 connection.as_mut().await
             }
         };
-        if let Some(early) = *early.lock() {
+        // Boxed: only the end of a connection needs the place.
+        Box::pin(line.end()).await;
+        if let Some(early) = line.early() {
             request::answered_early(&inner, early.status, early.details);
         }
         if let Err(error) = ended {
@@ -77,6 +85,7 @@ struct Limits {
     max_headers: usize,
     head_timeout: Option<Duration>,
     idle_timeout: Option<Duration>,
+    longest: Option<Duration>,
     preserve_header_case: bool,
 }
 
@@ -88,6 +97,7 @@ fn limits(inner: &Inner) -> Limits {
         max_headers: settings.max_request_headers,
         head_timeout: settings.request_headers_timeout,
         idle_timeout: settings.idle_timeout,
+        longest: settings.max_connection_duration,
         preserve_header_case: settings.preserve_header_case,
     };
     match chain.as_ref().map(|chain| &chain.kind) {
@@ -107,7 +117,8 @@ async fn answer(inner: Arc<Inner>, mut request: Request<hyper::body::Incoming>) 
     } else {
         Protocol::Http11
     };
-    let relay = inner.relay.clone();
+    let (relay, line) = (inner.relay.clone(), inner.line.clone());
+    let asked = upgrade.clone();
     let arrived = Arrived {
         method: parts.method,
         uri: parts.uri,
@@ -119,11 +130,13 @@ async fn answer(inner: Arc<Inner>, mut request: Request<hyper::body::Incoming>) 
         extensions: parts.extensions,
     };
     let mut exchange = pin!(request::serve(inner, arrived));
-    let Some(relay) = relay else { return Ok(exchange.await) };
+    let (Some(relay), Some(line)) = (relay, line) else {
+        return Ok(exchange.await);
+    };
     // An informational answer wakes this connection's task: hyper finds nothing new here, flushes, and the connection writes it.
     // One that came together with the final answer goes first too.
     let mut response = None;
-    poll_fn(|cx| {
+    let response = poll_fn(|cx| {
         relay.connection.register(cx.waker());
         if response.is_none() {
             response = Some(ready!(exchange.as_mut().poll(cx)));
@@ -133,9 +146,14 @@ async fn answer(inner: Arc<Inner>, mut request: Request<hyper::body::Incoming>) 
             return Poll::Pending;
         }
         match response.take() {
-            Some(response) => Poll::Ready(Ok(response)),
+            Some(response) => Poll::Ready(response),
             None => Poll::Pending,
         }
     })
-    .await
+    .await;
+    line.answering(response.body().limits());
+    if let Some(asked) = asked {
+        line.decide(asked, response.status() == StatusCode::SWITCHING_PROTOCOLS);
+    }
+    Ok(response)
 }

@@ -53,7 +53,7 @@ async fn run(inner: Arc<Inner>, io: InnerIo) -> Result<(), h2::Error> {
         .max_send_buffer_size(MAX_SEND_BUFFER)
         .handshake::<_, Bytes>(io)
         .await?;
-    let idle_timeout = settings.idle_timeout;
+    let (idle_timeout, longest) = (settings.idle_timeout, settings.max_connection_duration);
     drop(chain);
     let mut drain = inner.proxy.drain.clone();
     let mut draining = false;
@@ -65,7 +65,7 @@ async fn run(inner: Arc<Inner>, io: InnerIo) -> Result<(), h2::Error> {
                 connection.graceful_shutdown();
                 continue;
             }
-            () = inner.idle(idle_timeout), if !draining => {
+            () = inner.spent(idle_timeout, longest), if !draining => {
                 draining = true;
                 connection.graceful_shutdown();
                 continue;
@@ -131,7 +131,7 @@ async fn answer(inner: Arc<Inner>, request: Request<RecvStream>, mut respond: Se
     let end = body.is_end_stream();
     match respond.send_response(head, end) {
         Ok(stream) if !end => {
-            if let Err(error) = pump(body, stream).await {
+            if let Err(error) = pump(body, stream, Reason::INTERNAL_ERROR).await {
                 tracing::debug!(%error, "an answer did not reach its client");
             }
         }

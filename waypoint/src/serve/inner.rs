@@ -13,6 +13,7 @@ use cairn_exchange::{Connection, clock};
 use parking_lot::Mutex;
 use tokio::time::sleep_until;
 
+use super::line::Line;
 use crate::{
     proxy::Proxy,
     snapshot::{
@@ -36,6 +37,8 @@ pub struct Inner {
     pub spoken: Option<Spoken>,
     /// Where informational answers go; HTTP/1 only.
     pub relay: Option<Arc<InformationalRelay>>,
+    /// What the connection and the exchange on it tell each other; HTTP/1 only.
+    pub line: Option<Arc<Line>>,
     /// Requests under way.
     active: AtomicU32,
     /// When there was last one, in milliseconds since the connection was opened.
@@ -56,6 +59,7 @@ impl Inner {
             source,
             spoken: None,
             relay: None,
+            line: None,
             active: AtomicU32::new(0),
             idle_since: AtomicU64::new(0),
             last: Mutex::new(None),
@@ -68,13 +72,23 @@ impl Inner {
         Self::new(self.proxy.clone(), self.connection.clone(), self.address, self.source.clone()).speaking(spoken)
     }
 
+    /// The same with other facts of the connection.
+    #[must_use]
+    pub fn with_connection(&self, connection: Arc<Connection>) -> Self {
+        Self {
+            spoken: self.spoken,
+            ..Self::new(self.proxy.clone(), connection, self.address, self.source.clone())
+        }
+    }
+
     /// The same once it is known what is spoken.
     #[must_use]
     pub fn speaking(self, spoken: Spoken) -> Self {
-        let relay = matches!(spoken, Spoken::Http11 | Spoken::Http10).then(Arc::default);
+        let one_at_a_time = matches!(spoken, Spoken::Http11 | Spoken::Http10);
         Self {
             spoken: Some(spoken),
-            relay,
+            relay: one_at_a_time.then(Arc::default),
+            line: one_at_a_time.then(Arc::default),
             ..self
         }
     }
@@ -92,18 +106,22 @@ impl Inner {
         self.active.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// Completes when there has been no request for so long; never without a limit.
-    pub async fn idle(&self, limit: Option<Duration>) {
-        let Some(limit) = limit.filter(|limit| !limit.is_zero()) else {
-            return std::future::pending().await;
-        };
+    /// Completes when the connection is to take no more requests: there was none for so long, or it is so old; never without a limit.
+    pub async fn spent(&self, idle: Option<Duration>, most: Option<Duration>) {
+        let idle = idle.filter(|idle| !idle.is_zero());
         loop {
             let now = clock::now();
             let since = self.connection.opened + Duration::from_millis(self.idle_since.load(Ordering::Acquire));
             let busy = self.active.load(Ordering::Acquire) > 0;
-            match if busy { now } else { since } + limit {
-                end if end <= now => return,
-                end => sleep_until(end).await,
+            let idle_end = idle.map(|idle| if busy { now } else { since } + idle);
+            let end = idle_end
+                .into_iter()
+                .chain(most.map(|most| self.connection.opened + most))
+                .min();
+            match end {
+                None => return std::future::pending().await,
+                Some(end) if end <= now => return,
+                Some(end) => sleep_until(end).await,
             }
         }
     }

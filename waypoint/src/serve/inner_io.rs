@@ -6,6 +6,7 @@
 //! hyper flushes, that is never inside another answer.
 
 use std::{
+    future::poll_fn,
     io,
     pin::Pin,
     sync::{
@@ -26,7 +27,8 @@ use tokio::{
     time::Sleep,
 };
 
-use super::framing::Framing;
+use super::{framing::Framing, line::Line};
+use crate::stall::{self, Stall};
 
 /// Most informational answers that wait to be written; more are dropped, they are advice only.
 const MAX_INFORMATIONAL: usize = 16;
@@ -44,11 +46,16 @@ pub struct InnerIo {
     stream: Option<TunnelStream>,
     /// Read, and not yet handed on.
     held: Bytes,
-    watch: Option<Watch>,
+    watch: Option<Box<Watch>>,
+    /// How long the client has taken nothing.
+    stall: Stall,
 }
 
 struct Watch {
     framing: Framing,
+    /// Read behind a request for another protocol: what it is, that request's answer decides.
+    behind: Bytes,
+    line: Arc<Line>,
     max_head: usize,
     /// Time for a head to arrive.
     head_timeout: Option<Duration>,
@@ -59,7 +66,6 @@ struct Watch {
     writing: Bytes,
     /// Nothing more is read: the request was refused.
     refused: bool,
-    early: Arc<Mutex<Option<Early>>>,
 }
 
 /// A request that was answered before it became one.
@@ -125,31 +131,33 @@ impl InnerIo {
             stream: Some(stream),
             held,
             watch: None,
+            stall: Stall::default(),
         }
     }
 
-    /// The same for HTTP/1: requests are watched. An answer that was given without a request is left in the returned place.
+    /// The same for HTTP/1: requests are watched. An answer that was given without a request is told on the line.
     #[must_use]
     pub fn watched(
         mut self,
         max_head: usize,
         head_timeout: Option<Duration>,
         informational: Arc<Informational>,
-    ) -> (Self, Arc<Mutex<Option<Early>>>) {
-        let early = Arc::default();
+        line: Arc<Line>,
+    ) -> Self {
         let mut watch = Watch {
             framing: Framing::default(),
+            behind: Bytes::new(),
+            line,
             max_head,
             head_timeout,
             head_timer: None,
             informational,
             writing: Bytes::new(),
             refused: false,
-            early: Arc::clone(&early),
         };
         watch.observe(&mut self.held);
-        self.watch = Some(watch);
-        (self, early)
+        self.watch = Some(Box::new(watch));
+        self
     }
 
     /// Ends the connection so that the client sees that something was cut: a reset, never a clean end. An answer that was given
@@ -165,6 +173,64 @@ impl InnerIo {
         stream.reset(Reason::CONNECT_ERROR);
     }
 
+    /// Half-closes, behind all that is still to be said.
+    pub async fn end(mut self) {
+        if let Err(error) = poll_fn(|cx| AsyncWrite::poll_shutdown(Pin::new(&mut self), cx)).await {
+            tracing::debug!(%error, "the client took no end of its connection");
+        }
+    }
+
+    /// The stream, for bytes that are nobody's business any more, and what was read of it and is still to be passed: what hyper has
+    /// already taken, and what it has not.
+    pub fn into_parts(mut self, taken: Bytes) -> Option<(TunnelStream, Bytes)> {
+        let stream = self.stream.take()?;
+        let held = std::mem::take(&mut self.held);
+        let behind = self.watch.as_mut().map(|watch| std::mem::take(&mut watch.behind));
+        Some((stream, join(join(taken, held), behind.unwrap_or_default())))
+    }
+
+    /// Learns what an answer has decided. Nothing behind its request is read before.
+    fn poll_decided(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(watch) = self.watch.as_mut().filter(|watch| watch.framing.is_undecided()) else {
+            return Poll::Ready(());
+        };
+        let decided = if watch.framing.waits() {
+            Some(ready!(watch.line.poll_decision(cx)))
+        } else {
+            watch.line.take_decision()
+        };
+        if let Some(switched) = decided {
+            watch.framing.decide(switched);
+        }
+        Poll::Ready(())
+    }
+
+    /// The client takes nothing: asks whether that has gone on for too long, or its exchange has.
+    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let line = self.watch.as_ref().map(|watch| &watch.line);
+        let limits = line.and_then(|line| line.limits());
+        if limits.as_ref().is_some_and(|limits| limits.poll(cx).is_ready()) {
+            return Poll::Ready(io::ErrorKind::TimedOut.into());
+        }
+        let limit = limits.and_then(|limits| limits.idle()).unwrap_or(stall::LONGEST);
+        ready!(self.stall.poll(cx, limit));
+        if let Some(line) = line {
+            line.stall();
+        }
+        Poll::Ready(io::ErrorKind::TimedOut.into())
+    }
+
+    /// What came of writing; nothing for too long is an error.
+    fn written<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        match written {
+            Poll::Ready(written) => {
+                self.stall.moved();
+                Poll::Ready(written)
+            }
+            Poll::Pending => self.poll_stalled(cx).map(Err),
+        }
+    }
+
     fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
         if !self.held.is_empty() {
             return Poll::Ready(Ok(std::mem::take(&mut self.held)));
@@ -173,23 +239,31 @@ impl InnerIo {
             // As if nothing more came; the answer leaves when hyper shuts the connection down.
             return Poll::Ready(Ok(Bytes::new()));
         }
+        ready!(self.poll_decided(cx));
+        let waiting = self.watch.as_mut().map(|watch| std::mem::take(&mut watch.behind));
+        let mut data = match waiting.filter(|behind| !behind.is_empty()) {
+            Some(behind) => behind,
+            None => match ready!(self.poll_stream(cx))? {
+                Some(data) => data,
+                None => return Poll::Ready(Ok(Bytes::new())),
+            },
+        };
+        if let Some(watch) = &mut self.watch {
+            watch.observe(&mut data);
+        }
+        Poll::Ready(Ok(data))
+    }
+
+    /// Reads on; nothing is the end, or what is taken for it.
+    fn poll_stream(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
         let Some(stream) = &mut self.stream else {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         };
         let next = stream.poll_data(cx);
         if next.is_pending() && self.watch.as_mut().is_some_and(|watch| watch.poll_head_late(cx).is_ready()) {
-            return Poll::Ready(Ok(Bytes::new()));
+            return Poll::Ready(Ok(None));
         }
-        match ready!(next) {
-            None => Poll::Ready(Ok(Bytes::new())),
-            Some(Err(error)) => Poll::Ready(Err(error)),
-            Some(Ok(mut data)) => {
-                if let Some(watch) = &mut self.watch {
-                    watch.observe(&mut data);
-                }
-                Poll::Ready(Ok(data))
-            }
-        }
+        next.map(Option::transpose)
     }
 
     /// Keeps what was not taken; but no reference to a received buffer of which nothing is left.
@@ -216,6 +290,14 @@ impl InnerIo {
         }
     }
 
+    /// The same, but not for ever.
+    fn poll_early(&mut self, cx: &mut Context<'_>, begin: bool) -> Poll<io::Result<()>> {
+        match self.poll_informational(cx, begin) {
+            Poll::Pending => self.poll_stalled(cx).map(Err),
+            written => written,
+        }
+    }
+
     fn stream(&mut self) -> io::Result<Pin<&mut TunnelStream>> {
         self.stream
             .as_mut()
@@ -229,10 +311,13 @@ impl InnerIo {
 impl Watch {
     /// Looks at what came; a request that may not pass takes everything with it.
     fn observe(&mut self, data: &mut Bytes) {
-        if self.framing.observe(data, self.max_head).is_err() {
-            *data = Bytes::new();
-            self.refused = true;
-            self.answer(StatusCode::BAD_REQUEST, "http1.content_length_and_chunked_not_allowed");
+        match self.framing.observe(data, self.max_head) {
+            Ok(passes) => self.behind = data.split_off(passes.min(data.len())),
+            Err(_) => {
+                *data = Bytes::new();
+                self.refused = true;
+                self.answer(StatusCode::BAD_REQUEST, "http1.content_length_and_chunked_not_allowed");
+            }
         }
     }
 
@@ -252,7 +337,7 @@ impl Watch {
     /// Answers without a request.
     fn answer(&mut self, status: StatusCode, details: &'static str) {
         self.writing = early_answer(status);
-        *self.early.lock() = Some(Early { status, details });
+        self.line.answered_early(Early { status, details });
     }
 
     /// Replaces what hyper says of a request that it could not read. Our own answers all have a date, hyper's have none.
@@ -274,6 +359,15 @@ impl Watch {
             self.answer(StatusCode::BAD_REQUEST, "http1.codec_error");
         }
         true
+    }
+}
+
+/// Both, one behind the other.
+fn join(first: Bytes, second: Bytes) -> Bytes {
+    match (first.is_empty(), second.is_empty()) {
+        (_, true) => first,
+        (true, false) => second,
+        (false, false) => Bytes::from([first, second].concat()),
     }
 }
 
@@ -317,22 +411,24 @@ impl hyper::rt::Read for InnerIo {
 impl AsyncWrite for InnerIo {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        ready!(this.poll_informational(cx, false))?;
+        ready!(this.poll_early(cx, false))?;
         if this.watch.as_mut().is_some_and(|watch| watch.replace(from)) {
             return Poll::Ready(Ok(from.len()));
         }
-        this.stream()?.poll_write(cx, from)
+        let written = this.stream()?.poll_write(cx, from);
+        this.written(cx, written)
     }
 
     fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        ready!(this.poll_informational(cx, false))?;
+        ready!(this.poll_early(cx, false))?;
         if let ([only], Some(watch)) = (from, this.watch.as_mut())
             && watch.replace(only)
         {
             return Poll::Ready(Ok(only.len()));
         }
-        this.stream()?.poll_write_vectored(cx, from)
+        let written = this.stream()?.poll_write_vectored(cx, from);
+        this.written(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -347,12 +443,12 @@ impl AsyncWrite for InnerIo {
         {
             return Poll::Ready(Err(error));
         }
-        this.poll_informational(cx, true)
+        this.poll_early(cx, true)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        ready!(this.poll_informational(cx, false))?;
+        ready!(this.poll_early(cx, false))?;
         this.stream()?.poll_shutdown(cx)
     }
 }

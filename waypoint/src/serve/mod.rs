@@ -2,9 +2,11 @@
 //!
 //! * `listener` accepts connections, `tunnel` their CONNECT streams;
 //! * `detect` finds out what is spoken where the configuration does not say;
-//! * `http1` and `http2` read requests, `request` follows one through route and filters to its answer (`response`), `ask`, `call` and `grpc` make the calls of filters;
+//! * `http1` and `http2` read requests, `request` follows one through route and filters to its answer (`response`), within its
+//!   `limits` of time; `ask`, `call` and `grpc` make the calls of filters;
 //! * `body_start` waits for the beginning of a body where a filter decides by it;
-//! * `tcp` passes bytes, `authorize` says whose.
+//! * `tcp` decides about connections of bytes (`passage`, `authorize`); `relay` passes them, and those of upgraded requests (`upgrade`);
+//! * `open` looks whether policy still allows what is open.
 
 mod ask;
 mod authorize;
@@ -19,15 +21,22 @@ mod http1;
 mod http2;
 mod inner;
 mod inner_io;
+mod limits;
+mod line;
 pub mod listener;
+pub mod open;
 mod pace;
+mod passage;
+mod relay;
 mod reply;
 mod request;
 mod response;
+mod server_name;
 mod tcp;
 mod tunnel;
 mod upgrade;
 
 pub use inner::Inner;
 pub use inner_io::Informational;
+pub(crate) use limits::request_end;
 pub use response::ResponseBody;

@@ -3,10 +3,10 @@
 //! The request sees one configuration, taken when its head has been read; endpoints are read anew at each attempt. Where something
 //! decides against the request, the answer says so in Envoy's words, and the record tells why.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, pin::pin, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
-use cairn_exchange::{Exchange, Protocol, RequestHead, ResponseFlags, Scheme, clock};
+use cairn_exchange::{Exchange, Protocol, RequestHead, ResponseFlags, Scheme};
 use cairn_filters::{LocalReply, OnRoute, ResponseHead, Run, Verdict};
 use cairn_policy::{
     headers::{TraceReason, incoming::Arrival, is_upgrade, upgrade_kind, with_trace_reason},
@@ -17,7 +17,12 @@ use http_body::Body as _;
 use hyper::upgrade::OnUpgrade;
 use parking_lot::Mutex;
 
-use super::{Inner, ResponseBody, ask, body_start, date, forward, reply, response::Tail, upgrade};
+use super::{
+    Inner, ResponseBody, ask, body_start, date, forward,
+    limits::{Limits, within},
+    reply,
+    response::Tail,
+};
 use crate::{
     body::{Incoming, RequestSource},
     snapshot::{ChainKind, HttpChain, HttpSettings, Snapshot},
@@ -96,6 +101,9 @@ pub async fn serve(inner: Arc<Inner>, arrived: Arrived) -> Response<ResponseBody
         return local(tail, None, reply::chain_not_found(), grpc, true);
     };
     tail.chain = Some(chain.clone());
+    if let ChainKind::Http(http) = &chain.kind {
+        tail.limits = Limits::of_chain(&http.settings, tail.exchange.start);
+    }
     let http = match (&chain.kind, &chain.refuse) {
         (ChainKind::Http(http), None) => http,
         (ChainKind::Http(http), Some(_)) => return local(tail, Some(http), reply::refused_chain(), grpc, false),
@@ -173,11 +181,18 @@ impl<'a> Journey<'a> {
             let close = reply.details != "path_normalization_redirect";
             return self.reply_closing(*reply, close);
         }
+        if self.upgrading {
+            // As filters see it: what the route makes of it is not what policy speaks of.
+            self.tail.asked = self.tail.exchange.request.clone().map(Box::new);
+        }
         let mut body = body;
         let mut route = self.choose_route();
-        match self.decode(&mut route, &mut body).await {
-            Ok(()) => self.keep(body),
-            Err((reply, close)) => return self.reply_of_filter(*reply, close, route),
+        let limits = self.tail.limits.clone();
+        let decoded = within(limits.as_deref(), pin!(self.decode(&mut route, &mut body))).await;
+        match decoded {
+            Ok(Ok(())) => self.keep(body),
+            Ok(Err((reply, close))) => return self.reply_of_filter(*reply, close, route),
+            Err(late) => return self.reply_of_filter(late, !body.is_end_stream(), route),
         }
         let head = match &self.tail.exchange.request {
             Some(head) => head,
@@ -230,7 +245,11 @@ impl<'a> Journey<'a> {
     /// an answer, and whether the connection ends behind it.
     async fn decode(&mut self, route: &mut OnRoute<'a>, body: &mut Incoming) -> Result<(), (Box<LocalReply>, bool)> {
         let filters = &self.http.filters;
+        let limits = self.tail.limits.clone();
         let mut unread = !body.is_end_stream();
+        if let Some(limits) = limits.as_ref().filter(|_| !unread) {
+            limits.request_ended();
+        }
         while !self.tail.run.with(|run| filters.is_done(run)) {
             let exchange = &mut self.tail.exchange;
             let services = ask::FromRequest::new(&self.tail.inner, self.snapshot);
@@ -240,8 +259,13 @@ impl<'a> Journey<'a> {
                 *route = self.choose_route();
             }
             if let Some(wanted) = self.tail.run.with(|run| filters.wants_body_start(run)) {
-                let (start, whole) = body_start::begin(body, wanted).await.map_err(|reply| (reply, true))?;
+                let (start, whole) = body_start::begin(body, wanted, limits.as_deref())
+                    .await
+                    .map_err(|reply| (reply, true))?;
                 unread &= !whole;
+                if let Some(limits) = limits.as_ref().filter(|_| whole) {
+                    limits.request_ended();
+                }
                 let exchange = &mut self.tail.exchange;
                 let services = ask::FromRequest::new(&self.tail.inner, self.snapshot);
                 let start = (&start, whole);
@@ -255,7 +279,11 @@ impl<'a> Journey<'a> {
             let Some(limit) = self.tail.run.with(|run| filters.wants_whole_body(run)) else {
                 continue;
             };
-            let (mut whole, trailers) = collect(body, limit).await.map_err(|reply| (reply, true))?;
+            let collected = collect(body, limit, limits.as_deref()).await;
+            let (mut whole, trailers) = collected.map_err(|reply| (reply, true))?;
+            if let Some(limits) = &limits {
+                limits.request_ended();
+            }
             let exchange = &mut self.tail.exchange;
             let verdict = self.tail.run.with(|run| filters.decode_whole_body(run, exchange, &mut whole));
             *body = Incoming::whole(whole, trailers);
@@ -367,7 +395,11 @@ impl<'a> Journey<'a> {
         {
             source.observe(chain.clone(), self.tail.run.share());
         }
-        self.tail.source = Some(Arc::new(Mutex::new(source)));
+        let source = Arc::new(Mutex::new(source));
+        if let Some(limits) = &self.tail.limits {
+            limits.request_from(source.clone());
+        }
+        self.tail.source = Some(source);
     }
 
     /// Answers with our own words.
@@ -375,24 +407,33 @@ impl<'a> Journey<'a> {
         self.reply_closing(reply, false)
     }
 
+    /// Answers an exchange that lasted too long on its way to this route.
+    pub fn reply_expired(self, reply: LocalReply, found: Found<'_>) -> Response<ResponseBody> {
+        let close = self.upgrading;
+        self.reply_beside_route(reply, found, close)
+    }
+
     fn reply_closing(self, reply: LocalReply, close: bool) -> Response<ResponseBody> {
         let grpc = self.tail.exchange.is_grpc();
         local(self.tail, Some(self.http), reply, grpc, close)
     }
 
-    /// Answers for a filter. The route that the request would have taken is told all the same; the route's edits are not made. A client that waits for its upgrade has not ended its request.
+    /// Answers for a filter. The route that the request would have taken is told all the same; the route's edits are not made.
+    /// A client that waits for its upgrade has not ended its request.
     fn reply_of_filter(mut self, reply: LocalReply, close: bool, route: OnRoute<'_>) -> Response<ResponseBody> {
-        let grpc = self.tail.exchange.is_grpc();
         let close = close || self.upgrading;
-        if let Some(client) = self.upgrade.take().filter(|_| close) {
-            upgrade::end(client);
-        }
         let Some(found) = route.found else {
             return self.reply_closing(reply, close);
         };
         if let Some(name) = route.cluster() {
             self.tail.exchange.cluster = self.snapshot.clusters.get(name).map(|cluster| cluster.facts.clone());
         }
+        self.reply_beside_route(reply, found, close)
+    }
+
+    /// Answers for the connection, not for the route: none of its edits are made, only its name is told.
+    fn reply_beside_route(mut self, reply: LocalReply, found: Found<'_>, close: bool) -> Response<ResponseBody> {
+        let grpc = self.tail.exchange.is_grpc();
         let (mut head, body) = begin_reply(&mut self.tail, reply, grpc);
         forward::name_operation(&mut head, found);
         end_reply(self.tail, Some(self.http), head, body, close)
@@ -472,7 +513,11 @@ fn underscores(setting: crate::snapshot::chain::Underscores, headers: &mut Heade
 }
 
 /// Reads a whole body, and the trailers behind it.
-pub(super) async fn collect(body: &mut Incoming, limit: usize) -> Result<(Bytes, Option<HeaderMap>), Box<LocalReply>> {
+pub(super) async fn collect(
+    body: &mut Incoming,
+    limit: usize,
+    limits: Option<&Limits>,
+) -> Result<(Bytes, Option<HeaderMap>), Box<LocalReply>> {
     let too_large = || {
         let status = StatusCode::PAYLOAD_TOO_LARGE;
         Box::new(LocalReply::new(
@@ -486,6 +531,9 @@ pub(super) async fn collect(body: &mut Incoming, limit: usize) -> Result<(Bytes,
     let mut trailers = None;
     while let Some(frame) = std::future::poll_fn(|cx| std::pin::Pin::new(&mut *body).poll_frame(cx)).await {
         let frame = frame.map_err(|_| Box::new(reply::bad_request("http1.codec_error")))?;
+        if let Some(limits) = limits {
+            limits.moved();
+        }
         match frame.into_data() {
             Ok(data) if whole.len() + data.len() > limit => return Err(too_large()),
             Ok(data) if whole.is_empty() => whole = BytesMut::from(data),
@@ -588,9 +636,4 @@ pub fn answered_early(inner: &Arc<Inner>, status: StatusCode, details: &'static 
 /// Where the client wanted to go, for clusters that send there.
 pub fn original(inner: &Inner) -> Option<SocketAddr> {
     inner.connection.local_address.or(inner.address)
-}
-
-/// The latest moment for something that may take so long from now.
-pub fn latest(after: Option<Duration>) -> Option<clock::Instant> {
-    after.map(|after| clock::now() + after)
 }

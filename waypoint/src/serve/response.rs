@@ -7,19 +7,24 @@ use std::{
     pin::Pin,
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
-use cairn_exchange::{Exchange, ResponseFlags, clock};
+use cairn_exchange::{Exchange, RequestHead, ResponseFlags};
 use cairn_filters::Run;
 use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
-use tokio::time::Sleep;
 
-use super::{Inner, pace::Pace};
+use super::{
+    Inner,
+    limits::{Expired, Limits},
+    pace::Pace,
+};
 use crate::{
-    body::{BodyError, Incoming, RequestSource},
+    body::{BodyError, GivenUp, Incoming, RequestSource},
     snapshot::{Chain, ChainKind, HttpChain},
+    stall::{self, Stall},
     upstream::{Cluster, Counted, Endpoint, Lease},
 };
 
@@ -27,6 +32,9 @@ use crate::{
 pub struct ResponseBody {
     incoming: Incoming,
     tail: Option<Box<Tail>>,
+    /// How long the client has taken nothing, and may.
+    stall: Stall,
+    patience_ms: u32,
     /// It is slowed down.
     pace: Option<Box<Pace>>,
 }
@@ -45,8 +53,10 @@ pub struct Tail {
     pub source: Option<Arc<Mutex<RequestSource>>>,
     /// The connection to the endpoint.
     pub lease: Option<Leased>,
-    /// When the answer has to be complete.
-    pub deadline: Option<Pin<Box<Sleep>>>,
+    /// The request as filters saw it, where it is going to be open for long.
+    pub asked: Option<Box<RequestHead>>,
+    /// How long it may last.
+    pub limits: Option<Arc<Limits>>,
     /// The client's connection ends behind the answer.
     pub ends_connection: bool,
     /// Everything is settled.
@@ -168,6 +178,9 @@ impl Tail {
 
     fn settle(&mut self, clean: bool) {
         self.settled = true;
+        if let Some(limits) = &self.limits {
+            limits.finish();
+        }
         let exchange = &mut self.exchange;
         let elapsed = exchange.elapsed();
         exchange.moments.last_sent = Some(elapsed);
@@ -213,10 +226,13 @@ impl Tail {
 impl ResponseBody {
     /// The body of an answer; the exchange ends with it.
     pub fn new(incoming: Incoming, mut tail: Box<Tail>) -> Self {
+        let idle = tail.limits.as_ref().and_then(|limits| limits.idle());
         let pace = tail.answer_rate().map(|rate| Box::new(Pace::new(rate)));
         let mut body = Self {
             incoming,
             tail: Some(tail),
+            stall: Stall::default(),
+            patience_ms: u32::try_from(idle.unwrap_or(stall::LONGEST).as_millis()).unwrap_or(u32::MAX),
             pace,
         };
         if body.incoming.is_empty() {
@@ -230,8 +246,23 @@ impl ResponseBody {
         Self {
             incoming: Incoming::Empty,
             tail: None,
+            stall: Stall::default(),
+            patience_ms: 0,
             pace: None,
         }
+    }
+
+    /// How long its exchange may last.
+    pub fn limits(&self) -> Option<Arc<Limits>> {
+        self.tail.as_ref()?.limits.clone()
+    }
+
+    /// The exchange lasts too long.
+    fn expire(&mut self, expired: Expired) -> BodyError {
+        self.incoming = Incoming::Empty;
+        let (flags, details) = expired.told();
+        self.fail(flags, details);
+        BodyError::Timeout
     }
 
     fn end(&mut self, clean: bool) {
@@ -256,17 +287,19 @@ impl Body for ResponseBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
-        if let Some(deadline) = this.tail.as_mut().and_then(|tail| tail.deadline.as_mut())
-            && Future::poll(deadline.as_mut(), cx).is_ready()
-        {
-            this.incoming = Incoming::Empty;
-            this.fail(ResponseFlags::UPSTREAM_REQUEST_TIMEOUT, "response_timeout");
-            return Poll::Ready(Some(Err(BodyError::Timeout)));
-        }
+        this.stall.moved();
         let next = match &mut this.pace {
             None => Pin::new(&mut this.incoming).poll_frame(cx),
             Some(pace) => pace.poll(&mut this.incoming, cx),
         };
+        if let Some(limits) = this.tail.as_ref().and_then(|tail| tail.limits.as_ref()) {
+            if next.is_ready() {
+                limits.moved();
+            }
+            if let Poll::Ready(expired) = limits.poll(cx) {
+                return Poll::Ready(Some(Err(this.expire(expired))));
+            }
+        }
         match ready!(next) {
             None => {
                 this.end(true);
@@ -321,6 +354,19 @@ impl Body for ResponseBody {
     }
 }
 
+impl GivenUp for ResponseBody {
+    /// Over when the exchange lasts too long, or the client takes nothing for too long.
+    fn poll_given_up(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
+        let limits = self.tail.as_ref().and_then(|tail| tail.limits.as_deref());
+        if let Some(Poll::Ready(expired)) = limits.map(|limits| limits.poll(cx)) {
+            return Poll::Ready(self.expire(expired));
+        }
+        ready!(self.stall.poll(cx, Duration::from_millis(self.patience_ms.into())));
+        self.expire(Expired::Idle);
+        Poll::Ready(BodyError::Stalled)
+    }
+}
+
 impl Tail {
     /// The answer's trailers pass; what is returned goes out as the end of the body in their place.
     fn trailers(&mut self, trailers: &mut http::HeaderMap) -> Option<Bytes> {
@@ -366,14 +412,21 @@ fn why_cut(error: &BodyError) -> (ResponseFlags, &'static str) {
 }
 
 impl Drop for Tail {
-    /// The client went away: hyper and h2 drop what they cannot deliver, and there is no other sign of it.
+    /// The client went away, or its connection was given up: hyper and h2 drop what they cannot deliver, and there is no other sign
+    /// of it.
     fn drop(&mut self) {
         if !self.settled {
             self.exchange.details = None;
-            self.exchange.because(
-                ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION,
-                "downstream_remote_disconnect",
-            );
+            let stalled = self.inner.line.as_ref().is_some_and(|line| line.is_stalled());
+            let expired = self.limits.as_ref().and_then(|limits| limits.expired());
+            let (flags, details) = match expired.or(stalled.then_some(Expired::Idle)) {
+                Some(expired) => expired.told(),
+                None => (
+                    ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION,
+                    "downstream_remote_disconnect",
+                ),
+            };
+            self.exchange.because(flags, details);
             self.settle(false);
         }
     }
@@ -391,14 +444,10 @@ impl Tail {
             run: RunCell::Own(Run::default()),
             source: None,
             lease: None,
-            deadline: None,
+            asked: None,
+            limits: None,
             ends_connection: false,
             settled: false,
         })
-    }
-
-    /// Bounds the rest of the exchange.
-    pub fn until(&mut self, at: Option<clock::Instant>) {
-        self.deadline = at.map(|at| Box::pin(tokio::time::sleep_until(at)));
     }
 }

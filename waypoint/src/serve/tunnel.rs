@@ -21,6 +21,7 @@ use super::{
     detect::FirstBytes,
     http1, http2,
     inner_io::InnerIo,
+    server_name,
     tcp::{self, FirstToSpeak},
 };
 use crate::{
@@ -87,6 +88,7 @@ fn begin(proxy: Arc<Proxy>, connect: Connect) -> Next {
             Next::NOTHING
         }
         Serves::Http(_) => Next(Some(Box::pin(http(inner, connect)))),
+        Serves::Tcp(chain) if chain.reads_server_name() => Next::last(server_name::declared(inner, snapshot, chain, connect)),
         Serves::Tcp(chain) => Next::last(tcp::declared(Arc::new(inner), snapshot, chain, connect)),
         Serves::Detect => Next(Some(Box::pin(undeclared(inner, connect)))),
     }
@@ -280,6 +282,7 @@ async fn undeclared(inner: Inner, connect: Connect) -> Next {
     let (snapshot, serves) = inner.serves();
     match serves {
         Serves::Http(_) => requests(inner, spoken, InnerIo::new(stream, held)),
+        Serves::Tcp(chain) if chain.reads_server_name() => Next::last(server_name::passed(inner, snapshot, chain, stream, held)),
         Serves::Tcp(chain) => Next::last(tcp::detected(inner, snapshot, chain, stream, held)),
         Serves::Detect | Serves::Nobody(_) => {
             stream.reset(h2::Reason::CONNECT_ERROR);

@@ -2,46 +2,71 @@
 
 use std::sync::Arc;
 
-use cairn_exchange::clock;
+use bytes::Bytes;
+use cairn_exchange::{ResponseFlags, clock};
+use cairn_hbone::TunnelStream;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncWriteExt as _, copy_bidirectional};
 
-use super::response::Tail;
-use crate::proxy::under;
+use super::{
+    inner_io::InnerIo,
+    limits::{Expired, Limits},
+    open::{self, Asked},
+    relay::{End, Relay, Terms},
+    response::Tail,
+};
+use crate::{proxy::under, upstream::UpstreamIo};
 
-/// Ends the connection of a client whose upgrade was refused, once its answer is out: hyper hands a connection that was asked to
-/// switch over to whoever waits for it, whatever the answer was, and does not end it itself.
-pub fn end(client: OnUpgrade) {
+/// Passes bytes once both connections have been switched, and settles the exchange at their end. What limits the stream's silence
+/// and life goes on to.
+pub fn pass(client: OnUpgrade, endpoint: OnUpgrade, mut tail: Box<Tail>) {
     tokio::spawn(async move {
-        if let Ok(client) = client.await {
-            let _ = TokioIo::new(client).shutdown().await;
+        let proxy = tail.inner.proxy.clone();
+        let _counted = under(&proxy.live.streams);
+        let Some((mut relay, terms)) = switched(client, endpoint, tail.limits.clone()).await else {
+            tracing::debug!("an upgrade was not completed");
+            tail.finish(false);
+            return;
+        };
+        let Some(chain) = tail.chain.clone() else { return };
+        let asked = Asked {
+            request: tail.asked.take(),
+            metadata: tail.exchange.metadata.clone(),
+        };
+        let ticket = proxy.open.enter(tail.inner.clone(), chain, asked);
+        let end = relay.run(terms, &ticket, |_| {}).await;
+        let exchange = &mut tail.exchange;
+        exchange.counts.received += relay.received;
+        exchange.counts.sent += relay.sent;
+        exchange.moments.last_upstream_received = Some(clock::now().saturating_duration_since(exchange.start));
+        let expired = match end {
+            End::Idle => Some(Expired::Idle),
+            End::Duration => Some(Expired::Duration),
+            End::Clean | End::ClientGone | End::EndpointGone | End::Denied => None,
+        };
+        if end == End::Denied {
+            exchange.details = None;
+            exchange.because(ResponseFlags::NONE, open::DENIED);
         }
+        if let Some((flags, details)) = expired.map(Expired::told) {
+            exchange.details = None;
+            exchange.because(flags, details);
+        }
+        tail.finish(false);
     });
 }
 
-/// Passes bytes once both connections have been switched, and settles the exchange at their end.
-pub fn pass(client: OnUpgrade, endpoint: OnUpgrade, mut tail: Box<Tail>) {
-    tokio::spawn(async move {
-        let proxy = Arc::clone(&tail.inner.proxy);
-        let _counted = under(&proxy.live.streams);
-        let (client, endpoint) = match tokio::try_join!(client, endpoint) {
-            Ok(both) => both,
-            Err(error) => {
-                tracing::debug!(%error, "an upgrade was not completed");
-                tail.finish(false);
-                return;
-            }
-        };
-        let (mut client, mut endpoint) = (TokioIo::new(client), TokioIo::new(endpoint));
-        match copy_bidirectional(&mut client, &mut endpoint).await {
-            Ok((received, sent)) => {
-                tail.exchange.counts.received += received;
-                tail.exchange.counts.sent += sent;
-            }
-            Err(error) => tracing::debug!(%error, "an upgraded connection was cut"),
-        }
-        tail.exchange.moments.last_upstream_received = Some(clock::now().saturating_duration_since(tail.exchange.start));
-        tail.finish(false);
-    });
+/// The bytes of both sides, once hyper has let go of them.
+async fn switched(client: OnUpgrade, endpoint: OnUpgrade, limits: Option<Arc<Limits>>) -> Option<(Relay, Terms)> {
+    let (client, endpoint) = tokio::try_join!(client, endpoint).ok()?;
+    let client = client.downcast::<InnerIo>().ok()?;
+    let endpoint = endpoint.downcast::<TokioIo<UpstreamIo>>().ok()?;
+    let (stream, held): (TunnelStream, Bytes) = client.io.into_parts(client.read_buf)?;
+    let relay = Relay::new(stream, endpoint.io.into_inner(), held, endpoint.read_buf);
+    let terms = Terms {
+        idle: limits.as_ref().and_then(|limits| limits.idle()),
+        until: limits.as_ref().and_then(|limits| limits.stream_end()),
+        interval: None,
+    };
+    Some((relay, terms))
 }

@@ -121,6 +121,15 @@ pub struct HttpSettings {
     pub http2_connection_window: Option<u32>,
 }
 
+/// What the server name that a client asks for in TLS is used for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServerNameUse {
+    /// Policies look at it.
+    pub judged: bool,
+    /// It is where the bytes go, at this port.
+    pub forward_to: Option<u16>,
+}
+
 /// A chain that passes bytes.
 #[derive(Debug)]
 pub struct TcpChain {
@@ -144,6 +153,20 @@ pub struct TcpChain {
     pub authorizers: Vec<Arc<OfConnections>>,
     /// How many may connect in what time; a token of each.
     pub limits: Vec<Arc<TokenBucket>>,
+    /// What the client's server name is used for.
+    pub server_name: ServerNameUse,
+}
+
+// === impl Chain ===
+
+impl Chain {
+    /// Whether anything depends on the server name that a client asks for in TLS.
+    pub fn reads_server_name(&self) -> bool {
+        match &self.kind {
+            ChainKind::Tcp(tcp) => self.refuse.is_none() && tcp.server_name != ServerNameUse::default(),
+            ChainKind::Http(_) | ChainKind::Refused { .. } => false,
+        }
+    }
 }
 
 // === impl Refusal ===

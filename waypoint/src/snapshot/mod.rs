@@ -10,10 +10,13 @@ mod table;
 
 use std::{net::SocketAddr, sync::Arc};
 
-pub use chain::{Chain, ChainKind, HttpChain, HttpSettings, Refusal, TcpChain};
+pub use chain::{Chain, ChainKind, HttpChain, HttpSettings, Refusal, ServerNameUse, TcpChain};
 pub use table::Table;
 
-use crate::{upstream::Cluster, workloads::Workloads};
+use crate::{
+    upstream::{Cluster, INNER_ORIGINATE, ORIGINATE, OUTER_ORIGINATE, Target},
+    workloads::Workloads,
+};
 use matcher::{Facts, Node, Outcome, Spoken};
 
 /// One version of the configuration.
@@ -117,11 +120,13 @@ impl Snapshot {
         }
     }
 
-    /// Fingerprint of the terms under which tunnels to endpoints are made now.
-    pub fn tunnel_terms(&self) -> u64 {
-        self.clusters
-            .get(crate::upstream::ORIGINATE)
-            .map_or(0, |cluster| cluster.transport_hash)
+    /// Fingerprint of the terms under which tunnels to such an endpoint are made now.
+    pub fn tunnel_terms(&self, target: &Target) -> u64 {
+        let terms = |name| self.clusters.get(name).map_or(0, |cluster| cluster.transport_hash);
+        match target {
+            Target::Double { .. } => terms(OUTER_ORIGINATE).rotate_left(1) ^ terms(INNER_ORIGINATE),
+            Target::Tunnel { .. } | Target::Plain(_) | Target::Original { .. } => terms(ORIGINATE),
+        }
     }
 
     /// Another address of the service that owns this one, if the matcher knows that.

@@ -9,9 +9,14 @@ use cairn_policy::{
     outlier::OutlierSettings,
     route::HashPolicy,
 };
+use http::{HeaderName, HeaderValue};
 use parking_lot::Mutex;
+use tokio::{sync::Notify, time::timeout};
 
-use super::{Arrangement, Breakers, EndpointSet, Usage};
+use super::{
+    Arrangement, Breakers, EndpointSet, NamesByHost, TransportTerms, Usage,
+    dns::{Cadence, Family, HostCache, HostCacheTerms},
+};
 
 /// How the endpoints of a cluster are found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,11 +28,20 @@ pub enum Discovery {
     /// Where the client wanted to go.
     OriginalDestination(OriginalDestination),
     /// By DNS; every address is an endpoint.
-    StrictDns,
+    StrictDns(DnsTerms),
     /// By DNS; the first address is the endpoint.
-    LogicalDns,
+    LogicalDns(DnsTerms),
     /// By the host of each request.
-    DynamicForwardProxy,
+    DynamicForwardProxy(HostCacheTerms),
+}
+
+/// How the names of a cluster are looked up.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DnsTerms {
+    /// Which addresses are wanted.
+    pub family: Family,
+    /// How often they are asked for.
+    pub cadence: Cadence,
 }
 
 /// Settings of an original-destination cluster.
@@ -91,15 +105,6 @@ pub enum UpstreamProtocol {
     Downstream,
 }
 
-/// What is put between us and the endpoint's application, inside the tunnel or on the plain connection.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum TransportTerms {
-    /// Nothing.
-    Raw,
-    /// Something that we cannot do; requests to the cluster are refused with these words.
-    Unsupported(Arc<str>),
-}
-
 /// Everything about a cluster but its endpoints.
 #[derive(Clone, Debug)]
 pub struct ClusterSettings {
@@ -125,6 +130,8 @@ pub struct ClusterSettings {
     pub protocol: UpstreamProtocol,
     /// What is put inside.
     pub transport: TransportTerms,
+    /// What of a request's host goes into TLS.
+    pub names_by_host: NamesByHost,
     /// An idle connection is closed after this.
     pub idle_timeout: Option<Duration>,
     /// A connection is closed after this.
@@ -137,6 +144,8 @@ pub struct ClusterSettings {
     pub breakers: Breakers,
     /// For tunnel clusters (`connect_originate`): whom we believe at the other end.
     pub tunnel: Option<cairn_identity::ClientTerms>,
+    /// Headers that they are opened with.
+    pub tunnel_headers: Vec<(HeaderName, HeaderValue)>,
     /// Probes of TCP connections; `None` leaves them to the system.
     pub tcp_keepalive: Option<TcpKeepalive>,
     /// Whether names of header fields keep their spelling on HTTP/1.1.
@@ -176,6 +185,10 @@ pub struct NamedEndpoint {
 pub struct ClusterState {
     /// Endpoints now; swapped on their own, by whoever holds `writing`.
     pub endpoints: ArcSwap<EndpointSet>,
+    /// Endpoints were swapped that DNS has found.
+    pub found: Notify,
+    /// Hosts that requests have named.
+    pub hosts: HostCache,
     /// What is in use.
     pub usage: Usage,
     /// Held while a new set of endpoints is made from the one before.
@@ -198,6 +211,38 @@ pub struct Cluster {
 // === impl Cluster ===
 
 impl Cluster {
+    /// What is put onto connections to one of its endpoints.
+    pub fn transport_to<'a>(&'a self, endpoint: &'a super::Endpoint) -> &'a TransportTerms {
+        endpoint.transport.as_deref().unwrap_or(&self.settings.transport)
+    }
+
+    /// Waits for the first answer of DNS, at most for the time of a connection. Clusters whose endpoints do not come from DNS never
+    /// wait.
+    pub async fn resolved(&self) {
+        if !matches!(self.settings.discovery, Discovery::StrictDns(_) | Discovery::LogicalDns(_)) {
+            return;
+        }
+        let is_resolved = || {
+            let endpoints = self.state.endpoints.load();
+            endpoints.known || endpoints.iter().next().is_some()
+        };
+        let wait = async {
+            loop {
+                let found = self.state.found.notified();
+                tokio::pin!(found);
+                found.as_mut().enable();
+                if is_resolved() {
+                    return;
+                }
+                found.await;
+            }
+        };
+        if !is_resolved() {
+            // Without an answer the request is told that there is no endpoint.
+            let _ = timeout(self.settings.connect_timeout, wait).await;
+        }
+    }
+
     /// Its name.
     pub fn name(&self) -> &Arc<str> {
         &self.facts.name
@@ -272,12 +317,14 @@ impl Default for ClusterSettings {
             connect_timeout: Duration::from_secs(5),
             protocol: UpstreamProtocol::Http1,
             transport: TransportTerms::Raw,
+            names_by_host: NamesByHost::default(),
             idle_timeout: Some(Duration::from_secs(3600)),
             max_connection_duration: None,
             max_requests_per_connection: None,
             http2_max_concurrent_streams: None,
             breakers: Breakers::default(),
             tunnel: None,
+            tunnel_headers: Vec::new(),
             tcp_keepalive: None,
             preserve_header_case: false,
             names: Vec::new(),

@@ -48,6 +48,8 @@ pub struct Key {
     pub principal: Option<SpiffeId>,
     /// Where it goes, for endpoints that are wherever the client wanted to go.
     pub original: Option<std::net::SocketAddr>,
+    /// What it was made for, where the transport settings tell purposes apart.
+    pub purpose: Option<Arc<super::Purpose>>,
     /// Under whose limits.
     pub level: Level,
 }

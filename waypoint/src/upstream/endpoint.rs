@@ -10,7 +10,7 @@ use std::{
 
 use cairn_exchange::clock::Instant;
 
-use super::{Latency, Monitor};
+use super::{Latency, Monitor, TransportTerms};
 
 /// How an endpoint is reached.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -21,6 +21,13 @@ pub enum Target {
         address: SocketAddr,
         /// Another place to send the tunnel to (endpoint metadata `waypoint`).
         gateway: Option<SocketAddr>,
+    },
+    /// Through a tunnel inside of a tunnel to another network's gateway (`inner_connect_originate`).
+    Double {
+        /// The gateway.
+        gateway: SocketAddr,
+        /// The service that both tunnels ask for: `web.app.svc.cluster.local:80`.
+        service: Arc<str>,
     },
     /// Plainly, by TCP.
     Plain(SocketAddr),
@@ -89,6 +96,8 @@ pub struct Endpoint {
     pub hash_key: Option<Arc<str>>,
     /// Since when it is healthy: how warm it is.
     pub healthy_since: Instant,
+    /// What is put onto connections to it, where that is something else than its cluster says of all.
+    pub transport: Option<Arc<TransportTerms>>,
     /// What lives on.
     pub state: Arc<EndpointState>,
 }
@@ -111,6 +120,7 @@ impl Target {
     pub fn address(&self) -> Option<SocketAddr> {
         match self {
             Target::Tunnel { address, .. } | Target::Plain(address) => Some(*address),
+            Target::Double { gateway, .. } => Some(*gateway),
             Target::Original { .. } => None,
         }
     }

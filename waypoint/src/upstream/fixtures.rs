@@ -13,6 +13,7 @@ pub fn endpoint(number: usize) -> Endpoint {
     let [.., high, low] = number.to_be_bytes();
     let address = SocketAddr::from(([10, 0, high, low], 8080));
     Endpoint {
+        transport: None,
         target: Target::Plain(address),
         display: address.to_string().into(),
         health: Health::Healthy,

@@ -6,29 +6,39 @@
 use std::{
     future::poll_fn,
     net::SocketAddr,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
     task::Poll,
+    time::Duration,
 };
 
+use bytes::Bytes;
 use cairn_exchange::{Protocol, RequestHead};
 use cairn_filters::ResponseHead;
-use futures_util::{FutureExt as _, task::AtomicWaker};
+use futures_util::{
+    FutureExt as _,
+    future::{Either, select},
+    task::AtomicWaker,
+};
+use h2::{Reason, SendStream};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use http_body::Body as _;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use tokio::{task::AbortHandle, time::sleep};
 
 use super::{
-    Cluster, ConnectError, Connected, Connector, Counted, Endpoint, Resource, UpstreamProtocol,
+    Cluster, ConnectError, Connected, Connector, Counted, Endpoint, Resource, Toward, UpstreamProtocol,
     connections::{Connections, Http1, Http2Lease, Key, Permit, Turn, Waited},
 };
 use crate::{
-    body::{Incoming, RequestBody},
+    body::{Incoming, RequestBody, RequestSource},
     pump::pump,
-    serve::Informational,
+    serve::{Informational, request_end},
     snapshot::Snapshot,
 };
 
@@ -66,6 +76,10 @@ pub struct Attempt<'a> {
     pub spelling: &'a http::Extensions,
     /// Where informational answers go.
     pub informational: Option<&'a Arc<InformationalRelay>>,
+    /// How long the head of the answer may take, once there is a connection and the client's request has ended.
+    pub limit: Option<Duration>,
+    /// Where the client's request comes from, if it has a body.
+    pub source: Option<&'a Mutex<RequestSource>>,
 }
 
 /// Passes informational answers from an endpoint's connection to the client's.
@@ -102,14 +116,20 @@ pub enum Lease {
     /// For this exchange alone; to be put back when both sides are done.
     Http1(Http1),
     /// Shared.
-    Http2(Http2Lease),
+    Http2(Http2Lease, Option<Upload>),
 }
+
+/// A request's body on its way into an HTTP/2 stream, which ends with the exchange: when nobody waits for the answer any more, the
+/// endpoint is told (CANCEL), whether it takes the body or not.
+pub struct Upload(AbortHandle);
 
 /// Why there is no answer.
 #[derive(Debug)]
 pub enum AttemptError {
     /// No connection: nothing was sent, the body is untouched.
     Connect(ConnectError),
+    /// There was no answer in time.
+    Late,
     /// The cluster's limits are reached: nothing was sent.
     Overflow,
     /// The endpoint refused the stream before it did anything.
@@ -145,9 +165,33 @@ impl Attempt<'_> {
         }
     }
 
-    async fn connect(&self) -> Result<Connected, AttemptError> {
+    /// Waits for the answer to a request that is about to leave.
+    async fn in_time<T>(&self, mut answer: impl Future<Output = T> + Unpin) -> Option<T> {
+        let Some(limit) = self.limit else {
+            return Some(answer.await);
+        };
+        let late = pin!(async {
+            if let Some(source) = self.source {
+                request_end(source).await;
+            }
+            sleep(limit).await;
+        });
+        match select(&mut answer, late).await {
+            Either::Left((answer, _)) => Some(answer),
+            Either::Right(_) => None,
+        }
+    }
+
+    async fn connect(&self, speak: &'static [u8]) -> Result<Connected, AttemptError> {
         self.connector
-            .connect(self.snapshot, self.cluster, self.endpoint, self.original)
+            .connect(&Toward {
+                snapshot: self.snapshot,
+                cluster: self.cluster,
+                endpoint: self.endpoint,
+                original: self.original,
+                purpose: self.key.purpose.as_deref(),
+                speak: Some(speak),
+            })
             .await
             .map_err(AttemptError::Connect)
     }
@@ -191,7 +235,10 @@ impl Attempt<'_> {
                 return Err(AttemptError::Overflow);
             };
             connection.requests += 1;
-            match connection.sender.try_send_request(message).await {
+            let Some(answered) = self.in_time(pin!(connection.sender.try_send_request(message))).await else {
+                return Err(AttemptError::Late);
+            };
+            match answered {
                 Ok(mut answer) => {
                     let upgrade = (answer.status() == StatusCode::SWITCHING_PROTOCOLS).then(|| hyper::upgrade::on(&mut answer));
                     let local_address = connection.local_address;
@@ -260,7 +307,7 @@ impl Attempt<'_> {
     }
 
     async fn open_http1(&self, permit: Permit) -> Result<Http1, AttemptError> {
-        let connected = self.connect().await?;
+        let connected = self.connect(b"http/1.1").await?;
         let (sender, connection) = hyper::client::conn::http1::Builder::new()
             .max_headers(MAX_RESPONSE_HEADERS)
             .preserve_header_case(self.cluster.settings.preserve_header_case)
@@ -303,14 +350,8 @@ impl Attempt<'_> {
             lease.retire();
             AttemptError::from(error)
         })?;
-        if !end {
-            // Request and answer go their ways independently (full duplex); the body's end or failure ends this task.
-            tokio::spawn(async move {
-                if let Err(error) = pump(body, stream).await {
-                    tracing::debug!(%error, "a request's body did not reach its endpoint");
-                }
-            });
-        }
+        // Request and answer go their ways independently (full duplex).
+        let upload = (!end).then(|| Upload::begin(body, stream));
         let mut answer = answer;
         let answer = poll_fn(|cx| {
             while let (Poll::Ready(Some(Ok(early))), Some(relay)) = (answer.poll_informational(cx), self.informational) {
@@ -318,7 +359,7 @@ impl Attempt<'_> {
             }
             answer.poll_unpin(cx)
         });
-        let answer = answer.await.map_err(|error| {
+        let answer = self.in_time(answer).await.ok_or(AttemptError::Late)?.map_err(|error| {
             if error.is_go_away() || error.is_io() {
                 lease.retire();
             }
@@ -331,7 +372,7 @@ impl Attempt<'_> {
                 headers: parts.headers,
             },
             body: Incoming::http2(body),
-            lease: Lease::Http2(lease),
+            lease: Lease::Http2(lease, upload),
             local_address,
             upgrade: None,
             spelling: http::Extensions::new(),
@@ -340,7 +381,7 @@ impl Attempt<'_> {
     }
 
     /// A connection that takes another request: one that is there, or a new one.
-    async fn http2(&self) -> Result<(Http2Lease, h2::client::SendRequest<bytes::Bytes>), AttemptError> {
+    async fn http2(&self) -> Result<(Http2Lease, h2::client::SendRequest<Bytes>), AttemptError> {
         let mut pending = None;
         let mut stale = 0;
         loop {
@@ -375,7 +416,7 @@ impl Attempt<'_> {
 
     async fn open_http2(&self, permit: Permit) -> Result<Http2Lease, AttemptError> {
         let opening = Connections::opening(&self.endpoint.state, &self.key);
-        let connected = match self.connect().await {
+        let connected = match self.connect(b"h2").await {
             Ok(connected) => connected,
             Err(error) => {
                 if let AttemptError::Connect(error) = &error {
@@ -419,6 +460,26 @@ fn has_no_body(method: &Method) -> bool {
 
 /// Most header fields of an answer.
 const MAX_RESPONSE_HEADERS: usize = 100;
+
+// === impl Upload ===
+
+impl Upload {
+    fn begin(body: RequestBody, stream: SendStream<Bytes>) -> Self {
+        let task = tokio::spawn(async move {
+            if let Err(error) = pump(body, stream, Reason::CANCEL).await {
+                tracing::debug!(%error, "a request's body did not reach its endpoint");
+            }
+        });
+        Self(task.abort_handle())
+    }
+}
+
+impl Drop for Upload {
+    /// The stream goes with its task; h2 resets one that nobody holds and that has not ended.
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
 
 // === impl InformationalRelay ===
 

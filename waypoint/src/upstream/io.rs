@@ -4,10 +4,12 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
 use cairn_hbone::TunnelStream;
+use cairn_identity::OriginatedStream;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -20,6 +22,8 @@ pub enum UpstreamIo {
     Tunnel(TunnelStream),
     /// Plain TCP.
     Plain(TcpStream),
+    /// TLS on one of them.
+    Tls(Box<OriginatedStream<UpstreamIo>>),
 }
 
 macro_rules! each {
@@ -31,6 +35,10 @@ macro_rules! each {
             }
             UpstreamIo::Plain(io) => {
                 let $io = Pin::new(io);
+                $call
+            }
+            UpstreamIo::Tls(io) => {
+                let $io = Pin::new(&mut **io);
                 $call
             }
         }
@@ -51,10 +59,14 @@ impl UpstreamIo {
                 None => Poll::Ready(Ok(Bytes::new())),
                 Some(data) => Poll::Ready(data),
             },
-            UpstreamIo::Plain(stream) => {
+            UpstreamIo::Plain(_) | UpstreamIo::Tls(_) => {
                 buffer.resize(READ_SIZE, 0);
                 let mut into = ReadBuf::new(buffer);
-                let read = Pin::new(stream).poll_read(cx, &mut into);
+                let read = match Pin::new(self).poll_read(cx, &mut into) {
+                    // Who closes without TLS's own farewell is gone as well; what these bytes are worth is for those who read them.
+                    Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(())),
+                    read => read,
+                };
                 let filled = into.filled().len();
                 if !matches!(read, Poll::Ready(Ok(()))) {
                     *buffer = BytesMut::new();
@@ -62,6 +74,28 @@ impl UpstreamIo {
                 ready!(read)?;
                 Poll::Ready(Ok(buffer.split_to(filled).freeze()))
             }
+        }
+    }
+}
+
+impl UpstreamIo {
+    /// Whether the other side has reset the stream, where that can be told from its end.
+    pub fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            UpstreamIo::Tunnel(stream) => stream.poll_reset(cx).map(drop),
+            UpstreamIo::Plain(_) => Poll::Pending,
+            UpstreamIo::Tls(stream) => stream.get_mut().0.poll_reset(cx),
+        }
+    }
+
+    /// Ends the stream so that the other side does not take it for a regular end: that would tell it that it has heard everything.
+    pub fn reset(self) {
+        match self {
+            UpstreamIo::Tunnel(stream) => stream.reset(h2::Reason::CONNECT_ERROR),
+            UpstreamIo::Plain(stream) => {
+                let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+            }
+            UpstreamIo::Tls(stream) => stream.into_inner().0.reset(),
         }
     }
 }

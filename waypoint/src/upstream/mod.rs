@@ -5,6 +5,7 @@ mod breakers;
 mod cluster;
 mod connect;
 pub mod connections;
+pub mod dns;
 mod endpoint;
 mod endpoint_set;
 #[cfg(test)]
@@ -14,14 +15,16 @@ mod io;
 mod latency;
 mod monitor;
 mod outlier;
+mod proxy_protocol;
+mod transport;
 
 pub use balance::{Avoid, Picking};
 pub use breakers::{Breakers, Counted, Counts, Level, Resource, Thresholds, Usage};
 pub use cluster::{
-    Cluster, ClusterSettings, ClusterState, Discovery, Hashing, LbPolicy, LeastRequest, NamedEndpoint, OriginalDestination,
-    TcpKeepalive, TransportTerms, UpstreamProtocol,
+    Cluster, ClusterSettings, ClusterState, Discovery, DnsTerms, Hashing, LbPolicy, LeastRequest, NamedEndpoint,
+    OriginalDestination, TcpKeepalive, UpstreamProtocol,
 };
-pub use connect::{ConnectError, Connected, Connector, ORIGINATE};
+pub use connect::{ConnectError, Connected, Connector, INNER_ORIGINATE, ORIGINATE, OUTER_ORIGINATE, Toward};
 pub use connections::Key;
 pub use endpoint::{Endpoint, EndpointState, Health, Locality, LocalityGroup, Target};
 pub use endpoint_set::{Arrangement, EndpointSet, List, Priority, Spread};
@@ -30,3 +33,7 @@ pub use io::UpstreamIo;
 pub use latency::Latency;
 pub use monitor::{History, Monitor};
 pub use outlier::{Outliers, Signals};
+pub(crate) use proxy_protocol::MAX_VALUES as MAX_PROXY_VALUES;
+pub use proxy_protocol::ProxyHeader;
+pub(crate) use transport::host_and_port;
+pub use transport::{NamesByHost, Purpose, TransportTerms};

@@ -338,6 +338,8 @@ pub async fn pod_at(ip: IpAddr, identity: Identity, on_connect: impl Fn(Connect)
         let (_trigger, watch) = drain::channel();
         loop {
             let (tcp, from) = listener.accept().await.unwrap();
+            // Or windows are opened 40 ms late.
+            tcp.set_nodelay(true).unwrap();
             let (tls, on_connect, seen, watch) = (tls.clone(), on_connect.clone(), seen.clone(), watch.clone());
             tokio::spawn(async move {
                 let Ok(io) = TlsAcceptor::from(tls).accept(tcp).await else {
@@ -697,6 +699,7 @@ fn tcp_chain(name: &Arc<str>, port: u16) -> Chain {
         limits: Vec::new(),
         rbac: Default::default(),
         authorizers: Vec::new(),
+        server_name: Default::default(),
     };
     Chain {
         name: name.clone(),
@@ -732,6 +735,7 @@ fn cluster_of(name: &str, targets: Vec<Target>, settings: ClusterSettings) -> Cl
                 health: Health::Healthy,
                 weight: 1,
                 locality: locality.clone(),
+                transport: None,
                 hostname: None,
                 hash_key: None,
                 healthy_since: cairn_exchange::clock::now(),

@@ -172,7 +172,8 @@ fn identity(authority: &Authority, service_account: &str) -> Result<Identity, St
 
 /// Gives the engine its configuration, and returns what it refuses for want of support.
 fn configure(engine: &Engine, answers: Vec<Answer>) -> Result<Vec<String>, StartError> {
-    let mut compiler = Compiler::new(engine.workloads.clone(), engine.snapshot.clone(), Some(engine.logs.clone()));
+    let mut compiler = Compiler::new(engine.workloads.clone(), engine.snapshot.clone(), Some(engine.logs.clone()))
+        .feeding(engine.sources.clone());
     for Answer { type_url, resources } in answers {
         compiler.apply(&type_url, resources, Vec::new());
     }

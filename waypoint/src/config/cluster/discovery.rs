@@ -15,27 +15,28 @@ use super::{Endpoints, TUNNEL_CLUSTERS};
 use crate::{
     config::{
         any::{Unknown, type_name, unpack},
+        dns,
         endpoint::{self, Assignment},
         report::{Malformed, Notes},
     },
-    upstream::{ClusterSettings, Discovery, OriginalDestination},
+    upstream::{ClusterSettings, Discovery, DnsTerms, OriginalDestination},
 };
 
 /// Where they come from; what is said of that is put into the settings.
 pub(super) fn endpoints(
     name: &str,
+    asking: DnsTerms,
     discovery: Option<ClusterDiscoveryType>,
     eds: Option<EdsClusterConfig>,
     assignment: Option<ClusterLoadAssignment>,
     settings: &mut ClusterSettings,
     notes: &mut Notes,
 ) -> Result<Endpoints, Malformed> {
-    const BY_NAME: &str = "endpoints by DNS are not supported yet";
     let fixed = |names: &mut Vec<_>, notes: &mut Notes| {
         assignment.map_or(Ok(Assignment::default()), |assignment| {
             notes.within("load_assignment", |notes| {
-                let mut compiled = endpoint::compile_assignment(assignment, notes)?;
-                names.append(&mut compiled.names);
+                let compiled = endpoint::compile_assignment(assignment, notes)?;
+                names.clone_from(&compiled.names);
                 Ok(compiled)
             })
         })
@@ -47,10 +48,12 @@ pub(super) fn endpoints(
         }
         Some(ClusterDiscoveryType::ClusterType(CustomClusterType { name: _, typed_config })) => {
             let any = typed_config.ok_or_else(|| notes.malformed("cluster_type", "has no configuration"))?;
-            settings.discovery = Discovery::DynamicForwardProxy;
             if type_name(&any.type_url) == "envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig" {
-                let _: DynamicForwardProxy = notes.within("cluster_type", |notes| unpack(&any, Unknown::Refuses, notes))?;
-                notes.refuse("cluster_type", "endpoints by the host of each request are not supported yet");
+                let terms = notes.within("cluster_type", |notes| {
+                    let config: DynamicForwardProxy = unpack(&any, Unknown::Refuses, notes)?;
+                    dns::forward_proxy(config, notes)
+                })?;
+                settings.discovery = Discovery::DynamicForwardProxy(terms);
             } else {
                 notes.refuse("cluster_type", format!("{} is not known", type_name(&any.type_url)));
             }
@@ -60,17 +63,23 @@ pub(super) fn endpoints(
     Ok(match kind {
         DiscoveryType::Static => {
             settings.discovery = Discovery::Static;
-            Endpoints::Fixed(fixed(&mut settings.names, notes)?)
+            let fixed = fixed(&mut settings.names, notes)?;
+            if !settings.names.is_empty() {
+                return Err(notes.malformed("load_assignment", "a cluster of the type STATIC has endpoints with names"));
+            }
+            Endpoints::Fixed(fixed)
         }
         DiscoveryType::StrictDns => {
-            settings.discovery = Discovery::StrictDns;
-            notes.refuse("type", BY_NAME);
+            settings.discovery = Discovery::StrictDns(asking);
             Endpoints::Fixed(fixed(&mut settings.names, notes)?)
         }
         DiscoveryType::LogicalDns => {
-            settings.discovery = Discovery::LogicalDns;
-            notes.refuse("type", BY_NAME);
-            Endpoints::Fixed(fixed(&mut settings.names, notes)?)
+            settings.discovery = Discovery::LogicalDns(asking);
+            let fixed = fixed(&mut settings.names, notes)?;
+            if settings.names.len() > 1 {
+                return Err(notes.malformed("load_assignment", "a cluster of the type LOGICAL_DNS has one endpoint"));
+            }
+            Endpoints::Fixed(fixed)
         }
         DiscoveryType::OriginalDst => {
             if !matches!(settings.discovery, Discovery::OriginalDestination(_)) {

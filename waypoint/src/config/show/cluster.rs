@@ -9,9 +9,11 @@ use cairn_policy::{
 };
 
 use super::{limit, time};
+use cairn_identity::{NameMatcher, OriginationTerms};
+
 use crate::upstream::{
     Breakers, Cluster, ClusterSettings, Discovery, Endpoint, EndpointSet, Hashing, Health, LbPolicy, LeastRequest, Locality,
-    Target, Thresholds, TransportTerms, UpstreamProtocol,
+    NamesByHost, ProxyHeader, Target, Thresholds, TransportTerms, UpstreamProtocol,
 };
 
 pub(super) fn write(out: &mut String, cluster: &Cluster) -> fmt::Result {
@@ -42,12 +44,14 @@ fn write_settings(out: &mut String, settings: &ClusterSettings) -> fmt::Result {
         connect_timeout,
         protocol,
         transport,
+        names_by_host,
         idle_timeout,
         max_connection_duration,
         max_requests_per_connection,
         http2_max_concurrent_streams,
         breakers,
         tunnel,
+        tunnel_headers: _,
         tcp_keepalive,
         preserve_header_case,
         names,
@@ -67,9 +71,9 @@ fn write_settings(out: &mut String, settings: &ClusterSettings) -> fmt::Result {
             Some(port) => format!("original destination, port {port}"),
             None => "original destination".to_owned(),
         },
-        Discovery::StrictDns => "DNS".to_owned(),
-        Discovery::LogicalDns => "DNS, first address".to_owned(),
-        Discovery::DynamicForwardProxy => "by host of the request".to_owned(),
+        Discovery::StrictDns(_) => "DNS".to_owned(),
+        Discovery::LogicalDns(_) => "DNS, first address".to_owned(),
+        Discovery::DynamicForwardProxy(_) => "by host of the request".to_owned(),
     };
     let protocol = match protocol {
         UpstreamProtocol::Http1 => "HTTP/1.1",
@@ -137,8 +141,14 @@ fn write_settings(out: &mut String, settings: &ClusterSettings) -> fmt::Result {
             seconds(keepalive.interval)
         )?;
     }
-    if let TransportTerms::Unsupported(reason) = transport {
-        writeln!(out, "    REFUSED: {reason}")?;
+    write_transport(out, transport)?;
+    if *names_by_host != NamesByHost::default() {
+        let what = [
+            (names_by_host.server_name, "the server name"),
+            (names_by_host.verify, "verified"),
+        ];
+        let what: Vec<_> = what.iter().filter(|(on, _)| *on).map(|(_, what)| *what).collect();
+        writeln!(out, "    the request's host is {}", what.join(" and "))?;
     }
     if let Some(tunnel) = tunnel {
         let alpn: Vec<_> = tunnel.alpn.iter().map(|name| String::from_utf8_lossy(name)).collect();
@@ -155,6 +165,58 @@ fn write_settings(out: &mut String, settings: &ClusterSettings) -> fmt::Result {
         writeln!(out, "    name {}:{}, weight {}", name.host, name.port, name.weight)?;
     }
     Ok(())
+}
+
+fn write_transport(out: &mut String, transport: &TransportTerms) -> fmt::Result {
+    match transport {
+        TransportTerms::Raw => Ok(()),
+        TransportTerms::Unsupported(reason) => writeln!(out, "    REFUSED: {reason}"),
+        TransportTerms::Proxied(header, inner) => {
+            let version = match header {
+                ProxyHeader::V1 => 1,
+                ProxyHeader::V2 { .. } => 2,
+            };
+            writeln!(out, "    PROXY protocol, version {version}")?;
+            write_transport(out, inner)
+        }
+        TransportTerms::Tls(terms) => {
+            let OriginationTerms {
+                certificate,
+                roots,
+                revocation,
+                revocation_of_leaf_only: _,
+                names,
+                server_name,
+                min_version,
+                max_version,
+                cipher_suites: _,
+                curves: _,
+                alpn,
+            } = &**terms;
+            write!(out, "    TLS {min_version:?} to {max_version:?}")?;
+            if let Some(name) = server_name {
+                write!(out, ", server name {name}")?;
+            }
+            match roots {
+                Some(roots) => write!(out, ", roots {roots}")?,
+                None => write!(out, ", nobody verified")?,
+            }
+            for NameMatcher { pattern, .. } in names {
+                write!(out, ", {pattern:?}")?;
+            }
+            if let Some(certificate) = certificate {
+                write!(out, ", certificate {certificate}")?;
+            }
+            if let Some(revocation) = revocation {
+                write!(out, ", revoked {revocation}")?;
+            }
+            if !alpn.is_empty() {
+                let alpn: Vec<_> = alpn.iter().map(|name| String::from_utf8_lossy(name)).collect();
+                write!(out, ", ALPN {}", alpn.join(", "))?;
+            }
+            writeln!(out)
+        }
+    }
 }
 
 fn warming(slow: Option<&SlowStart>) -> String {
@@ -311,6 +373,7 @@ fn target(endpoint: &Endpoint) -> String {
             address,
             gateway: Some(gateway),
         } => format!("{address} by tunnel to {gateway}"),
+        Target::Double { gateway, service } => format!("{service} by tunnel in a tunnel to {gateway}"),
         Target::Plain(address) => format!("{address} plainly"),
         Target::Original { tunnel: true } => "where the client wanted to go, by tunnel".to_owned(),
         Target::Original { tunnel: false } => "where the client wanted to go, plainly".to_owned(),

@@ -450,8 +450,12 @@ fn a_route_of_tunnels_that_changes_anything_refuses_them() {
     type Edit = fn(&mut Route);
     let cases: [(&str, Edit); 4] = [
         // As an override of an authorization filter would stand there.
-        ("typed_per_filter_config", |route| {
-            let off = any("envoy.config.route.v3.FilterConfig", vec![]);
+        ("changes nothing", |route| {
+            let off = cairn_proto::envoy::config::route::v3::FilterConfig {
+                disabled: true,
+                ..Default::default()
+            };
+            let off = any("envoy.config.route.v3.FilterConfig", off.encode_to_vec());
             route.typed_per_filter_config.insert("connect_authority".into(), off);
         }),
         ("changes nothing", |route| {
