@@ -341,7 +341,7 @@ impl Settings {
             return self.failed(denied);
         }
         if let Some(head) = exchange.request.as_mut().filter(|_| self.tell_failure) {
-            head.headers.append(FAILURE_ALLOWED, HeaderValue::from_static("true"));
+            head.headers.insert(FAILURE_ALLOWED, HeaderValue::from_static("true"));
         }
         Verdict::Continue
     }

@@ -2,6 +2,8 @@
 //!
 //! The messages of a gRPC authorizer are in [`wire`]. What can change a decision and is not done refuses the chain, as everywhere.
 
+#[cfg(test)]
+mod tests;
 mod wire;
 
 use std::{sync::Arc, time::Duration};
