@@ -33,6 +33,12 @@ impl DynamicMetadata {
         }
     }
 
+    /// Forgets a value, if it was noted.
+    pub fn remove(&mut self, namespace: &str, key: &str) {
+        self.entries
+            .retain(|entry| *entry.namespace != *namespace || *entry.key != *key);
+    }
+
     /// The value at a path of keys, the first of which was noted.
     pub fn get(&self, namespace: &str, path: &[Box<str>]) -> Option<&Value> {
         let (key, rest) = path.split_first()?;
@@ -89,5 +95,10 @@ mod tests {
         metadata.set("ns".into(), "key".into(), Arc::new(json!(1)));
         metadata.set("ns".into(), "key".into(), Arc::new(json!(2)));
         assert_eq!(metadata.namespace("ns").collect::<Vec<_>>(), [("key", &json!(2))]);
+        metadata.remove("other", "key");
+        metadata.remove("ns", "other");
+        assert_eq!(metadata.namespace("ns").count(), 1);
+        metadata.remove("ns", "key");
+        assert!(metadata.is_empty());
     }
 }

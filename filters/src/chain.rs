@@ -9,7 +9,7 @@ use http::HeaderMap;
 use smallvec::SmallVec;
 
 use crate::{
-    contract::{BodyNeed, HttpFilter, Needs, ResponseHead, Slot, Verdict},
+    contract::{BodyNeed, BodyStart, HttpFilter, Needs, ResponseHead, Slot, Verdict},
     cors,
     fault::Fault,
     grpc_stats,
@@ -63,6 +63,8 @@ pub struct Run {
     entered: usize,
     /// A filter that buffers is waiting for the whole body, of so many bytes at most.
     waiting_for_body: Option<usize>,
+    /// A filter is waiting for the beginning of the body.
+    waiting_for_start: Option<BodyStart>,
 }
 
 // === impl Filter ===
@@ -150,10 +152,10 @@ impl FilterChain {
 
     /// The request's head is there: calls the filters that have not been called, in order, until one stops, replies, wants the whole
     /// body or has the route chosen again. Call it again until [`Self::is_done`]: after a [`Verdict::Stop`] whose resumption says
-    /// [`Verdict::Continue`], after [`Self::decode_whole_body`], and with the new route.
+    /// [`Verdict::Continue`], after [`Self::decode_whole_body`] and [`Self::decode_body_start`], and with the new route.
     pub fn decode_head(&self, run: &mut Run, exchange: &mut Exchange, route: &OnRoute<'_>, services: &dyn Services) -> Verdict {
         while let Some(placed) = self.filters.get(run.entered) {
-            if run.waiting_for_body.is_some() || exchange.reroute {
+            if run.waiting_for_body.is_some() || run.waiting_for_start.is_some() || exchange.reroute {
                 return Verdict::Continue;
             }
             run.entered += 1;
@@ -180,6 +182,7 @@ impl FilterChain {
                 Filter::Other(filter) => {
                     let verdict = filter.decode_head(slot, exchange, &scope);
                     run.waiting_for_body = filter.whole_body(slot);
+                    run.waiting_for_start = filter.body_start(slot);
                     verdict
                 }
             };
@@ -211,7 +214,7 @@ impl FilterChain {
 
     /// Whether every filter has let the request's head, and where it wanted it the body, pass.
     pub fn is_done(&self, run: &Run) -> bool {
-        run.entered >= self.filters.len() && run.waiting_for_body.is_none()
+        run.entered >= self.filters.len() && run.waiting_for_body.is_none() && run.waiting_for_start.is_none()
     }
 
     /// Whether a filter has to see the whole body before the request can go on, and how much of it at most.
@@ -225,6 +228,36 @@ impl FilterChain {
         let at = run.entered.saturating_sub(1);
         match (self.filters.get(at).map(|placed| &placed.filter), run.slots.get_mut(at)) {
             (Some(Filter::Other(filter)), Some(slot)) => filter.decode_body(slot, exchange, body),
+            _ => Verdict::Continue,
+        }
+    }
+
+    /// Whether a filter has to see the beginning of the body before the request can go on.
+    pub fn wants_body_start(&self, run: &Run) -> Option<BodyStart> {
+        run.waiting_for_start
+    }
+
+    /// The beginning of the body is there: hands it to the filter that waits for it. Call [`Self::decode_head`] again afterwards.
+    pub fn decode_body_start(
+        &self,
+        run: &mut Run,
+        exchange: &mut Exchange,
+        route: &OnRoute<'_>,
+        services: &dyn Services,
+        start: (&Bytes, bool),
+    ) -> Verdict {
+        run.waiting_for_start = None;
+        let at = run.entered.saturating_sub(1);
+        let (Some(placed), Some(slot)) = (self.filters.get(at), run.slots.get_mut(at)) else {
+            return Verdict::Continue;
+        };
+        let scope = Scope {
+            filter: &placed.name,
+            route,
+            services,
+        };
+        match &placed.filter {
+            Filter::Other(filter) => filter.decode_body_start(slot, exchange, &scope, start.0, start.1),
             _ => Verdict::Continue,
         }
     }

@@ -28,6 +28,15 @@ pub enum BodyNeed {
     },
 }
 
+/// How much of a request's body a filter waits for before it decides; the body then goes on from its beginning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BodyStart {
+    /// So many bytes.
+    pub limit: usize,
+    /// A longer body's beginning will do; else it is answered with 413.
+    pub partial: bool,
+}
+
 /// What a filter needs of the bodies of requests and answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
@@ -131,6 +140,23 @@ pub trait HttpFilter: fmt::Debug + Send + Sync {
 
     /// All of the request's body is there ([`BodyNeed::Whole`]).
     fn decode_body(&self, _slot: &mut Slot, _exchange: &mut Exchange, _body: &mut Bytes) -> Verdict {
+        Verdict::Continue
+    }
+
+    /// Whether it waits for the beginning of this request's body, and for how much of it; asked after `decode_head`.
+    fn body_start(&self, _slot: &Slot) -> Option<BodyStart> {
+        None
+    }
+
+    /// The beginning of the request's body is there, and may be a little more than was asked for; `whole` when nothing follows.
+    fn decode_body_start(
+        &self,
+        _slot: &mut Slot,
+        _exchange: &mut Exchange,
+        _scope: &Scope<'_>,
+        _start: &Bytes,
+        _whole: bool,
+    ) -> Verdict {
         Verdict::Continue
     }
 

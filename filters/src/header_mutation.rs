@@ -203,7 +203,7 @@ fn remove_matching(headers: &mut HeaderMap, matcher: &StringMatcher) {
 }
 
 /// The path with an edited query; `None` when it would be none.
-fn mutate_query(path: &PathAndQuery, mutations: &[QueryMutation]) -> Option<PathAndQuery> {
+pub(crate) fn mutate_query(path: &PathAndQuery, mutations: &[QueryMutation]) -> Option<PathAndQuery> {
     let pair = |parameter: &str| match parameter.split_once('=') {
         Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
         None => (parameter.to_owned(), None),

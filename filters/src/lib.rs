@@ -7,6 +7,7 @@
 //! * [`header_mutation`] edits headers;
 //! * [`rbac`] denies by policy;
 //! * [`jwt_authn`] asks for tokens;
+//! * [`ext_authz`] asks an authorizer;
 //! * [`fault`] delays and aborts, [`cors`] lets other origins call;
 //! * [`local_ratelimit`] counts requests here, [`ratelimit`] by a service;
 //! * [`set_filter_state`] puts objects beside requests;
@@ -19,6 +20,7 @@ pub mod buffer;
 pub mod chain;
 pub mod contract;
 pub mod cors;
+pub mod ext_authz;
 pub mod fault;
 pub mod grpc_stats;
 pub mod grpc_web;
@@ -32,7 +34,7 @@ pub mod services;
 pub mod set_filter_state;
 
 pub use chain::{Filter, FilterChain, Placed, Run};
-pub use contract::{BodyNeed, HttpFilter, LocalReply, Needs, ResponseHead, Resume, Slot, Verdict};
+pub use contract::{BodyNeed, BodyStart, HttpFilter, LocalReply, Needs, ResponseHead, Resume, Slot, Verdict};
 pub use on_route::{OnRoute, PerRoute, RouteConfig, Scope};
 pub use services::{
     GrpcAnswer, GrpcCall, GrpcError, GrpcService, HttpAnswer, HttpCall, HttpError, HttpReply, NoServices, Services,

@@ -15,7 +15,7 @@ use cairn_policy::{
     route::{Forward, Found, RouteAction, WeightedCluster},
 };
 
-use crate::{header_mutation::Mutations, local_ratelimit::LocalLimit, ratelimit::OnItsRoute, services::Services};
+use crate::{ext_authz, header_mutation::Mutations, local_ratelimit::LocalLimit, ratelimit::OnItsRoute, services::Services};
 
 /// What one level says of one filter.
 #[derive(Clone, Debug, Default)]
@@ -45,6 +45,8 @@ pub enum RouteConfig {
     HeaderMutation(Arc<Mutations>),
     /// Of `ratelimit`.
     RateLimit(Arc<OnItsRoute>),
+    /// Of `ext_authz`.
+    ExtAuthz(Arc<ext_authz::OnItsRoute>),
 }
 
 /// One filter of a chain, called for one request.

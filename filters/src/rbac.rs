@@ -122,10 +122,7 @@ mod tests {
 
     #[test]
     fn a_dry_run_is_noted_and_stops_nothing() {
-        let shadow = Shadow {
-            rules: rules(Action::Deny, "/"),
-            prefix: "istio_dry_run_deny_".into(),
-        };
+        let shadow = Shadow::new(rules(Action::Deny, "/"), "istio_dry_run_deny_");
         let chain = FilterChain::new(vec![
             Filter::Rbac(Arc::new(Rbac {
                 rules: None,
@@ -147,5 +144,35 @@ mod tests {
             }]
         );
         assert!(exchange.audited);
+    }
+
+    #[test]
+    fn what_tried_out_rules_decide_is_noted_and_forgotten_where_nothing_matches() {
+        let shadow = |path, prefix: &str| {
+            Filter::Rbac(Arc::new(Rbac {
+                rules: None,
+                shadow: Some(Shadow::new(rules(Action::Deny, path), prefix)),
+            }))
+        };
+        let noted = |filters: Vec<Filter>| {
+            let mut exchange = exchange("/a");
+            let _ = FilterChain::new(filters).decode_head(&mut Run::default(), &mut exchange, &OnRoute::NONE, &NoServices);
+            let noted = exchange.metadata.namespace("envoy.filters.http.rbac");
+            let mut noted: Vec<_> = noted
+                .map(|(key, value)| format!("{key}={}", value.as_str().unwrap()))
+                .collect();
+            noted.sort();
+            noted
+        };
+        let id = "p_shadow_effective_policy_id=ns[app]-policy[a]-rule[0]";
+        let matched = [id, "p_shadow_engine_result=denied"];
+        assert_eq!(noted(vec![shadow("/a", "p_")]), matched);
+        assert_eq!(noted(vec![shadow("/b", "p_")]), ["p_shadow_engine_result=allowed"]);
+        assert_eq!(
+            noted(vec![shadow("/a", "p_"), shadow("/b", "p_")]),
+            ["p_shadow_engine_result=allowed"]
+        );
+        let other = noted(vec![shadow("/a", "p_"), shadow("/b", "q_")]);
+        assert_eq!(other, [id, "p_shadow_engine_result=denied", "q_shadow_engine_result=allowed"]);
     }
 }

@@ -47,6 +47,8 @@ pub enum Incoming {
     Empty,
     /// All of them at once, and the trailers behind them.
     Whole(Bytes, Option<Box<HeaderMap>>),
+    /// The first of them, which have been looked at, and then the rest.
+    Begun(Bytes, Box<Incoming>),
     /// HTTP/1. Its trailers are not passed on, as Envoy does not by default.
     Http1(hyper::body::Incoming),
     /// HTTP/2.
@@ -83,6 +85,17 @@ impl Incoming {
         }
     }
 
+    /// The same with bytes before it.
+    #[must_use]
+    pub fn behind(self, start: Bytes) -> Self {
+        match self {
+            rest if start.is_empty() => rest,
+            Incoming::Empty => Incoming::whole(start, None),
+            Incoming::Whole(data, trailers) if data.is_empty() => Incoming::Whole(start, trailers),
+            rest => Incoming::Begun(start, Box::new(rest)),
+        }
+    }
+
     /// Whether nothing (more) comes.
     pub fn is_empty(&self) -> bool {
         self.is_end_stream()
@@ -107,6 +120,11 @@ impl Body for Incoming {
                     *this = Incoming::Whole(Bytes::new(), trailers);
                 }
                 Poll::Ready(Some(Ok(Frame::data(data))))
+            }
+            Incoming::Begun(start, rest) => {
+                let (start, rest) = (std::mem::take(start), std::mem::take(&mut **rest));
+                *this = rest;
+                Poll::Ready(Some(Ok(Frame::data(start))))
             }
             Incoming::Http1(body) => loop {
                 match ready!(Pin::new(&mut *body).poll_frame(cx)) {
@@ -142,6 +160,7 @@ impl Body for Incoming {
         match self {
             Incoming::Empty => true,
             Incoming::Whole(data, trailers) => data.is_empty() && trailers.is_none(),
+            Incoming::Begun(..) => false,
             Incoming::Http1(body) => body.is_end_stream(),
             Incoming::Http2(body) => body.is_end_stream(),
         }
@@ -151,6 +170,15 @@ impl Body for Incoming {
         match self {
             Incoming::Empty => SizeHint::with_exact(0),
             Incoming::Whole(data, _) => SizeHint::with_exact(data.len() as u64),
+            Incoming::Begun(start, rest) => {
+                let (rest, start) = (rest.size_hint(), start.len() as u64);
+                let mut hint = SizeHint::new();
+                hint.set_lower(rest.lower().saturating_add(start));
+                if let Some(upper) = rest.upper() {
+                    hint.set_upper(upper.saturating_add(start));
+                }
+                hint
+            }
             Incoming::Http1(body) => body.size_hint(),
             Incoming::Http2(body) => {
                 if body.is_end_stream() {

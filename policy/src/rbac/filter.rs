@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use cairn_exchange::{Exchange, ShadowDecision};
+use cairn_exchange::{DynamicMetadata, Exchange, Protocol, ShadowDecision};
+use serde_json::Value;
 
 use super::{Action, Decision, Facts, Rules};
 
@@ -22,7 +23,15 @@ pub struct Shadow {
     pub rules: Rules,
     /// What the names of their results begin with: `istio_dry_run_allow_`, …
     pub prefix: Arc<str>,
+    /// Under which the policy that matched is noted.
+    policy_key: Arc<str>,
+    /// Under which the result is noted.
+    result_key: Arc<str>,
 }
+
+/// Where the results of shadow rules are noted, by what was decided about.
+const OF_REQUESTS: &str = "envoy.filters.http.rbac";
+const OF_CONNECTIONS: &str = "envoy.filters.network.rbac";
 
 /// What one filter says.
 #[derive(Clone, Copy, Debug)]
@@ -63,12 +72,18 @@ impl Rbac {
         let outcome = self.decide(&Facts::inside(exchange));
         let denied = outcome.denied();
         let marked = self.marks(&outcome);
-        let shadow = outcome.shadow.map(|(shadow, decision)| ShadowDecision {
-            prefix: shadow.prefix.clone(),
-            allowed: decision.allowed,
-            policy: decision.policy.cloned(),
-        });
-        exchange.shadow.extend(shadow);
+        if let Some((shadow, decision)) = outcome.shadow {
+            let namespace = match exchange.protocol {
+                Protocol::Tcp => OF_CONNECTIONS,
+                Protocol::Http10 | Protocol::Http11 | Protocol::Http2 => OF_REQUESTS,
+            };
+            shadow.note(decision, namespace, &mut exchange.metadata);
+            exchange.shadow.push(ShadowDecision {
+                prefix: shadow.prefix.clone(),
+                allowed: decision.allowed,
+                policy: decision.policy.cloned(),
+            });
+        }
         exchange.audited |= marked;
         denied.map_or(Ok(()), Err)
     }
@@ -77,6 +92,36 @@ impl Rbac {
     fn marks(&self, outcome: &Outcome<'_>) -> bool {
         self.rules.as_ref().is_some_and(|rules| rules.action() == Action::Log)
             && outcome.enforced.is_some_and(|decision| decision.policy.is_some())
+    }
+}
+
+// === impl Shadow ===
+
+impl Shadow {
+    /// Rules that are tried out, and what the names of their results begin with.
+    pub fn new(rules: Rules, prefix: impl Into<Arc<str>>) -> Self {
+        let prefix = prefix.into();
+        Self {
+            policy_key: format!("{prefix}shadow_effective_policy_id").into(),
+            result_key: format!("{prefix}shadow_engine_result").into(),
+            rules,
+            prefix,
+        }
+    }
+
+    /// Notes the result, for filters behind this one. Where nothing matched, the policy that an earlier filter of the same prefix noted
+    /// is forgotten: an authorizer that stands behind this filter is asked about what this filter's own rules matched. Envoy keeps it,
+    /// so that the rules of one provider may call another (contract xds §6.7).
+    fn note(&self, decision: Decision<'_>, namespace: &str, metadata: &mut DynamicMetadata) {
+        let result = if decision.allowed { "allowed" } else { "denied" };
+        metadata.set(namespace.into(), self.result_key.clone(), Arc::new(Value::from(result)));
+        match decision.policy {
+            Some(policy) => {
+                let policy = Arc::new(Value::from(&**policy));
+                metadata.set(namespace.into(), self.policy_key.clone(), policy);
+            }
+            None => metadata.remove(namespace, &self.policy_key),
+        }
     }
 }
 
@@ -107,7 +152,13 @@ impl Filters {
 
     /// Decides about a connection inside a tunnel; the first filter that denies it ends the way.
     pub fn check(&self, exchange: &mut Exchange) -> Result<(), Denied> {
-        self.0.iter().try_for_each(|filter| filter.check(exchange))
+        self.check_from(0, self.0.len(), exchange)
+    }
+
+    /// The same by some of them: from one place in their order up to another.
+    pub fn check_from(&self, from: usize, to: usize, exchange: &mut Exchange) -> Result<(), Denied> {
+        let mut some = self.0.iter().take(to).skip(from);
+        some.try_for_each(|filter| filter.check(exchange))
     }
 
     /// Decides by these facts alone.

@@ -29,6 +29,7 @@ use cairn_proto::{
     stats::PluginConfig,
 };
 
+use cairn_filters::ext_authz::network::OfConnections;
 use cairn_policy::{rate_limit::TokenBucket, rbac::Rbac};
 use cairn_telemetry::access_log::LogFiles;
 
@@ -36,7 +37,7 @@ use prost_types::Any;
 
 use super::{
     any::{Typed, Unknown, decode, type_name, typed, unpack},
-    hcm,
+    ext_authz, hcm,
     live::{self, Live},
     local_ratelimit, rbac,
     report::{Malformed, Notes, Unsupported, ignore_set, refuse_set, unneeded},
@@ -76,6 +77,8 @@ pub(crate) struct Context {
     pub metrics: Option<Duration>,
     /// RBAC filters of TCP, in order.
     pub rbac: Vec<Rbac>,
+    /// Authorizers of connections, in order.
+    pub authorizers: Vec<Arc<OfConnections>>,
     /// What the client's server name is used for.
     pub server_name: ServerNameUse,
     /// Clusters named so far.
@@ -173,6 +176,12 @@ pub(crate) fn compile(
             "authorization of connections (network RBAC) before HTTP is not supported",
         );
     }
+    if matches!(kind, Some(ChainKind::Http(_))) && !context.authorizers.is_empty() {
+        notes.refuse(
+            "filters",
+            "external authorization of connections before HTTP is not supported",
+        );
+    }
     if matches!(kind, Some(ChainKind::Http(_))) && !context.limits.is_empty() {
         notes.refuse("filters", "a limit of connections before HTTP is not supported");
     }
@@ -194,6 +203,7 @@ pub(crate) fn compile(
     let Context {
         metrics: _,
         rbac: _,
+        authorizers: _,
         server_name: _,
         clusters,
         extensions,
@@ -277,6 +287,10 @@ fn compile_filter(filter: Filter, context: &mut Context, notes: &mut Notes) -> R
                 context.server_name.judged |= rbac::asks_server_name(&filter);
                 let filter = rbac::network(filter, notes)?;
                 context.rbac.push(filter);
+            }
+            "envoy.extensions.filters.network.ext_authz.v3.ExtAuthz" => {
+                let filter = ext_authz::network(unpack(any, Unknown::Refuses, notes)?, context, notes)?;
+                context.authorizers.extend(filter.map(Arc::new));
             }
             "envoy.extensions.filters.network.sni_dynamic_forward_proxy.v3.FilterConfig" => {
                 let SniForwardProxy {

@@ -22,7 +22,7 @@ use prost_types::{Struct, value::Kind};
 use super::{
     any::{Typed, Unknown, typed, unpack},
     chain::{self, Context},
-    fault, header_mutation, jwt_authn, local_ratelimit, ratelimit, rbac,
+    ext_authz, fault, header_mutation, jwt_authn, local_ratelimit, ratelimit, rbac,
     report::{Malformed, Notes, Present as _, ignore_set, refuse_set, unneeded},
     set_filter_state, structure,
 };
@@ -182,6 +182,10 @@ fn compile_filter(
                 let filter = jwt_authn::compile(unpack(any, Unknown::Refuses, notes)?, context, notes)?;
                 // Keys and tokens that are known stay known while the filter stays the same.
                 Some(Filter::Other(context.keep("jwt_authn", &any.value, || filter)))
+            }
+            "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz" => {
+                let filter = ext_authz::http(unpack(any, Unknown::Refuses, notes)?, context, notes)?;
+                filter.map(|filter| Filter::Other(Arc::new(filter)))
             }
             "envoy.extensions.filters.http.buffer.v3.Buffer" => {
                 let limit = buffer_limit(unpack(any, Unknown::Refuses, notes)?, notes)?;

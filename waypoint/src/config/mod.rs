@@ -25,6 +25,7 @@ mod discovery;
 mod dns;
 pub mod dump;
 mod endpoint;
+mod ext_authz;
 mod fault;
 mod grpc_service;
 mod hcm;

@@ -20,7 +20,7 @@ use prost_types::Any;
 use super::{
     any::{Unknown, type_name, unpack},
     chain::Context,
-    cors, fault, header_mutation,
+    cors, ext_authz, fault, header_mutation,
     http_filters::buffer_limit,
     jwt_authn, local_ratelimit, ratelimit, rbac,
     report::{Malformed, Notes, unneeded},
@@ -116,6 +116,11 @@ fn config(any: &Any, context: &mut Context, notes: &mut Notes) -> Result<Option<
         }
         "envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig" => {
             RouteConfig::Jwt(jwt_authn::on_route(unpack(any, Unknown::Refuses, notes)?, notes)?)
+        }
+        "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute" => {
+            let here = ext_authz::on_route(unpack(any, Unknown::Refuses, notes)?, context, notes)?;
+            let Some(here) = here else { return Ok(None) };
+            RouteConfig::ExtAuthz(Arc::new(here))
         }
         "envoy.extensions.filters.http.ratelimit.v3.RateLimitPerRoute" => {
             RouteConfig::RateLimit(Arc::new(ratelimit::on_route(unpack(any, Unknown::Refuses, notes)?, notes)?))

@@ -16,10 +16,12 @@ use cairn_proto::envoy::{
     extensions::filters::{http::rbac::v3::Rbac as HttpRbac, network::rbac::v3::Rbac as NetworkRbac},
 };
 
+pub(crate) use condition::metadata;
+
 use super::report::{Malformed, Notes, ignore_set, refuse_set, unneeded};
 
-/// What the result of shadow rules that only ask whether an external authorizer is to be called begins with (contract xds §6.7).
-/// Such a filter refuses by itself where it is not supported.
+/// What the result of shadow rules that only ask whether an external authorizer is to be called begins with (contract xds §6.7):
+/// unlike those of a dry run they decide something, so that what of them cannot be evaluated refuses.
 pub(crate) const EXTERNAL: &str = "istio_ext_authz_";
 
 /// Where a filter stands, which decides what its conditions can see.
@@ -115,10 +117,9 @@ fn both(
         Some(rules) if prefix == EXTERNAL => Some(notes.within("shadow_rules", |notes| compile(rules, layer, notes))?),
         Some(rules) => notes.within("shadow_rules", |notes| tried_out(rules, layer, notes))?,
     };
-    let prefix = prefix.into();
     Ok(Rbac {
         rules,
-        shadow: shadow.map(|rules| Shadow { rules, prefix }),
+        shadow: shadow.map(|rules| Shadow::new(rules, prefix)),
     })
 }
 

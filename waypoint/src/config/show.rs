@@ -364,6 +364,7 @@ fn write_tcp(out: &mut String, chain: &TcpChain) -> fmt::Result {
         access_logs,
         metrics,
         rbac,
+        authorizers,
         limits,
         server_name: ServerNameUse { judged, forward_to },
     } = chain;
@@ -374,6 +375,14 @@ fn write_tcp(out: &mut String, chain: &TcpChain) -> fmt::Result {
         writeln!(out, "    forwarded to the server name of TLS, port {port}")?;
     }
     rbac.iter().try_for_each(|filter| rbac::write(out, filter, 2))?;
+    for authorizer in authorizers {
+        let otherwise = if authorizer.allow_on_failure { "passes" } else { "is refused" };
+        writeln!(
+            out,
+            "    the authorizer is {}; without its answer a connection {otherwise}",
+            authorizer.service.cluster
+        )?;
+    }
     for limit in limits {
         writeln!(
             out,

@@ -65,7 +65,7 @@ pub(crate) fn unwrapped<'a>(any: &'a Any, notes: &mut Notes) -> Result<Cow<'a, A
     Ok(Cow::Owned(message))
 }
 
-fn fields(value: &Struct, depth: usize) -> Option<serde_json::Value> {
+pub(crate) fn fields(value: &Struct, depth: usize) -> Option<serde_json::Value> {
     let each = value
         .fields
         .iter()

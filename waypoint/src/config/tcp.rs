@@ -112,6 +112,7 @@ pub(crate) fn compile(proxy: TcpProxy, context: &mut Context, notes: &mut Notes)
         access_logs: access_log::compile(access_log, context.log_files.as_ref(), notes)?,
         metrics: context.metrics,
         rbac: std::mem::take(&mut context.rbac).into_iter().collect(),
+        authorizers: std::mem::take(&mut context.authorizers),
         server_name: context.server_name,
         limits: std::mem::take(&mut context.limits),
     })

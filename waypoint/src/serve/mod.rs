@@ -4,10 +4,13 @@
 //! * `detect` finds out what is spoken where the configuration does not say;
 //! * `http1` and `http2` read requests, `request` follows one through route and filters to its answer (`response`), within its
 //!   `limits` of time; `ask`, `call` and `grpc` make the calls of filters;
-//! * `tcp` decides about connections of bytes (`passage`); `relay` passes them, and those of upgraded requests (`upgrade`);
+//! * `body_start` waits for the beginning of a body where a filter decides by it;
+//! * `tcp` decides about connections of bytes (`passage`, `authorize`); `relay` passes them, and those of upgraded requests (`upgrade`);
 //! * `open` looks whether policy still allows what is open.
 
 mod ask;
+mod authorize;
+mod body_start;
 mod call;
 mod date;
 mod detect;

@@ -16,7 +16,7 @@ use http::StatusCode;
 use tokio::time::timeout_at;
 
 use super::{
-    Inner,
+    Inner, authorize,
     open::{self, Asked},
     relay::{End, Relay, Terms},
 };
@@ -68,7 +68,7 @@ pub struct Passage {
 
 impl Passage {
     /// Decides, and connects.
-    pub async fn open(inner: &Arc<Inner>, snapshot: &Snapshot, chain: &Arc<Chain>, tells: Tells) -> Result<Self, Refused> {
+    pub async fn open(inner: &Arc<Inner>, snapshot: &Arc<Snapshot>, chain: &Arc<Chain>, tells: Tells) -> Result<Self, Refused> {
         let mut exchange = Exchange::begin(Protocol::Tcp, inner.connection.clone(), chain.name.clone(), snapshot.version);
         let tcp = match (&chain.kind, &chain.refuse) {
             (_, Some(refusal)) => {
@@ -103,9 +103,7 @@ impl Passage {
         };
         let cluster = tcp.choose(fastrand::u64(..)).and_then(|name| snapshot.clusters.get(name));
         exchange.cluster = cluster.map(|cluster| cluster.facts.clone());
-        if let Err(denied) = tcp.rbac.check(&mut exchange) {
-            let why = denied.details();
-            exchange.termination_details = Some(why.clone().into());
+        if let Err(why) = authorize::connection(inner, snapshot, tcp, &mut exchange).await {
             tell(inner, tcp, exchange, tells);
             return Err(Refused {
                 status: StatusCode::FORBIDDEN,

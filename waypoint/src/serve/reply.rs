@@ -73,6 +73,7 @@ pub fn render(reply: LocalReply, grpc: bool) -> (ResponseHead, Bytes) {
         as_it_is,
     } = reply;
     let mut headers = HeaderMap::with_capacity(fields.len() + 4);
+    headers.extend(fields);
     if grpc && !as_it_is {
         headers.insert(header::CONTENT_TYPE, GRPC);
         headers.insert(
@@ -85,7 +86,6 @@ pub fn render(reply: LocalReply, grpc: bool) -> (ResponseHead, Bytes) {
                 headers.insert("grpc-message", message);
             }
         }
-        headers.extend(fields);
         return (
             ResponseHead {
                 status: StatusCode::OK,
@@ -96,9 +96,10 @@ pub fn render(reply: LocalReply, grpc: bool) -> (ResponseHead, Bytes) {
     }
     if !body.is_empty() {
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
-        headers.insert(header::CONTENT_TYPE, TEXT);
+        if !headers.contains_key(header::CONTENT_TYPE) {
+            headers.insert(header::CONTENT_TYPE, TEXT);
+        }
     }
-    headers.extend(fields);
     (ResponseHead { status, headers }, body)
 }
 
@@ -135,5 +136,19 @@ mod tests {
             (503, &HeaderValue::from(19), &b"no healthy upstream"[..])
         );
         assert!(!render(route_not_found(), false).0.headers.contains_key("content-type"));
+        let page = || no_healthy_upstream().with_header(header::CONTENT_TYPE, HeaderValue::from_static("text/html"));
+        let types = |grpc| {
+            render(page(), grpc)
+                .0
+                .headers
+                .get_all("content-type")
+                .iter()
+                .cloned()
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            (types(false), types(true)),
+            (vec![HeaderValue::from_static("text/html")], vec![GRPC])
+        );
     }
 }

@@ -19,7 +19,7 @@ use hyper::upgrade::OnUpgrade;
 use parking_lot::Mutex;
 
 use super::{
-    Inner, ResponseBody, ask, date, forward,
+    Inner, ResponseBody, ask, body_start, date, forward,
     limits::{Limits, within},
     reply,
     response::Tail,
@@ -304,6 +304,24 @@ impl<'a> Journey<'a> {
             if self.tail.exchange.reroute {
                 *route = self.choose_route();
             }
+            if let Some(wanted) = self.tail.run.with(|run| filters.wants_body_start(run)) {
+                let (start, whole) = body_start::begin(body, wanted, limits.as_deref())
+                    .await
+                    .map_err(|reply| (reply, true))?;
+                unread &= !whole;
+                if let Some(limits) = limits.as_ref().filter(|_| whole) {
+                    limits.request_ended();
+                }
+                let exchange = &mut self.tail.exchange;
+                let services = ask::FromRequest::new(&self.tail.inner, self.snapshot);
+                let start = (&start, whole);
+                let decode = |run: &mut _| filters.decode_body_start(run, exchange, route, &services, start);
+                let verdict = self.tail.run.with(decode);
+                self.resume(verdict).await.map_err(|reply| (reply, unread))?;
+                if self.tail.exchange.reroute {
+                    *route = self.choose_route();
+                }
+            }
             let Some(limit) = self.tail.run.with(|run| filters.wants_whole_body(run)) else {
                 continue;
             };
@@ -541,7 +559,7 @@ fn underscores(setting: crate::snapshot::chain::Underscores, headers: &mut Heade
 }
 
 /// Reads a whole body, and the trailers behind it.
-async fn collect(
+pub(super) async fn collect(
     body: &mut Incoming,
     limit: usize,
     limits: Option<&Limits>,

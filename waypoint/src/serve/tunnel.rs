@@ -12,15 +12,12 @@ use std::{
 
 use cairn_exchange::{Connection, Exchange, Protocol, RequestHead, ResponseFlags, Scheme, clock, format::View};
 use cairn_hbone::Connect;
-use cairn_policy::{
-    headers::outgoing::ServerHeader,
-    rbac::{Denied, Facts},
-};
+use cairn_policy::{headers::outgoing::ServerHeader, rbac::Facts};
 use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header, uri::PathAndQuery};
 
 use super::{
-    Inner, date,
+    Inner, authorize, date,
     detect::FirstBytes,
     http1, http2,
     inner_io::InnerIo,
@@ -174,7 +171,13 @@ pub fn refuse(inner: &Inner, connect: Connect, status: StatusCode, why: &str) {
 
 /// Answers a CONNECT that a policy denies; which one, the client is not told.
 pub fn deny(inner: &Inner, connect: Connect, details: &str) {
-    answer(inner, connect, StatusCode::FORBIDDEN, details, Denied::ANSWER.to_owned());
+    answer(
+        inner,
+        connect,
+        StatusCode::FORBIDDEN,
+        details,
+        authorize::answer_of(details).to_owned(),
+    );
 }
 
 fn answer(inner: &Inner, connect: Connect, status: StatusCode, why: &str, body: String) {

@@ -2,7 +2,7 @@
 
 use std::{any::Any, sync::Arc, time::Duration};
 
-use cairn_filters::FilterChain;
+use cairn_filters::{FilterChain, ext_authz::network::OfConnections};
 use cairn_policy::{rate_limit::TokenBucket, rbac, route::RouteTable};
 use cairn_telemetry::access_log::AccessLog;
 
@@ -149,6 +149,8 @@ pub struct TcpChain {
     pub metrics: Option<Duration>,
     /// Who may connect.
     pub rbac: rbac::Filters,
+    /// Authorizers that are asked whether they may, in the order of the chain's filters.
+    pub authorizers: Vec<Arc<OfConnections>>,
     /// How many may connect in what time; a token of each.
     pub limits: Vec<Arc<TokenBucket>>,
     /// What the client's server name is used for.

@@ -698,6 +698,7 @@ fn tcp_chain(name: &Arc<str>, port: u16) -> Chain {
         metrics: Some(Duration::from_secs(5)),
         limits: Vec::new(),
         rbac: Default::default(),
+        authorizers: Vec::new(),
         server_name: Default::default(),
     };
     Chain {

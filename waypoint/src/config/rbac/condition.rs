@@ -266,7 +266,8 @@ fn sourced_metadata(sourced: SourcedMetadata, notes: &mut Notes) -> Result<Condi
     }
 }
 
-fn metadata(matcher: EnvoyMetadata, notes: &mut Notes) -> Result<MetadataMatcher, Malformed> {
+/// A matcher of what filters have noted.
+pub(crate) fn metadata(matcher: EnvoyMetadata, notes: &mut Notes) -> Result<MetadataMatcher, Malformed> {
     let EnvoyMetadata {
         filter,
         path,

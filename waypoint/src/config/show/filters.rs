@@ -60,6 +60,11 @@ fn config_words(config: &RouteConfig) -> String {
             format!("a limit of its own, {} of {}", share(limit.enforced), share(limit.enabled))
         }
         RouteConfig::RateLimit(here) => format!("limits of the virtual host: {:?}", here.host_limits),
+        RouteConfig::ExtAuthz(here) => match (&here.authorizer, here.disabled) {
+            (_, true) => "asks nobody".to_owned(),
+            (Some(authorizer), false) => format!("asks {}", authorizer.cluster()),
+            (None, false) => "questions of its own".to_owned(),
+        },
         RouteConfig::Buffer(None) => "off".to_owned(),
         RouteConfig::Buffer(Some(limit)) => format!("at most {limit} bytes"),
         RouteConfig::Jwt(jwt::PerRoute::Disabled) => "asks for no token".to_owned(),
