@@ -15,6 +15,7 @@ use cairn_identity::Identity;
 use cairn_telemetry::IstioStats;
 
 use crate::{
+    recorder::RecorderSettings,
     snapshot::Snapshot,
     upstream::{Connector, Outliers},
 };
@@ -37,6 +38,10 @@ pub struct DataSettings {
     pub outlier_log: Option<std::path::PathBuf>,
     /// Who the proxy is to services that its filters ask.
     pub node: Node,
+    /// How many of the last exchanges are kept.
+    pub recorder: RecorderSettings,
+    /// Threads for connections; `None` is one a core.
+    pub workers: Option<usize>,
 }
 
 /// Who the proxy is to services that its filters ask.
@@ -118,7 +123,17 @@ impl Default for DataSettings {
             peak_ewma: false,
             outlier_log: None,
             node: Node::default(),
+            recorder: RecorderSettings::default(),
+            workers: None,
         }
+    }
+}
+
+impl DataSettings {
+    /// Threads for connections.
+    pub fn workers(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        self.workers.unwrap_or_else(cores).max(1)
     }
 }
 

@@ -64,6 +64,7 @@ fn serve(args: &Run) -> Result<()> {
     let _control = runtimes.control.enter();
     let settings = DataSettings {
         listen: args.listen,
+        workers: args.concurrency,
         ..DataSettings::default()
     };
     let _logging = logging::Handle::start(&LogSettings::default());
@@ -74,7 +75,8 @@ fn serve(args: &Run) -> Result<()> {
         settings,
         observer: None,
     });
-    let mut compiler = Compiler::new(engine.workloads.clone(), engine.snapshot.clone(), Some(engine.logs.clone()));
+    let compiler = Compiler::new(engine.workloads.clone(), engine.snapshot.clone(), Some(engine.logs.clone()));
+    let mut compiler = compiler.recorded(engine.recorder.clone());
     for answer in answers {
         let applied = compiler.apply(&answer.type_url, answer.resources, answer.removed);
         for error in applied.errors {

@@ -22,7 +22,7 @@ use super::{
     store::Store,
     workload,
 };
-use crate::{snapshot::Snapshot, workloads::Workloads};
+use crate::{recorder::Recorder, snapshot::Snapshot, workloads::Workloads};
 /// Type URL of clusters.
 pub const CLUSTERS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
 /// Type URL of endpoint assignments.
@@ -85,6 +85,8 @@ pub struct Compiler {
     store: Arc<Store>,
     clusters: Clusters,
     listeners: Listeners,
+    /// Keeps what was published.
+    recorder: Option<Arc<Recorder>>,
     /// What is published, to be changed and published again.
     snapshot: Snapshot,
     /// Types of which an answer has come.
@@ -107,11 +109,18 @@ impl Compiler {
             store: Arc::default(),
             clusters: Clusters::default(),
             listeners: Listeners::new(log_files),
+            recorder: None,
             snapshot,
             received: BTreeSet::new(),
             wanted: BTreeMap::new(),
             wanted_since: BTreeMap::new(),
         }
+    }
+
+    /// What is published is kept by this recorder too.
+    #[must_use]
+    pub fn recorded(self, recorder: Option<Arc<Recorder>>) -> Self {
+        Self { recorder, ..self }
     }
 
     /// The resources as they came, and the list of what is not done; for administrative pages.
@@ -262,15 +271,20 @@ impl Compiler {
             clusters,
             workloads,
         } = &self.snapshot;
-        self.publish.store(Arc::new(Snapshot {
+        let published = Arc::new(Snapshot {
             version: *version,
             terminate: terminate.clone(),
             matcher: matcher.clone(),
             chains: chains.clone(),
             clusters: clusters.clone(),
             workloads: workloads.clone(),
-        }));
-        Some(*version)
+        });
+        let version = *version;
+        if let Some(recorder) = &self.recorder {
+            recorder.published(published.clone());
+        }
+        self.publish.store(published);
+        Some(version)
     }
 
     /// Names of dependent resources, where they are others than the last time.

@@ -42,7 +42,7 @@ mod per_route;
 mod protocol_options;
 mod rate_limits;
 mod ratelimit;
-mod rbac;
+pub(crate) mod rbac;
 pub mod report;
 mod retry;
 mod route;
