@@ -132,6 +132,7 @@ impl fmt::Display for Fact {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { subject, wanted, found } = self;
         match found {
+            Some(found) if found.is_empty() => write!(f, "{subject}: {wanted} vs \"\""),
             Some(found) => write!(f, "{subject}: {wanted} vs {found}"),
             None => write!(f, "{subject}: {wanted} vs nothing"),
         }
@@ -146,6 +147,8 @@ pub fn string_words(matcher: &StringMatcher) -> String {
         StringMatch::Prefix(start) => format!("{start}*"),
         StringMatch::Suffix(end) => format!("*{end}"),
         StringMatch::Contains(part) => format!("*{part}*"),
+        // istiod writes `*` so.
+        StringMatch::Regex(regex) if regex.pattern() == ".+" => "present".to_owned(),
         StringMatch::Regex(regex) => format!("~{}", regex.pattern()),
     };
     any_case(words, matcher.ignores_case())

@@ -16,6 +16,7 @@ use cairn_telemetry::IstioStats;
 
 use crate::{
     recorder::RecorderSettings,
+    serve::DenyDetail,
     snapshot::Snapshot,
     upstream::{Connector, Outliers},
 };
@@ -40,6 +41,8 @@ pub struct DataSettings {
     pub node: Node,
     /// How many of the last exchanges are kept.
     pub recorder: RecorderSettings,
+    /// Whom denials are told in detail.
+    pub deny_detail: DenyDetail,
     /// Threads for connections; `None` is one a core.
     pub workers: Option<usize>,
 }
@@ -124,6 +127,7 @@ impl Default for DataSettings {
             outlier_log: None,
             node: Node::default(),
             recorder: RecorderSettings::default(),
+            deny_detail: DenyDetail::default(),
             workers: None,
         }
     }

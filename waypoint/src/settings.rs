@@ -30,6 +30,7 @@ use crate::{
     logging::LogSettings,
     proxy::DataSettings,
     recorder::{MOST_RECORDS, MOST_SNAPSHOTS, RecorderSettings},
+    serve::DenyDetail,
     shutdown::DrainSettings,
 };
 
@@ -239,6 +240,7 @@ fn data(arguments: &Arguments, environment: &Environment) -> Result<DataSettings
             .filter(|path| !path.is_empty())
             .map(Into::into),
         recorder: recorder(environment)?,
+        deny_detail: DenyDetail::parse(environment.text_or("CAIRN_DENY_DETAIL_NAMESPACES", "")),
         ..defaults
     })
 }

@@ -14,6 +14,9 @@ use crate::{
 /// How many of the policies that did not match are told.
 pub const NEAREST: usize = 5;
 
+/// How much of a policy that does not match is told in a sentence.
+const MOST_MISSES: usize = 4;
+
 /// The story of rules.
 #[derive(Clone, Debug)]
 pub struct RulesStory {
@@ -95,7 +98,14 @@ impl Rules {
 impl PolicyStory {
     /// In one sentence why it does not match, or what of the request it matches.
     pub fn sentence(&self) -> String {
-        let list = |facts: &[Fact]| facts.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        let list = |facts: &[Fact]| {
+            let mut words: Vec<_> = facts.iter().take(MOST_MISSES).map(ToString::to_string).collect();
+            let more = facts.len().saturating_sub(MOST_MISSES);
+            if more > 0 {
+                words.push(format!("{more} more"));
+            }
+            words.join("; ")
+        };
         let who = PolicyName::of(&self.name);
         match (&*self.misses, &*self.holds) {
             ([], []) => format!("{who} matches everything"),

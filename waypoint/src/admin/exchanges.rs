@@ -122,7 +122,7 @@ pub(super) async fn story(State(pages): State<Pages>, Path(id): Path<String>, Qu
         let found = recorder.find(1, |record| record.is(&id));
         let Some(found) = found.first() else {
             let why = format!("no record has the name or x-request-id {id:?}: it is none, or too old");
-            return problem(StatusCode::NOT_FOUND, why);
+            return problem(StatusCode::GONE, why);
         };
         match record::story(&recorder, found) {
             Ok(story) => tell(&story, is_text(&pairs)),

@@ -19,7 +19,6 @@ use crate::{
 
 /// Lists the requests that are decided otherwise under another configuration.
 #[derive(Args, Debug)]
-#[group(id = "requests", required = true, multiple = false, args = ["tests", "exchanges"])]
 pub struct Diff {
     /// The configuration as it is: a capture or a /config_dump.
     #[arg(value_name = "OLD")]
@@ -28,7 +27,7 @@ pub struct Diff {
     #[arg(value_name = "NEW")]
     new: PathBuf,
     /// A table of requests, in YAML.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", required_unless_present = "exchanges", conflicts_with = "exchanges")]
     tests: Option<PathBuf>,
     /// What /exchanges of a running proxy answered.
     #[arg(long, value_name = "FILE")]

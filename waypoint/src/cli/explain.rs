@@ -12,10 +12,9 @@ use crate::explain::{Question, Story, explain, offline};
 
 /// Tells why a request is decided so: over captured configuration, or by a running proxy.
 #[derive(Args, Debug)]
-#[group(id = "source", required = true, multiple = false, args = ["config", "admin"])]
 pub struct Explain {
     /// A folder with a capture (cds.pb, eds.pb, lds.pb, …), or a file with Envoy's /config_dump JSON.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", required_unless_present = "admin", conflicts_with = "admin")]
     config: Option<PathBuf>,
     /// The administration of a running proxy, port 15000 in its pod.
     #[arg(long, value_name = "ADDRESS:PORT")]

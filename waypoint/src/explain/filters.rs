@@ -236,10 +236,8 @@ pub(super) fn rbac(filter: &Rbac, name: &str, facts: &Facts<'_>, story: &mut Sto
     if let Some(rules) = rules {
         let told = rules.explain(facts);
         let matched = told.matched.as_ref().map(|policy| policy.name.clone());
-        if told.action != Action::Log
-            && let Some(policy) = &matched
-        {
-            story.verdict.policy = Some(short(policy));
+        if told.action != Action::Log && (matched.is_some() || !told.allowed) {
+            story.verdict.policy = matched.as_deref().map(short);
         }
         enforced(&told, &mut says);
         if !told.allowed {

@@ -355,6 +355,7 @@ fn requests(snapshot: &Snapshot, http: &HttpChain, asked: &Asked, mut head: Requ
             }
             Some(Stopped::Answered(status, details)) => {
                 let allowed = status < StatusCode::BAD_REQUEST;
+                story.verdict.policy = None;
                 let because = format!("{} answers by itself", placed.name);
                 let because = story
                     .steps

@@ -72,9 +72,8 @@ fn tokens_tell_their_story() {
 #[test]
 fn routes_tell_their_story() {
     let snapshot = snapshot("12-virtualservice");
-    let tell = |path: &str, headers: &[&str]| {
-        story(&snapshot, &question("app/client", "web.app:80", "GET", path, headers)).to_string()
-    };
+    let tell =
+        |path: &str, headers: &[&str]| story(&snapshot, &question("app/client", "web.app:80", "GET", path, headers)).to_string();
     insta::assert_snapshot!([tell("/", &[]), tell("/nothing/here", &["x-user: jason"])].join("\n"));
 }
 
@@ -91,7 +90,9 @@ fn a_story_ends_as_the_compiled_policies_decide() {
                     let asked = question.ask(&snapshot).unwrap();
                     let told = explain(&snapshot, &asked);
                     let chain = snapshot.chains.get(told.chain.as_deref().unwrap()).unwrap();
-                    let ChainKind::Http(http) = &chain.kind else { panic!("{}", chain.name) };
+                    let ChainKind::Http(http) = &chain.kind else {
+                        panic!("{}", chain.name)
+                    };
                     let mut exchange = Exchange::begin(Protocol::Http11, asked.connection.clone(), chain.name.clone(), 1);
                     exchange.request = asked.head.clone();
                     let denied = http.filters.iter().find_map(|filter| match filter {
@@ -105,20 +106,32 @@ fn a_story_ends_as_the_compiled_policies_decide() {
             }
         }
     }
-    assert!(ends.get(&true).is_some_and(|count| *count > 10) && ends.get(&false).is_some_and(|count| *count > 10), "{ends:?}");
+    assert!(
+        ends.get(&true).is_some_and(|count| *count > 10) && ends.get(&false).is_some_and(|count| *count > 10),
+        "{ends:?}"
+    );
 }
 
 #[test]
 fn questions_that_mean_nothing_are_refused_in_a_sentence() {
     let snapshot = snapshot("20-authz");
     for (question, begin) in [
-        (question("nobody", "web.app:80", "GET", "/", &[]), "from \"nobody\" is not spiffe://"),
-        (question("a/b", "web.app", "GET", "/", &[]), "to \"web.app\" is not SERVICE:PORT"),
+        (
+            question("nobody", "web.app:80", "GET", "/", &[]),
+            "from \"nobody\" is not spiffe://",
+        ),
+        (
+            question("a/b", "web.app", "GET", "/", &[]),
+            "to \"web.app\" is not SERVICE:PORT",
+        ),
         (question("a/b", "web.app:0", "GET", "/", &[]), "to \"web.app:0\" is not"),
         (question("a/b", "web.app:80", "GET", "x", &[]), "path \"x\" is not a path"),
         (question("a/b", "web.app:80", "G T", "/", &[]), "method \"G T\""),
         (question("a/b", "web.app:80", "GET", "/", &["x"]), "header \"x\" is not"),
-        (question("a/b", "nothing:80", "GET", "/", &[]), "no service of this waypoint is called \"nothing\""),
+        (
+            question("a/b", "nothing:80", "GET", "/", &[]),
+            "no service of this waypoint is called \"nothing\"",
+        ),
     ] {
         let error = question.ask(&snapshot).unwrap_err().to_string();
         assert!(error.starts_with(begin), "{error}");

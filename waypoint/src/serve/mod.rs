@@ -8,6 +8,7 @@
 mod ask;
 mod call;
 mod date;
+mod denied_by;
 mod detect;
 mod forward;
 mod framing;
@@ -25,6 +26,7 @@ mod tcp;
 mod tunnel;
 mod upgrade;
 
+pub use denied_by::DenyDetail;
 pub use inner::Inner;
 pub use inner_io::Informational;
 pub use response::ResponseBody;
