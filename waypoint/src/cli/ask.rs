@@ -23,7 +23,8 @@ pub fn encoded(text: &str) -> String {
 /// What a page says.
 pub fn get(admin: &str, path: &str) -> Result<Bytes> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let answer = runtime.block_on(timeout(PATIENCE, page(admin, path)));
+    // The timer wants the runtime around it.
+    let answer = runtime.block_on(async { timeout(PATIENCE, page(admin, path)).await });
     answer.with_context(|| format!("{admin} does not answer within {PATIENCE:?}"))?
 }
 
