@@ -71,7 +71,7 @@ pub struct Proxy {
     pub identity: Identity,
     /// Istio's metrics.
     pub istio: Arc<IstioStats>,
-    /// Told of every finished request and connection: the demo's lines, the recorder of recent exchanges.
+    /// Told of every finished request and connection: the demo's lines, the recorder of the last exchanges.
     pub observer: Option<Observer>,
     /// Tells connections to end.
     pub drain: drain::Watch,

@@ -27,7 +27,12 @@ pub struct Diff {
     #[arg(value_name = "NEW")]
     new: PathBuf,
     /// A table of requests, in YAML.
-    #[arg(long, value_name = "FILE", required_unless_present = "exchanges", conflicts_with = "exchanges")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        required_unless_present = "exchanges",
+        conflicts_with = "exchanges"
+    )]
     tests: Option<PathBuf>,
     /// What /exchanges of a running proxy answered.
     #[arg(long, value_name = "FILE")]

@@ -452,7 +452,7 @@ fn forward(snapshot: &Snapshot, to: &Forward, mut story: Story) -> Story {
         }
     }
     let (name, _) = to.target.choose(0);
-    if !snapshot.clusters.get(name).is_some() {
+    if snapshot.clusters.get(name).is_none() {
         let why = format!("the route leads to {name}, and there is no such cluster");
         return story.unserved(to.cluster_not_found.as_u16(), "cluster_not_found", why);
     }
