@@ -135,6 +135,11 @@ impl FilterChain {
         self.filters.iter().map(|placed| &placed.filter)
     }
 
+    /// The filters in their places, in order.
+    pub fn placed(&self) -> &[Placed] {
+        &self.filters
+    }
+
     /// Names of the filters, in order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.filters.iter().map(|placed| &*placed.name)

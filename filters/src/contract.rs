@@ -108,7 +108,7 @@ pub enum Slot {
 }
 
 /// One filter. Every method has a default that lets everything pass.
-pub trait HttpFilter: fmt::Debug + Send + Sync {
+pub trait HttpFilter: Any + fmt::Debug + Send + Sync {
     /// Its name in the configuration.
     fn name(&self) -> &str;
 

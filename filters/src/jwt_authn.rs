@@ -76,7 +76,7 @@ impl RemoteKeys {
     }
 
     /// The keys, as long as they are good.
-    fn known(&self) -> Option<Arc<Keys>> {
+    pub fn known(&self) -> Option<Arc<Keys>> {
         let state = self.state.lock();
         let (keys, until) = state.known.as_ref()?;
         (*until > clock::now()).then(|| keys.clone())

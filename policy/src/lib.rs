@@ -4,6 +4,7 @@
 //! them many times. What random numbers and the time of day decide comes in as parameters, so that every decision can be repeated.
 //!
 //! * [`matcher`]: does one fact have the asked shape?
+//! * [`miss`]: what was asked and what was there, in words.
 //! * [`path`]: the one form that a path takes before anything looks at it.
 //! * [`route`]: which route a request takes, and what that route makes of it.
 //! * [`headers`]: which headers are added, removed and believed.
@@ -22,6 +23,7 @@ pub mod fault;
 pub mod headers;
 pub mod jwt;
 pub mod matcher;
+pub mod miss;
 pub mod outlier;
 pub mod path;
 pub mod rate_limit;

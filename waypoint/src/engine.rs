@@ -23,6 +23,7 @@ use tokio::{runtime::Runtime, time::sleep};
 use crate::{
     config::compiler::Sources,
     proxy::{DataSettings, Live, Observer, Proxy},
+    recorder::Recorder,
     serve::{
         listener,
         open::{self, OpenConnections},
@@ -69,6 +70,8 @@ pub struct Engine {
     pub connections: drain::Trigger,
     /// Ends listening.
     pub listening: drain::Trigger,
+    /// The last exchanges, where they are kept.
+    pub recorder: Option<Arc<Recorder>>,
     /// Whether idle connections are looked over.
     sweeping: AtomicBool,
 }
@@ -127,13 +130,14 @@ impl Engine {
                 .inspect_err(|error| tracing::warn!(%error, "ejections are not logged"))
                 .ok()
         });
+        let recorder = Recorder::new(parts.settings.recorder, parts.settings.workers()).map(Arc::new);
         let proxy = Arc::new(Proxy {
             snapshot: snapshot.clone(),
             connector: Connector::new(parts.identity.clone(), pool, &sources),
             outliers,
             identity: parts.identity,
             istio,
-            observer: parts.observer,
+            observer: observer(parts.observer, recorder.clone()),
             drain: connections_watch,
             settings: parts.settings,
             connections: AtomicU64::new(1),
@@ -152,6 +156,7 @@ impl Engine {
             logs,
             connections,
             listening,
+            recorder,
             sweeping: AtomicBool::new(false),
         }
     }
@@ -196,6 +201,19 @@ impl Engine {
         use std::sync::atomic::Ordering::Relaxed;
         let live = &self.proxy.live;
         live.streams.load(Relaxed) == 0 && live.exchanges.load(Relaxed) == 0
+    }
+}
+
+/// Whoever wants to be told of finished exchanges.
+fn observer(given: Option<Observer>, recorder: Option<Arc<Recorder>>) -> Option<Observer> {
+    match (given, recorder) {
+        (None, None) => None,
+        (Some(given), None) => Some(given),
+        (None, Some(recorder)) => Some(Box::new(move |exchange| recorder.record(exchange))),
+        (Some(given), Some(recorder)) => Some(Box::new(move |exchange| {
+            recorder.record(exchange);
+            given(exchange);
+        })),
     }
 }
 

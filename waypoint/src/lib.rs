@@ -3,6 +3,7 @@
 //! * [`config`] turns what istiod sends into a [`snapshot::Snapshot`]: the only place where protobuf becomes meaning;
 //! * [`serve`] follows a tunnel to the answer of each request in it;
 //! * [`upstream`] holds clusters, endpoints, balancing and the connections to endpoints;
+//! * [`recorder`] keeps the last exchanges, [`explain`] tells why something is decided so;
 //! * [`workloads`] knows who is who in the mesh;
 //! * [`settings`], [`consumer`], [`logging`] and [`shutdown`] are what the agent of a pod does around it;
 //! * [`admin`] and [`cli`] are for people and their tools.
@@ -13,9 +14,11 @@ pub mod cli;
 pub mod config;
 pub mod consumer;
 pub mod engine;
+pub mod explain;
 pub mod logging;
 pub mod proxy;
 mod pump;
+pub mod recorder;
 pub mod serve;
 pub mod settings;
 pub mod shutdown;

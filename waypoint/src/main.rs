@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use cairn_waypoint::cli::{demo, proxy, run, show};
+use cairn_waypoint::cli::{check, demo, diff, explain, proxy, run, show};
 use clap::{Parser, Subcommand};
 
 /// It gives memory back after a burst or a large configuration, which glibc's keeps.
@@ -19,8 +19,14 @@ struct Cairn {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Holds a table of expected decisions against a configuration.
+    Check(check::Check),
     /// Runs a small mesh on this machine.
     Demo(demo::Demo),
+    /// Lists the requests that another configuration decides otherwise.
+    Diff(diff::Diff),
+    /// Tells why a request is decided so.
+    Explain(explain::Explain),
     /// Runs in the pod that istiod makes for a waypoint: `proxy waypoint …`.
     Proxy(proxy::Proxy),
     /// Serves captured configuration.
@@ -33,7 +39,10 @@ enum Command {
 
 fn main() -> ExitCode {
     match Cairn::parse().command {
+        Command::Check(args) => check::main(&args),
         Command::Demo(args) => demo::main(&args),
+        Command::Diff(args) => diff::main(&args),
+        Command::Explain(args) => explain::main(&args),
         Command::Proxy(args) => proxy::main(&args),
         Command::Run(args) => run::main(&args),
         Command::Show(args) => show::main(&args),

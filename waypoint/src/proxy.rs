@@ -15,7 +15,11 @@ use cairn_identity::Identity;
 use cairn_telemetry::IstioStats;
 
 use crate::{
-    serve::open::{OnChange, OpenConnections},
+    recorder::RecorderSettings,
+    serve::{
+        DenyDetail,
+        open::{OnChange, OpenConnections},
+    },
     snapshot::Snapshot,
     upstream::{Connector, Outliers},
 };
@@ -40,6 +44,12 @@ pub struct DataSettings {
     pub outlier_log: Option<std::path::PathBuf>,
     /// Who the proxy is to services that its filters ask.
     pub node: Node,
+    /// How many of the last exchanges are kept.
+    pub recorder: RecorderSettings,
+    /// Whom denials are told in detail.
+    pub deny_detail: DenyDetail,
+    /// Threads for connections; `None` is one a core.
+    pub workers: Option<usize>,
 }
 
 /// Who the proxy is to services that its filters ask.
@@ -66,7 +76,7 @@ pub struct Proxy {
     pub identity: Identity,
     /// Istio's metrics.
     pub istio: Arc<IstioStats>,
-    /// Told of every finished request and connection: the demo's lines, the recorder of recent exchanges.
+    /// Told of every finished request and connection: the demo's lines, the recorder of the last exchanges.
     pub observer: Option<Observer>,
     /// Tells connections to end.
     pub drain: drain::Watch,
@@ -124,7 +134,18 @@ impl Default for DataSettings {
             peak_ewma: false,
             outlier_log: None,
             node: Node::default(),
+            recorder: RecorderSettings::default(),
+            deny_detail: DenyDetail::default(),
+            workers: None,
         }
+    }
+}
+
+impl DataSettings {
+    /// Threads for connections.
+    pub fn workers(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        self.workers.unwrap_or_else(cores).max(1)
     }
 }
 

@@ -29,7 +29,8 @@ use crate::{
     config::compiler::{ADDRESSES, WORKLOADS},
     logging::LogSettings,
     proxy::DataSettings,
-    serve::open::OnChange,
+    recorder::{MOST_RECORDS, MOST_SNAPSHOTS, RecorderSettings},
+    serve::{DenyDetail, open::OnChange},
     shutdown::DrainSettings,
 };
 
@@ -250,8 +251,38 @@ fn data(arguments: &Arguments, environment: &Environment) -> Result<DataSettings
             .value("outlierLogPath")
             .filter(|path| !path.is_empty())
             .map(Into::into),
+        recorder: recorder(environment)?,
+        deny_detail: DenyDetail::parse(environment.text_or("CAIRN_DENY_DETAIL_NAMESPACES", "")),
         ..defaults
     })
+}
+
+/// How many of the last exchanges are kept, and of the configurations that they saw.
+fn recorder(environment: &Environment) -> Result<RecorderSettings, SettingError> {
+    let number = |name, default, least, most, accepted| match environment.text(name) {
+        None => Ok(default),
+        Some(value) => value
+            .parse()
+            .ok()
+            .filter(|number| (least..=most).contains(number))
+            .ok_or_else(|| environment::wrong(name, value, accepted)),
+    };
+    let defaults = RecorderSettings::default();
+    let records = number(
+        "CAIRN_EXCHANGES",
+        defaults.records,
+        0,
+        MOST_RECORDS,
+        "a number from 0 to 100000",
+    )?;
+    let snapshots = number(
+        "CAIRN_EXCHANGES_SNAPSHOTS",
+        defaults.snapshots,
+        1,
+        MOST_SNAPSHOTS,
+        "a number from 1 to 64",
+    )?;
+    Ok(RecorderSettings { records, snapshots })
 }
 
 fn peers(environment: &Environment) -> Result<&'static str, SettingError> {

@@ -7,6 +7,7 @@
 //! All of it is arithmetic on a request's head and a clock that is handed in. Keys that are elsewhere are fetched by the filter
 //! (`cairn-filters`), which asks again when it has them.
 
+mod explain;
 mod json;
 mod keys;
 mod location;
@@ -22,6 +23,7 @@ use http::{Method, header};
 
 use self::requirement::{Step, Unmet, Walk};
 pub use self::{
+    explain::{JwtStory, ProviderStory, TokenStory},
     keys::Keys,
     location::Place,
     problem::Problem,

@@ -186,7 +186,12 @@ impl Walk<'_> {
     }
 
     /// One token, of a provider or of whichever has its issuer.
-    fn one(&mut self, found: &Found<'_>, provider: Option<usize>, audiences: Option<&[Box<str>]>) -> Result<(), Unmet> {
+    pub(super) fn one(
+        &mut self,
+        found: &Found<'_>,
+        provider: Option<usize>,
+        audiences: Option<&[Box<str>]>,
+    ) -> Result<(), Unmet> {
         let providers = self.providers;
         let named = provider.and_then(|index| providers.get(index));
         let known = named.and_then(|provider| provider.verified.get(&*found.text));

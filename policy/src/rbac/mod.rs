@@ -8,13 +8,14 @@
 //! matches; LOG only marks it. Shadow rules are decided beside the others and never stop anything.
 //!
 //! Rules are compiled when they are made: alternatives that ask one fact for one of several values become one lookup. What holds
-//! does not depend on it, which the tests prove against an interpreter of the plain trees.
+//! does not depend on it, which the tests prove against an interpreter of the plain trees; that interpreter tells people why
+//! ([`Rules::explain`]).
 
 mod compile;
 mod condition;
+mod explain;
 mod facts;
 mod filter;
-#[cfg(test)]
 mod interpret;
 mod rules;
 mod template;
@@ -22,6 +23,7 @@ mod template;
 mod tests;
 
 pub use condition::{Address, Condition, Policy, Text};
+pub use explain::{NEAREST, PolicyName, PolicyStory, RulesStory};
 pub use facts::Facts;
 pub use filter::{Denied, Filters, Outcome, Rbac, Shadow, details};
 pub use rules::{Action, Decision, Rules};

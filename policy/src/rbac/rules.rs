@@ -20,6 +20,8 @@ pub enum Action {
 pub struct Rules {
     action: Action,
     policies: Box<[(Arc<str>, Check)]>,
+    /// As configured, for those who ask why.
+    plain: Arc<BTreeMap<String, Policy>>,
 }
 
 /// What rules say of a request or connection.
@@ -36,12 +38,13 @@ pub struct Decision<'a> {
 impl Rules {
     /// Compiles rules.
     pub fn new(action: Action, policies: BTreeMap<String, Policy>) -> Self {
-        let policies = policies
-            .into_iter()
-            .map(|(name, policy)| (name.into(), Check::policy(policy)));
+        let compiled = policies
+            .iter()
+            .map(|(name, policy)| (name.as_str().into(), Check::policy(policy.clone())));
         Self {
             action,
-            policies: policies.collect(),
+            policies: compiled.collect(),
+            plain: Arc::new(policies),
         }
     }
 
@@ -53,6 +56,11 @@ impl Rules {
     /// Names of the policies, in the order in which they are asked.
     pub fn names(&self) -> impl Iterator<Item = &Arc<str>> {
         self.policies.iter().map(|(name, _)| name)
+    }
+
+    /// The policies as configured.
+    pub(super) fn plain(&self) -> &BTreeMap<String, Policy> {
+        &self.plain
     }
 
     /// Decides.

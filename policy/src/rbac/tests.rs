@@ -438,6 +438,27 @@ proptest! {
     }
 
     #[test]
+    fn a_story_tells_what_was_decided(action in action(), policies in policies(), samples in vec(sample(), 1..8)) {
+        let compiled = Rules::new(action, policies.clone());
+        for sample in samples {
+            let facts = sample.facts();
+            let story = compiled.explain(&facts);
+            let decision = compiled.decide(&facts);
+            prop_assert_eq!(story.allowed, decision.allowed);
+            prop_assert_eq!(story.matched.as_ref().map(|policy| policy.name.as_str()), decision.policy.map(|name| &**name));
+            prop_assert!(story.matched.iter().all(|policy| policy.misses.is_empty()));
+            // Whatever does not match has a reason, and whatever has none matches.
+            let (alone, named) = (|name: &str| BTreeMap::from([(name.to_owned(), policies[name].clone())]), policies.keys());
+            for name in named {
+                let one = alone(name);
+                let (_, matched) = interpret::decide(action, &one, &facts);
+                let near = Rules::new(action, one.clone()).explain(&facts);
+                prop_assert_eq!(matched.is_none(), near.nearest.iter().any(|policy| !policy.misses.is_empty()));
+            }
+        }
+    }
+
+    #[test]
     fn a_deny_more_never_allows_more(policies in policies(), more in condition(), sample in sample()) {
         let allowed = |policies: &BTreeMap<String, Policy>| Rules::new(Action::Deny, policies.clone()).decide(&sample.facts()).allowed;
         let before = allowed(&policies);
@@ -487,4 +508,54 @@ fn the_port_is_the_services_where_the_client_asked_for_it_by_name() {
     assert!(holds(&Condition::Text(Text::PeerPrincipal, exact(CLIENT)), &facts));
     assert!(!holds(&Condition::Authenticated, &facts));
     assert!(holds(&Condition::Address(Address::Remote, client.ip().into()), &facts));
+}
+
+#[test]
+fn a_story_names_the_nearest_miss_first() {
+    let at = |path: &str| Condition::All(vec![Condition::Path(StringMatcher::prefix(path)), method("GET")]);
+    let from = |pattern: &str| Condition::Text(Text::PeerPrincipal, regex(pattern));
+    let rules = rules(
+        Action::Deny,
+        &[
+            ("ns[app]-policy[far]-rule[1]", policy(at("/x"), from(".*/ns/other/.*"))),
+            (
+                "ns[app]-policy[deny-admin]-rule[0]",
+                policy(at("/admin/"), from(".*/ns/app/.*")),
+            ),
+        ],
+    );
+    let request = Sample::http("GET", "/administration", &[]);
+    let story = rules.explain(&request.facts());
+    assert!(story.allowed);
+    let sentences: Vec<_> = story.nearest.iter().map(super::PolicyStory::sentence).collect();
+    assert_eq!(
+        sentences,
+        [
+            "rule 0 of app/deny-admin matches except path: /admin/* vs /administration",
+            "rule 1 of app/far matches except path: /x* vs /administration; namespace: other vs app",
+        ]
+    );
+    let denied = Sample::http("GET", "/admin/x", &[]);
+    let story = rules.explain(&denied.facts());
+    assert_eq!(
+        story.matched.unwrap().sentence(),
+        "rule 0 of app/deny-admin matches: path /admin/x is /admin/*; method is GET; namespace is app"
+    );
+}
+
+#[test]
+fn a_story_keeps_secrets_to_itself() {
+    let rules = rules(
+        Action::Allow,
+        &[(
+            "p",
+            policy(
+                header("authorization", HeaderMatch::String(exact("Bearer wanted"))),
+                Condition::Always,
+            ),
+        )],
+    );
+    let request = Sample::http("GET", "/", &[("authorization", "Bearer given")]);
+    let sentence = rules.explain(&request.facts()).nearest[0].sentence();
+    assert_eq!(sentence, "p does not match: header authorization: (hidden) vs (hidden)");
 }

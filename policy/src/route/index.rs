@@ -271,6 +271,10 @@ mod tests {
                     routes.iter().position(|route| Arc::ptr_eq(route, found))
                 });
                 prop_assert_eq!(indexed, linear, "{:?}", head);
+                // What is told of each is what was decided of it.
+                for route in &routes {
+                    prop_assert_eq!(route.matches.misses(&head, facts).is_empty(), route.matches.matches(&head, facts));
+                }
             }
         }
     }

@@ -9,6 +9,7 @@
 
 mod action;
 mod domains;
+mod explain;
 mod hash;
 mod index;
 mod redirect;
@@ -20,6 +21,7 @@ pub use action::{
     WeightedCluster, WeightedClusters,
 };
 pub use domains::{Domain, InvalidDomain};
+pub use explain::{MOST_PASSED_OVER, PassedOver, RouteStory};
 pub use hash::{CookieTtl, HashFacts, HashPolicy, HashSource, RequestHash, hash_address};
 pub use redirect::{Redirect, RedirectPath, request_location};
 pub use rewrite::{InvalidRewrite, rewrite_host, rewrite_path};

@@ -260,7 +260,7 @@ impl RouteTable {
         })
     }
 
-    fn host_of(&self, head: &RequestHead) -> Option<usize> {
+    pub(super) fn host_of(&self, head: &RequestHead) -> Option<usize> {
         let authority = head.authority.as_bytes();
         let authority = if self.ignore_port_in_authority {
             without_port(authority)

@@ -14,7 +14,7 @@ use axum::{
 use cairn_exchange::clock;
 use serde_json::json;
 
-use super::{Pages, agent::prometheus, clusters, stats};
+use super::{Pages, agent::prometheus, clusters, exchanges, stats};
 use crate::{
     config::{dump, show},
     shutdown::Request,
@@ -23,11 +23,23 @@ use crate::{
 type Parameters = Query<BTreeMap<String, String>>;
 
 /// Every page, and what it is for.
-const HELP: [(&str, &str); 18] = [
+const HELP: [(&str, &str); 21] = [
     ("/certs", "the workload certificate in use"),
     ("/clusters", "clusters and endpoints (?format=json)"),
     ("/config_dump", "what istiod sent, as it sent it (?include_eds)"),
     ("/drain_listeners", "POST: begin to drain"),
+    (
+        "/exchanges",
+        "the last requests and connections (?service=&code=&principal=&id=&limit=)",
+    ),
+    (
+        "/exchanges/ID/story",
+        "why that one was decided so; ID is its x-request-id (?format=text)",
+    ),
+    (
+        "/explain",
+        "why a request would be decided so (?from=&to=&method=&path=&header=&source_ip=&jwt=&format=text)",
+    ),
     ("/healthcheck/fail", "POST: be not ready"),
     ("/healthcheck/ok", "POST: end that"),
     ("/help", "this page"),
@@ -62,6 +74,9 @@ pub fn router(pages: Pages) -> Router {
         .route("/clusters", get(clusters::page))
         .route("/config_dump", get(config_dump))
         .route("/drain_listeners", post(drain_listeners))
+        .route("/exchanges", get(exchanges::page))
+        .route("/exchanges/{id}/story", get(exchanges::story))
+        .route("/explain", get(exchanges::ask))
         .route(
             "/healthcheck/fail",
             post(|State(pages): State<Pages>| async move { health(&pages, true) }),
@@ -110,7 +125,7 @@ pub(super) fn json_answer(value: &serde_json::Value) -> Response {
 }
 
 /// Work in proportion to the mesh, away from the threads that others wait for.
-async fn heavy<R: IntoResponse + Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> Response {
+pub(super) async fn heavy<R: IntoResponse + Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> Response {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done.into_response(),
         Err(error) => (

@@ -3,6 +3,7 @@
 //! Four small HTTP servers on the control runtime (contract runtime §8.4), outside the data path:
 //!
 //! * [`envoy`]: administration as Envoy's, for this pod only (15000): `istioctl` and people read it;
+//! * `exchanges`: the last exchanges, and why they were decided so;
 //! * [`agent`]: health, metrics and drain as pilot-agent's (15020), readiness (15021) and metrics (15090);
 //! * [`readiness`]: whether the proxy is ready, and in words why not;
 //! * [`metrics`] and `stats`: numbers for Prometheus, and Envoy's names for a few of them;
@@ -11,6 +12,7 @@
 pub mod agent;
 mod clusters;
 pub mod envoy;
+mod exchanges;
 pub mod metrics;
 mod pages;
 pub mod readiness;

@@ -10,7 +10,7 @@ use prost_reflect::DynamicMessage;
 use serde_json::{Value, json};
 
 use super::Readiness;
-use crate::{config::Store, engine::Engine, logging, proxy::Proxy, shutdown};
+use crate::{config::Store, engine::Engine, logging, proxy::Proxy, recorder::Recorder, shutdown};
 
 /// Everything that pages show or change; clones are the same, and cheap.
 #[derive(Clone)]
@@ -19,6 +19,7 @@ pub struct Pages {
     pub(super) proxy: Arc<Proxy>,
     pub(super) store: Arc<Store>,
     pub(super) readiness: Readiness,
+    pub(super) recorder: Option<Arc<Recorder>>,
     pub(super) begin: Instant,
     pub(super) about: Arc<About>,
     pub(super) istiod: Option<cairn_xds::Status>,
@@ -45,6 +46,7 @@ impl Pages {
             proxy: engine.proxy.clone(),
             store,
             readiness,
+            recorder: engine.recorder.clone(),
             begin: clock::now(),
             about: Arc::new(About {
                 node: json!({}),

@@ -1,7 +1,11 @@
 //! The commands of `cairn`.
 
 pub mod arguments;
+mod ask;
+pub mod check;
 pub mod demo;
+pub mod diff;
+pub mod explain;
 pub mod proxy;
 pub mod run;
 pub mod show;

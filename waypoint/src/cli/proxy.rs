@@ -98,6 +98,7 @@ async fn run(settings: Settings, arguments: &Arguments, logging: logging::Handle
             // TYPE~ADDRESS~POD~DOMAIN
             address: node.id.split('~').nth(1).and_then(|address| address.parse().ok()),
         },
+        workers: settings.workers,
         ..settings.data
     };
     let engine = Arc::new(Engine::new(Parts {
@@ -108,7 +109,8 @@ async fn run(settings: Settings, arguments: &Arguments, logging: logging::Handle
         observer: None,
     }));
     let compiler = Compiler::new(engine.workloads.clone(), engine.snapshot.clone(), Some(engine.logs.clone()))
-        .feeding(engine.sources.clone());
+        .feeding(engine.sources.clone())
+        .recorded(engine.recorder.clone());
     let store = compiler.store().clone();
     let (watched, progress) = Watched::new(compiler, &engine.registry);
     let watched = watched.believing(identity.clone());

@@ -64,6 +64,7 @@ fn serve(args: &Run) -> Result<()> {
     let _control = runtimes.control.enter();
     let settings = DataSettings {
         listen: args.listen,
+        workers: args.concurrency,
         ..DataSettings::default()
     };
     let _logging = logging::Handle::start(&LogSettings::default());
@@ -75,7 +76,8 @@ fn serve(args: &Run) -> Result<()> {
         observer: None,
     });
     let mut compiler = Compiler::new(engine.workloads.clone(), engine.snapshot.clone(), Some(engine.logs.clone()))
-        .feeding(engine.sources.clone());
+        .feeding(engine.sources.clone())
+        .recorded(engine.recorder.clone());
     for answer in answers {
         let applied = compiler.apply(&answer.type_url, answer.resources, answer.removed);
         for error in applied.errors {

@@ -25,7 +25,7 @@ use super::{
     store::Store,
     workload,
 };
-use crate::{snapshot::Snapshot, upstream::dns::Names, workloads::Workloads};
+use crate::{recorder::Recorder, snapshot::Snapshot, upstream::dns::Names, workloads::Workloads};
 
 /// Type URL of clusters.
 pub const CLUSTERS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
@@ -99,6 +99,8 @@ pub struct Compiler {
     clusters: Clusters,
     listeners: Listeners,
     sources: Sources,
+    /// Keeps what was published.
+    recorder: Option<Arc<Recorder>>,
     /// What is published, to be changed and published again.
     snapshot: Snapshot,
     /// Types of which an answer has come.
@@ -122,6 +124,7 @@ impl Compiler {
             clusters: Clusters::default(),
             listeners: Listeners::new(log_files),
             sources: Sources::default(),
+            recorder: None,
             snapshot,
             received: BTreeSet::new(),
             wanted: BTreeMap::new(),
@@ -134,6 +137,12 @@ impl Compiler {
         self.clusters.look_up_in(sources.names.clone());
         self.sources = sources;
         self
+    }
+
+    /// What is published is kept by this recorder too.
+    #[must_use]
+    pub fn recorded(self, recorder: Option<Arc<Recorder>>) -> Self {
+        Self { recorder, ..self }
     }
 
     /// The resources as they came, and the list of what is not done; for administrative pages.
@@ -306,15 +315,20 @@ impl Compiler {
             clusters,
             workloads,
         } = &self.snapshot;
-        self.publish.store(Arc::new(Snapshot {
+        let published = Arc::new(Snapshot {
             version: *version,
             terminate: terminate.clone(),
             matcher: matcher.clone(),
             chains: chains.clone(),
             clusters: clusters.clone(),
             workloads: workloads.clone(),
-        }));
-        Some(*version)
+        });
+        let version = *version;
+        if let Some(recorder) = &self.recorder {
+            recorder.published(published.clone());
+        }
+        self.publish.store(published);
+        Some(version)
     }
 
     /// Names of dependent resources, where they are others than the last time.

@@ -46,7 +46,7 @@ mod per_route;
 mod protocol_options;
 mod rate_limits;
 mod ratelimit;
-mod rbac;
+pub(crate) mod rbac;
 mod redact;
 pub mod report;
 mod retry;

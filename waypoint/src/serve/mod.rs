@@ -13,6 +13,7 @@ mod authorize;
 mod body_start;
 mod call;
 mod date;
+mod denied_by;
 mod detect;
 mod forward;
 mod framing;
@@ -36,6 +37,7 @@ mod tcp;
 mod tunnel;
 mod upgrade;
 
+pub use denied_by::DenyDetail;
 pub use inner::Inner;
 pub use inner_io::Informational;
 pub(crate) use limits::request_end;

@@ -597,6 +597,7 @@ fn local(mut tail: Box<Tail>, http: Option<&HttpChain>, reply: LocalReply, grpc:
 }
 
 fn begin_reply(tail: &mut Tail, reply: LocalReply, grpc: bool) -> (ResponseHead, Bytes) {
+    let reply = tail.inner.proxy.settings.deny_detail.tell(reply, &tail.inner.connection);
     tail.exchange.because(reply.flags, reply.details.clone());
     reply::render(reply, grpc)
 }

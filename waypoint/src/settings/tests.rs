@@ -357,6 +357,16 @@ fn what_means_nothing_is_refused_in_one_sentence() {
             "ENVOY_STATUS_PORT=\"high\" cannot be used: a port",
         ),
         (
+            "CAIRN_EXCHANGES",
+            "100001",
+            "CAIRN_EXCHANGES=\"100001\" cannot be used: a number from 0 to 100000",
+        ),
+        (
+            "CAIRN_EXCHANGES_SNAPSHOTS",
+            "0",
+            "CAIRN_EXCHANGES_SNAPSHOTS=\"0\" cannot be used: a number from 1 to 64",
+        ),
+        (
             "MINIMUM_DRAIN_DURATION",
             "5",
             "MINIMUM_DRAIN_DURATION=\"5\" cannot be used: a time such as",
