@@ -1,8 +1,7 @@
-//! Whether the peer is still there, and how far away it is: PINGs on one connection.
+//! Whether the peer is still there: PINGs on one connection.
 //!
 //! A PING goes out at each interval, whatever else happens, as `connect_terminate` and ztunnel do it (10 s), and a peer that has not
-//! answered within the timeout (20 s) is gone. Between those, while readers take much, a PING measures one round trip, which is the
-//! question that [`Windows::measured`] needs answered; measurements back off when they find nothing to grow.
+//! answered within the timeout (20 s) is gone. What runs with it keeps the windows in step with the number of streams.
 
 use std::{
     future::Future,
@@ -11,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use cairn_exchange::clock::{self, Instant};
+use cairn_exchange::clock;
 use h2::{Ping, PingPong};
 use tokio::time::{Sleep, sleep_until};
 
@@ -35,16 +34,9 @@ pub(crate) struct Keepalive {
     settings: KeepaliveSettings,
     windows: Windows,
     timer: Pin<Box<Sleep>>,
-    in_flight: Option<InFlight>,
-    next_measurement: Instant,
-    measurement_pause: Duration,
+    in_flight: bool,
     /// What the connection was told last, as far as it took it.
     applied: Sizes,
-}
-
-#[derive(Clone, Copy)]
-struct InFlight {
-    measures: bool,
 }
 
 /// The peer did not answer a PING in time.
@@ -57,9 +49,6 @@ pub(crate) trait Resize {
     /// False while an earlier change waits for the peer's acknowledgement.
     fn set_stream_window(&mut self, bytes: u32) -> bool;
 }
-
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 impl Default for KeepaliveSettings {
     fn default() -> Self {
@@ -81,9 +70,7 @@ impl Keepalive {
             applied: windows.sizes(),
             windows,
             timer: Box::pin(sleep_until(now + settings.interval)),
-            in_flight: None,
-            next_measurement: now,
-            measurement_pause: FIRST_PAUSE,
+            in_flight: false,
         }
     }
 
@@ -91,7 +78,7 @@ impl Keepalive {
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>, shared: &Shared, connection: &mut impl Resize) -> Poll<PeerGone> {
         self.windows.cover(shared.streams());
         loop {
-            match self.step(cx, shared) {
+            match self.step(cx) {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(gone) => return Poll::Ready(gone),
@@ -102,15 +89,12 @@ impl Keepalive {
     }
 
     /// One PING sent or answered; false when there is nothing more to do now.
-    fn step(&mut self, cx: &mut Context<'_>, shared: &Shared) -> Result<bool, PeerGone> {
-        if let Some(InFlight { measures }) = self.in_flight {
+    fn step(&mut self, cx: &mut Context<'_>) -> Result<bool, PeerGone> {
+        if self.in_flight {
             match self.ping_pong.poll_pong(cx) {
                 Poll::Ready(Ok(_)) => {
-                    self.in_flight = None;
+                    self.in_flight = false;
                     self.timer.as_mut().reset(clock::now() + self.settings.interval);
-                    if measures {
-                        self.conclude(shared);
-                    }
                     return Ok(true);
                 }
                 // The connection is over, of which its own poll tells more.
@@ -123,29 +107,12 @@ impl Keepalive {
                 Ok(false)
             };
         }
-        let due = self.timer.as_mut().poll(cx).is_ready();
-        let measures = shared.meter.busiest() >= self.windows.sizes().stream / 4 && clock::now() >= self.next_measurement;
-        if !(due || measures) || self.ping_pong.send_ping(Ping::opaque()).is_err() {
+        if self.timer.as_mut().poll(cx).is_pending() || self.ping_pong.send_ping(Ping::opaque()).is_err() {
             return Ok(false);
         }
-        if measures {
-            shared.meter.start_round();
-        }
-        self.in_flight = Some(InFlight { measures });
+        self.in_flight = true;
         self.timer.as_mut().reset(clock::now() + self.settings.timeout);
         Ok(true)
-    }
-
-    /// A measured round trip is over.
-    fn conclude(&mut self, shared: &Shared) {
-        if self.windows.measured(shared.meter.busiest()).is_some() {
-            self.measurement_pause = FIRST_PAUSE;
-            self.next_measurement = clock::now();
-        } else {
-            self.next_measurement = clock::now() + self.measurement_pause;
-            self.measurement_pause = (self.measurement_pause * 4).min(LONGEST_PAUSE);
-        }
-        shared.meter.start_round();
     }
 
     /// Tells the connection its new sizes: the larger window first when growing, the smaller first when shrinking.

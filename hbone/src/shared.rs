@@ -20,23 +20,8 @@ pub(crate) struct Shared {
     born: Instant,
     /// A reader gives window back when it has taken this much.
     release_at: AtomicU32,
-    pub(crate) meter: Meter,
     /// Who waits for a stream to end (client side only).
     waiting: Option<Arc<Waiting>>,
-}
-
-/// How much the busiest stream's reader took since the measured round began.
-#[derive(Debug, Default)]
-pub(crate) struct Meter {
-    round: AtomicU32,
-    busiest: AtomicU32,
-}
-
-/// A stream's own count of bytes in the current round.
-#[derive(Debug, Default, Clone, Copy)]
-pub(crate) struct RoundBytes {
-    round: u32,
-    bytes: u32,
 }
 
 /// Those who wait for a free stream or a new tunnel.
@@ -61,7 +46,6 @@ impl Shared {
             idle_since: AtomicU64::new(0),
             born: clock::now(),
             release_at: AtomicU32::new(release_at.max(1)),
-            meter: Meter::default(),
             waiting,
         })
     }
@@ -111,29 +95,5 @@ impl Drop for Slot {
         {
             waiting.changed.notify_one();
         }
-    }
-}
-
-// === impl Meter ===
-
-impl Meter {
-    /// Adds what a reader took.
-    pub(crate) fn add(&self, mine: &mut RoundBytes, bytes: u32) {
-        let round = self.round.load(Ordering::Relaxed);
-        if mine.round != round {
-            *mine = RoundBytes { round, bytes: 0 };
-        }
-        mine.bytes = mine.bytes.saturating_add(bytes);
-        self.busiest.fetch_max(mine.bytes, Ordering::Relaxed);
-    }
-
-    pub(crate) fn busiest(&self) -> u32 {
-        self.busiest.load(Ordering::Relaxed)
-    }
-
-    /// Starts a new round; a stream notices at its next addition.
-    pub(crate) fn start_round(&self) {
-        self.round.fetch_add(1, Ordering::Relaxed);
-        self.busiest.store(0, Ordering::Relaxed);
     }
 }

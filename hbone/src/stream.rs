@@ -20,7 +20,7 @@ use bytes::{Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::shared::{RoundBytes, Slot};
+use crate::shared::Slot;
 
 /// The most that one write hands to the connection; more is taken in the next call, so that streams take turns.
 pub const MAX_WRITE: usize = 64 * 1024;
@@ -36,7 +36,6 @@ pub struct TunnelStream {
     held: Bytes,
     /// Taken by the reader, not yet given back as window.
     taken: u32,
-    round: RoundBytes,
     write_ended: bool,
     read_ended: bool,
     slot: Slot,
@@ -64,7 +63,6 @@ impl TunnelStream {
             recv,
             held: Bytes::new(),
             taken: 0,
-            round: RoundBytes::default(),
             write_ended: false,
             read_ended: false,
             slot,
@@ -155,7 +153,6 @@ impl TunnelStream {
         if bytes == 0 {
             return;
         }
-        self.slot.shared().meter.add(&mut self.round, bytes);
         // The only error is giving back more than came in, and every byte counted here came from `recv`.
         let _ = self.recv.flow_control().release_capacity(bytes as usize);
     }

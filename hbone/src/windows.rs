@@ -3,12 +3,12 @@
 //! `h2` has one stream window for a whole connection (SETTINGS_INITIAL_WINDOW_SIZE, which also moves the windows of open streams) and
 //! one connection window. Both are moved here while the connection runs:
 //!
-//! * A stream starts with 64 KiB. The connection window covers every open stream's whole window (in powers of two, so that it moves
+//! * A stream starts with 128 KiB. The connection window covers every open stream's whole window (in powers of two, so that it moves
 //!   rarely): streams that are not read can fill their own windows and nothing else, so they never stop another one.
-//! * The stream window doubles when one reader took at least half a window within one round trip, that is when the window is what
-//!   limits it, and only as far as the tunnel's limit, shared by its streams, and the process's budget allow. When streams are added
-//!   and the limit is reached, the stream window shrinks again.
-//! * What the connection window grants above the floor of 128 KiB is taken from the process's [`Budget`] and returned when
+//! * When the budget below is used up, the stream window shrinks. It never grows again on the same
+//!   connection: a peer may use a larger window before its acknowledgement is out (Go's server does), and `h2`, which counts from the
+//!   acknowledgement on, would take that for a violation and reset the stream.
+//! * What the connection window grants above the floor of 256 KiB is taken from the process's [`Budget`] and returned when
 //!   streams end or the tunnel closes. When the budget is used up, tunnels share what they have: their stream windows shrink down to
 //!   16 KiB, and only below that can unread streams hold up others of the same tunnel.
 //!
@@ -19,13 +19,9 @@ use crate::budget::Budget;
 /// Sizes of flow-control windows, in bytes.
 #[derive(Clone, Debug)]
 pub struct WindowSettings {
-    /// What a stream starts with (64 KiB).
+    /// What a stream starts with (128 KiB).
     pub stream: u32,
-    /// What a stream that is read as fast as it arrives may grow to (2 MiB).
-    pub stream_max: u32,
-    /// What the streams of one tunnel may have together when they have grown (16 MiB).
-    pub tunnel_max: u32,
-    /// What all tunnels that share these settings may have together (256 MiB).
+    /// What all tunnels that share these settings may have together (512 MiB).
     pub budget: Budget,
 }
 
@@ -40,8 +36,6 @@ pub(crate) struct Sizes {
 #[derive(Debug)]
 pub(crate) struct Windows {
     settings: WindowSettings,
-    /// The stream window that growth has reached; what is advertised may be less when many streams share.
-    target: u32,
     /// How many streams the connection window covers.
     covered: u32,
     max_streams: u32,
@@ -51,7 +45,7 @@ pub(crate) struct Windows {
 }
 
 /// The connection window that every tunnel may have without asking.
-const FLOOR: u32 = 128 * 1024;
+const FLOOR: u32 = 256 * 1024;
 /// Stream windows do not shrink below this.
 const STREAM_MIN: u32 = 16 * 1024;
 /// The protocol's limit is 2^31 - 1.
@@ -60,10 +54,8 @@ const WINDOW_MAX: u32 = 1 << 30;
 impl Default for WindowSettings {
     fn default() -> Self {
         Self {
-            stream: 64 << 10,
-            stream_max: 2 << 20,
-            tunnel_max: 16 << 20,
-            budget: Budget::new(256 << 20),
+            stream: 128 << 10,
+            budget: Budget::new(512 << 20),
         }
     }
 }
@@ -75,7 +67,6 @@ impl Windows {
         let stream = settings.stream.clamp(STREAM_MIN, WINDOW_MAX);
         let mut windows = Self {
             settings,
-            target: stream,
             covered: 2,
             max_streams: max_streams.max(2),
             granted: 0,
@@ -109,28 +100,9 @@ impl Windows {
         None
     }
 
-    /// One reader took `busiest` bytes within one round trip. Answers with new sizes if the windows grow.
-    pub(crate) fn measured(&mut self, busiest: u32) -> Option<Sizes> {
-        if busiest < self.sizes.stream / 2 || self.sizes.stream < self.target {
-            return None;
-        }
-        let before = self.target;
-        self.target = self
-            .target
-            .saturating_mul(2)
-            .min(self.settings.stream_max.max(before))
-            .min(WINDOW_MAX);
-        let change = self.settle();
-        // What could not be granted is not kept as a wish: it would come back when streams end, without being read any faster.
-        self.target = self.target.min(self.sizes.stream.max(before));
-        change
-    }
-
-    /// Makes the sizes follow from target, streams, limits and budget.
+    /// Makes the sizes follow from streams, limits and budget.
     fn settle(&mut self) -> Option<Sizes> {
-        let base = self.settings.stream.clamp(STREAM_MIN, WINDOW_MAX);
-        let share = (self.settings.tunnel_max / self.covered).max(base);
-        let stream = self.target.min(share);
+        let stream = self.sizes.stream;
         let wanted = stream.saturating_mul(self.covered).clamp(FLOOR, WINDOW_MAX);
         let extra = wanted - FLOOR;
         if extra > self.granted {
@@ -174,49 +146,24 @@ mod tests {
         for active in 1..=100 {
             windows.cover(active);
             let Sizes { stream, connection } = windows.sizes();
-            assert_eq!(stream, 64 * KIB, "{active}");
+            assert_eq!(stream, 128 * KIB, "{active}");
             assert!(connection >= stream * (active + 1).min(100), "{active}: {connection}");
         }
     }
 
     #[test]
-    fn a_window_grows_only_when_it_is_what_limits_its_reader() {
-        let mut windows = Windows::new(settings(1 << 30), 100);
-        windows.cover(1);
-        assert_eq!(windows.measured(20 * KIB), None);
-        assert_eq!(
-            windows.measured(60 * KIB),
-            Some(Sizes {
-                stream: 128 * KIB,
-                connection: 256 * KIB
-            })
-        );
-        for _ in 0..20 {
-            windows.measured(u32::MAX);
-        }
-        assert_eq!(
-            windows.sizes(),
-            Sizes {
-                stream: 2048 * KIB,
-                connection: 4096 * KIB
-            }
-        );
-    }
-
-    #[test]
-    fn grown_windows_shrink_when_more_streams_share_the_tunnel() {
-        let mut windows = Windows::new(settings(1 << 30), 100);
-        for _ in 0..20 {
-            windows.measured(u32::MAX);
-        }
-        windows.cover(100);
-        assert_eq!(
-            windows.sizes(),
-            Sizes {
-                stream: 128 * KIB,
-                connection: 128 * 128 * KIB
-            }
-        );
+    fn a_window_that_has_shrunk_stays() {
+        let settings = settings(1 << 20);
+        let mut first = Windows::new(settings.clone(), 100);
+        first.cover(60);
+        let mut second = Windows::new(settings, 100);
+        second.cover(4);
+        let small = second.sizes().stream;
+        assert!(small < 128 * KIB, "{small}");
+        drop(first);
+        second.cover(1);
+        second.cover(4);
+        assert_eq!(second.sizes().stream, small);
     }
 
     #[test]
@@ -227,15 +174,15 @@ mod tests {
         assert_eq!(
             first.sizes(),
             Sizes {
-                stream: (1152 * KIB) / 32,
-                connection: 1152 * KIB
+                stream: (1280 * KIB) / 32,
+                connection: 1280 * KIB
             }
         );
         let mut second = Windows::new(settings.clone(), 100);
         assert_eq!(
             second.sizes(),
             Sizes {
-                stream: 64 * KIB,
+                stream: 128 * KIB,
                 connection: FLOOR
             }
         );
@@ -247,15 +194,6 @@ mod tests {
             })
         );
         drop(first);
-        assert_eq!(settings.budget.granted(), 0);
-        second.cover(3);
-        assert_eq!(
-            second.sizes(),
-            Sizes {
-                stream: 64 * KIB,
-                connection: 256 * KIB
-            }
-        );
         drop(second);
         assert_eq!(settings.budget.granted(), 0);
     }
@@ -264,16 +202,14 @@ mod tests {
         #[test]
         fn the_budget_is_never_exceeded_and_always_returned(
             budget in 0u64..(64 << 20),
-            steps in proptest::collection::vec((0usize..4, 0u32..220, any::<bool>()), 1..100),
+            steps in proptest::collection::vec((0usize..4, 0u32..220), 1..100),
         ) {
             let settings = settings(budget);
             let mut tunnels: Vec<_> = (0..4).map(|_| Windows::new(settings.clone(), 200)).collect();
-            for (tunnel, active, busy) in steps {
-                if busy {
-                    tunnels[tunnel].measured(u32::MAX);
-                } else {
-                    tunnels[tunnel].cover(active);
-                }
+            for (tunnel, active) in steps {
+                let before = tunnels[tunnel].sizes().stream;
+                tunnels[tunnel].cover(active);
+                prop_assert!(tunnels[tunnel].sizes().stream <= before);
                 let Sizes { stream, connection } = tunnels[tunnel].sizes();
                 prop_assert!(settings.budget.granted() <= budget);
                 prop_assert!(connection >= FLOOR && stream >= STREAM_MIN);
