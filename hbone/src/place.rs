@@ -5,7 +5,9 @@
 //! * The next stream goes to the live tunnel with the fewest streams, within the peer's limit and ours.
 //! * Another tunnel is dialed when even that one is busy ([`PoolSettings::spread_streams`]) and fewer than
 //!   [`PoolSettings::spread_tunnels`] exist, or when none has room and fewer than [`PoolSettings::max_tunnels`] exist. Whoever finds
-//!   room does not wait for it. At most one dial is on its way; those who need it wait together, and share its failure.
+//!   room does not wait for it. One dial at a time is waited for; those who need it wait together, and share its failure.
+//! * A dial that all who waited for have given up goes on, but who comes later does not wait for its late packets (a SYN that was
+//!   lost is repeated after 1, 3, 7 s): once it is a second old, another one overtakes it, and whichever succeeds is used.
 //! * A tunnel that the peer has said good-bye to (GOAWAY), or that is over, takes no new streams.
 
 use std::{
@@ -39,8 +41,8 @@ pub(crate) struct Place {
 #[derive(Default)]
 struct State {
     tunnels: SmallVec<[Arc<Tunnel>; 2]>,
-    /// The dial on its way.
-    dialing: bool,
+    /// The dial on its way that is waited for: its number, and since when.
+    dialing: Option<(u64, Instant)>,
     /// How many dials were begun; the number of the latest.
     dials: u64,
     /// The latest dial that failed, by number, and why.
@@ -57,6 +59,8 @@ pub(crate) enum Asking {
     /// One who takes what is there. Begins no dial that it would have to wait for: it is not counted as waiting, so the dial could
     /// fail, and the place be removed, before it comes to wait.
     InPassing,
+    /// The first of those who wait now, who has just come.
+    First,
     /// One who waits; since the dial of this number, if there was one.
     Waiting { since: Option<u64> },
 }
@@ -78,6 +82,8 @@ struct Waiter<'a>(&'a AtomicU32);
 
 /// After a dial failed that nobody needed, the next such waits this long.
 const SPREAD_PAUSE: Duration = Duration::from_secs(1);
+/// A dial that nobody waited for any more is overtaken when it is this old.
+const OVERTAKEN: Duration = Duration::from_secs(1);
 
 // === impl Place ===
 
@@ -90,11 +96,12 @@ impl Place {
         }
     }
 
-    /// Looks for a tunnel with room; `avoid` is used only if nothing else is left. When it answers `true`, the caller must dial.
-    pub(crate) fn pick(&self, settings: &PoolSettings, asking: Asking, avoid: Option<&Arc<Tunnel>>) -> (Pick, bool) {
+    /// Looks for a tunnel with room; `avoid` is used only if nothing else is left. When it answers a number, the caller must begin
+    /// the dial of that number.
+    pub(crate) fn pick(&self, settings: &PoolSettings, asking: Asking, avoid: Option<&Arc<Tunnel>>) -> (Pick, Option<u64>) {
         let mut state = self.state.lock();
         if state.removed {
-            return (Pick::Removed, false);
+            return (Pick::Removed, None);
         }
         state.tunnels.retain(|tunnel| !tunnel.is_gone());
         let has_room = |tunnel: &&Arc<Tunnel>| tunnel.streams() < tunnel.max_streams().min(settings.max_streams);
@@ -112,11 +119,11 @@ impl Place {
         let best = best.cloned();
         if best.is_none() {
             match (asking, &state.failed) {
-                (Asking::InPassing, _) => return (Pick::Wait(None), false),
+                (Asking::InPassing, _) => return (Pick::Wait(None), None),
                 (Asking::Waiting { since: Some(since) }, Some((number, error))) if *number >= since => {
-                    return (Pick::Failed(error.clone()), false);
+                    return (Pick::Failed(error.clone()), None);
                 }
-                (Asking::Waiting { .. }, _) => {}
+                (Asking::First | Asking::Waiting { .. }, _) => {}
             }
         }
         let wants_another = match &best {
@@ -127,17 +134,16 @@ impl Place {
             }
             None => count < settings.max_tunnels,
         };
-        let dial = wants_another && !state.dialing;
-        if dial {
-            state.dialing = true;
-            state.dials += 1;
-        }
+        let on_its_way = state
+            .dialing
+            .filter(|(_, begun)| !matches!(asking, Asking::First) || clock::now() < *begun + OVERTAKEN);
+        let dial = (wants_another && on_its_way.is_none()).then(|| state.begin());
         let pick = match best {
             Some(tunnel) => {
                 let slot = tunnel.take_slot();
                 Pick::Ready(tunnel, slot)
             }
-            None => Pick::Wait(state.dialing.then_some(state.dials)),
+            None => Pick::Wait(state.dialing.map(|(number, _)| number)),
         };
         (pick, dial)
     }
@@ -147,30 +153,37 @@ impl Place {
         &self,
         settings: &PoolSettings,
         avoid: Option<&Arc<Tunnel>>,
-        dial: impl Fn(),
+        dial: impl Fn(u64),
     ) -> Result<Option<(Arc<Tunnel>, Slot)>, OpenError> {
         let address = self.destination.address;
         let deadline = clock::now() + settings.connect_timeout;
         let waiter = Waiter(&self.waiting.count);
-        if waiter.0.fetch_add(1, Ordering::SeqCst) >= settings.max_waiting {
+        let others = waiter.0.fetch_add(1, Ordering::SeqCst);
+        if others >= settings.max_waiting {
             return Err(OpenError::Overflow {
                 address,
                 limit: settings.max_waiting,
             });
         }
-        let mut since = None;
+        let mut asking = if others == 0 { Asking::First } else { Asking::Waiting { since: None } };
         loop {
             let mut changed = pin!(self.waiting.changed.notified());
             changed.as_mut().enable();
-            let (pick, must_dial) = self.pick(settings, Asking::Waiting { since }, avoid);
-            if must_dial {
-                dial();
+            let (pick, must_dial) = self.pick(settings, asking, avoid);
+            if let Some(number) = must_dial {
+                dial(number);
             }
             match pick {
                 Pick::Ready(tunnel, slot) => return Ok(Some((tunnel, slot))),
                 Pick::Failed(error) => return Err(error),
                 Pick::Removed => return Ok(None),
-                Pick::Wait(dialing) => since = since.or(dialing),
+                Pick::Wait(dialing) => {
+                    let since = match asking {
+                        Asking::Waiting { since } => since.or(dialing),
+                        Asking::First | Asking::InPassing => dialing,
+                    };
+                    asking = Asking::Waiting { since };
+                }
             }
             if timeout_at(deadline, changed).await.is_err() {
                 return Err(OpenError::ConnectTimeout {
@@ -181,10 +194,10 @@ impl Place {
         }
     }
 
-    /// The dial on its way succeeded.
-    pub(crate) fn add(&self, tunnel: Arc<Tunnel>) {
+    /// The dial of this number succeeded.
+    pub(crate) fn add(&self, number: u64, tunnel: Arc<Tunnel>) {
         let mut state = self.state.lock();
-        state.dialing = false;
+        state.end(number);
         // A place that was emptied while its dial was on the way has nobody left who wants the tunnel.
         if !state.removed {
             state.tunnels.push(tunnel);
@@ -193,11 +206,13 @@ impl Place {
         self.waiting.changed.notify_waiters();
     }
 
-    /// The dial on its way failed.
-    pub(crate) fn fail(&self, error: OpenError) {
+    /// The dial of this number failed.
+    pub(crate) fn fail(&self, number: u64, error: OpenError) {
         let mut state = self.state.lock();
-        state.dialing = false;
-        state.failed = Some((state.dials, error));
+        if !state.end(number) {
+            return;
+        }
+        state.failed = Some((number, error));
         state.spread_after = Some(clock::now() + SPREAD_PAUSE);
         drop(state);
         self.waiting.changed.notify_waiters();
@@ -233,7 +248,7 @@ impl Place {
     /// Marks the place as removed if nothing is in it and nobody waits.
     pub(crate) fn remove_if_empty(&self) -> bool {
         let mut state = self.state.lock();
-        state.removed |= state.tunnels.is_empty() && !state.dialing && self.waiting.count.load(Ordering::SeqCst) == 0;
+        state.removed |= state.tunnels.is_empty() && state.dialing.is_none() && self.waiting.count.load(Ordering::SeqCst) == 0;
         state.removed
     }
 
@@ -244,6 +259,26 @@ impl Place {
             state.tunnels.len(),
             state.tunnels.iter().map(|tunnel| tunnel.streams() as usize).sum(),
         )
+    }
+}
+
+// === impl State ===
+
+impl State {
+    /// Another dial is on its way; its number.
+    fn begin(&mut self) -> u64 {
+        self.dials += 1;
+        self.dialing = Some((self.dials, clock::now()));
+        self.dials
+    }
+
+    /// The dial of this number is over; false if it had been overtaken.
+    fn end(&mut self, number: u64) -> bool {
+        let waited_for = self.dialing.is_some_and(|(current, _)| current == number);
+        if waited_for {
+            self.dialing = None;
+        }
+        waited_for
     }
 }
 

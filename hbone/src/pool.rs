@@ -356,8 +356,8 @@ impl Inner {
         for _ in 0..LOOKUPS {
             let place = self.place(destination);
             let (pick, must_dial) = place.pick(&self.settings, Asking::InPassing, avoid);
-            if must_dial {
-                self.dial(&place);
+            if let Some(number) = must_dial {
+                self.dial(&place, number);
             }
             match pick {
                 Pick::Ready(tunnel, slot) => return Ok((tunnel, slot)),
@@ -365,7 +365,7 @@ impl Inner {
                 Pick::Removed => continue,
                 Pick::Wait(_) => {}
             }
-            let found = place.wait(&self.settings, avoid, || self.dial(&place)).await;
+            let found = place.wait(&self.settings, avoid, |number| self.dial(&place, number)).await;
             if let Err(error) = &found {
                 tracing::debug!(%error, "no tunnel");
                 self.prune(&place);
@@ -408,10 +408,11 @@ impl Inner {
     }
 
     /// Begins a dial, in a task that stays with the tunnel until it is over.
-    fn dial(self: &Arc<Self>, place: &Arc<Place>) {
+    fn dial(self: &Arc<Self>, place: &Arc<Place>, number: u64) {
         let dialing = Dialing {
             inner: self.clone(),
             place: place.clone(),
+            number,
             ended: false,
         };
         tokio::spawn(async move {
@@ -452,6 +453,7 @@ async fn keep(established: Established, inner: Weak<Inner>, place: Weak<Place>, 
 struct Dialing {
     inner: Arc<Inner>,
     place: Arc<Place>,
+    number: u64,
     ended: bool,
 }
 
@@ -465,7 +467,7 @@ impl Dialing {
         let address = destination.address;
         let error = match timeout(settings.connect_timeout, connect).await {
             Ok(Ok(Established { tunnel, driver })) => {
-                self.place.add(tunnel.clone());
+                self.place.add(self.number, tunnel.clone());
                 self.ended = true;
                 return Some(Established { tunnel, driver });
             }
@@ -488,7 +490,7 @@ impl Dialing {
 
     fn end(&mut self, error: OpenError) {
         self.ended = true;
-        self.place.fail(error);
+        self.place.fail(self.number, error);
         self.inner.prune(&self.place);
     }
 }

@@ -165,6 +165,26 @@ async fn a_dial_that_hangs_ends_at_the_connect_timeout() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_dial_that_was_given_up_holds_up_nobody() {
+    let mesh = Mesh::behaving();
+    let pool = mesh.pool(PoolSettings::default());
+    mesh.next(Step::Hang);
+    assert!(timeout(Duration::from_millis(300), try_open(&pool, "echo:80")).await.is_err());
+    // A young one may yet succeed, and is joined.
+    assert!(timeout(Duration::from_secs(2), try_open(&pool, "echo:80")).await.is_err());
+    assert_eq!(mesh.dials(), 1);
+    // An old one may be between two late packets, and is overtaken.
+    let started = tokio::time::Instant::now();
+    let mut stream = open(&pool, "echo:80").await.stream;
+    assert_eq!((mesh.dials(), started.elapsed().as_secs()), (2, 0));
+    // Its end, at the connect timeout, fails nobody.
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    round_trip(&mut stream, b"still there").await;
+    round_trip(&mut open(&pool, "echo:80").await.stream, b"and open").await;
+    assert_eq!((mesh.dials(), pool.stats().tunnels), (2, 1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_answer_that_does_not_come_ends_at_its_timeout() {
     let mesh = Mesh::behaving();
     let pool = mesh.pool(PoolSettings::default());
