@@ -14,7 +14,9 @@
 #![allow(deprecated)]
 
 mod access_log;
+mod adopt;
 mod any;
+mod assignment;
 mod balancing;
 mod chain;
 mod cluster;
