@@ -15,6 +15,7 @@
 
 mod access_log;
 mod adopt;
+mod answer;
 mod any;
 mod assignment;
 mod balancing;
