@@ -19,6 +19,7 @@ use cairn_policy::{
 use http::{HeaderName, HeaderValue, Response, StatusCode, header::SET_COOKIE};
 use tokio::time::sleep;
 
+pub use self::attempts::tell_outliers;
 use self::{
     attempts::{Attempts, NO_RETRIES},
     failure::fail,
@@ -66,7 +67,12 @@ pub async fn forward(mut journey: Journey<'_>, found: Found<'_>, to: &Forward) -
     let picking = Picking::new(&cluster)
         .hashed(hash)
         .by_latency(journey.tail.inner.proxy.settings.peak_ewma);
-    let mut attempts = Attempts::new(picking, level, policy, plan);
+    // A cluster's own mirrors come before those of routes.
+    let mirrors = match cluster.settings.mirrors.as_slice() {
+        [] => to.mirrors.as_slice(),
+        own => own,
+    };
+    let mut attempts = Attempts::new(picking, level, policy, plan).copied_to(mirrors, timeouts.global);
     let answered = loop {
         let elapsed = since_request(&journey.tail);
         if let Some(head) = &mut journey.tail.exchange.request {

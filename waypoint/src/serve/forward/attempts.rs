@@ -15,6 +15,7 @@ use cairn_exchange::clock;
 use cairn_policy::{
     outlier::{Report, status_of_grpc},
     retry::{Outcome, RetryPlan, RetryPolicy},
+    route::Mirror,
 };
 use http::HeaderValue;
 
@@ -22,7 +23,7 @@ use super::failure::{Failure, failure_of, nobody, unresolved};
 use crate::{
     body::RequestBody,
     serve::{
-        passage,
+        mirrors, passage,
         request::{self, Journey},
         response::{Active, grpc_status},
     },
@@ -59,6 +60,8 @@ pub(super) struct Attempts<'c> {
     retrying: Option<Counted>,
     /// The cluster's limits have kept the request from another try.
     pub(super) overflowed: bool,
+    /// Who gets copies with the first attempt, and how long they may take.
+    copies: (&'c [Mirror], Option<Duration>),
 }
 
 impl<'c> Attempts<'c> {
@@ -75,6 +78,15 @@ impl<'c> Attempts<'c> {
             sent: AtomicBool::new(false),
             retrying: None,
             overflowed: false,
+            copies: (&[], None),
+        }
+    }
+
+    /// The same with copies for these mirrors, which may take as long as the request's answer.
+    pub(super) fn copied_to(self, mirrors: &'c [Mirror], timeout: Option<Duration>) -> Self {
+        Self {
+            copies: (mirrors, timeout),
+            ..self
         }
     }
 
@@ -101,6 +113,9 @@ impl<'c> Attempts<'c> {
                 .next(fastrand::u64(..), avoid)
                 .ok_or_else(|| Box::new(nobody()))?,
         };
+        if let (mirrors @ [_, ..], timeout) = std::mem::take(&mut self.copies) {
+            mirrors::begin(journey, mirrors, timeout);
+        }
         let tail = &mut journey.tail;
         let original = request::original(&tail.inner);
         tail.exchange.attempts += 1;
@@ -250,7 +265,7 @@ fn can_repeat(journey: &Journey<'_>) -> bool {
 }
 
 /// How an attempt went, for the detection of endpoints that fail.
-fn tell_outliers(
+pub fn tell_outliers(
     outliers: &Outliers,
     cluster: &Arc<Cluster>,
     endpoint: &Arc<Endpoint>,
