@@ -143,6 +143,7 @@ impl Engine {
             connections: AtomicU64::new(1),
             open: OpenConnections::default(),
             live: Live::default(),
+            mirrors: Default::default(),
         });
         // On the runtime for everything that is not a connection.
         tokio::spawn(open::watch(Arc::downgrade(&proxy)));

@@ -17,7 +17,7 @@ use cairn_telemetry::IstioStats;
 use crate::{
     recorder::RecorderSettings,
     serve::{
-        DenyDetail,
+        DenyDetail, Mirrors,
         open::{OnChange, OpenConnections},
     },
     snapshot::Snapshot,
@@ -88,6 +88,8 @@ pub struct Proxy {
     pub open: OpenConnections,
     /// Live counts for operators.
     pub live: Live,
+    /// Copies of requests.
+    pub mirrors: Mirrors,
 }
 
 /// Things under way now.

@@ -43,6 +43,7 @@ mod live;
 pub mod load;
 mod local_ratelimit;
 mod matcher;
+mod mirrors;
 mod originate;
 mod origination;
 mod per_route;

@@ -117,7 +117,7 @@ impl RunCell {
 
 impl Leased {
     /// Gives the connection back; `clean` when both sides of the exchange ended well.
-    fn settle(self, clean: bool, near: u64) {
+    pub fn settle(self, clean: bool, near: u64) {
         let Active { endpoint, cluster } = &self.active;
         if let (Lease::Http1(connection), true) = (self.lease, clean) {
             endpoint.state.connections.put_http1(connection, &cluster.settings, near);

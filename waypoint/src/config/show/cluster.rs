@@ -36,6 +36,7 @@ fn write_settings(out: &mut String, settings: &ClusterSettings) -> fmt::Result {
         discovery,
         lb,
         hash_policies,
+        mirrors,
         hashing,
         locality_weighted,
         panic_threshold,
@@ -110,6 +111,9 @@ fn write_settings(out: &mut String, settings: &ClusterSettings) -> fmt::Result {
     }
     if *balance_factor > 0 {
         write!(out, "; at most {balance_factor} % of the average load")?;
+    }
+    if !mirrors.is_empty() {
+        write!(out, "; copies to {} mirrors of its own", mirrors.len())?;
     }
     if !hash_policies.is_empty() {
         write!(out, "; {} hash policies of its own", hash_policies.len())?;
