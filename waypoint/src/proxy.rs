@@ -18,7 +18,7 @@ use crate::{
     recorder::RecorderSettings,
     serve::{
         DenyDetail,
-        open::{OnChange, OpenConnections},
+        open::{self, OnChange, OpenConnections},
     },
     snapshot::Snapshot,
     upstream::{Connector, Outliers},
@@ -38,6 +38,8 @@ pub struct DataSettings {
     pub tunnel_server: cairn_hbone::ServerSettings,
     /// What becomes of open connections when the policy of their service changes.
     pub open_connections: OnChange,
+    /// How long what is open may go on whose service is gone.
+    pub service_drain: Duration,
     /// Least request goes by how long endpoints take, beside how many requests they have.
     pub peak_ewma: bool,
     /// Where it is logged which endpoints are taken out and back.
@@ -131,6 +133,7 @@ impl Default for DataSettings {
             detect_timeout: DETECT_TIMEOUT,
             tunnel_server: cairn_hbone::ServerSettings::default(),
             open_connections: OnChange::default(),
+            service_drain: open::DRAIN,
             peak_ewma: false,
             outlier_log: None,
             node: Node::default(),

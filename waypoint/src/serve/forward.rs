@@ -5,11 +5,13 @@
 
 use std::{
     borrow::Cow,
+    future::poll_fn,
     pin::pin,
     sync::{
         Arc, LazyLock,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
+    task::Poll,
     time::Duration,
 };
 
@@ -18,6 +20,7 @@ use cairn_filters::{LocalReply, ResponseHead};
 use cairn_policy::{
     headers::record_alone,
     outlier::{Report, status_of_grpc},
+    rbac::Denied,
     retry::{Outcome, Reset, RetryPlan, RetryPolicy},
     route::{Forward, Found, HashFacts, HashPolicy, HashSource, RequestHash, WeightedCluster},
     timeout::RouteTimeouts,
@@ -28,6 +31,7 @@ use tokio::time::sleep;
 use super::{
     ResponseBody,
     limits::{Limits, within},
+    open::{self, Asked},
     passage, reply,
     request::{self, Journey},
     response::{Active, Leased, Tail},
@@ -310,7 +314,19 @@ impl Attempts<'_> {
             return Err(Box::new(nobody()));
         };
         let sent_at = tail.exchange.elapsed();
-        let result = attempt.send(head, body).await;
+        let asked = || Asked::request(&tail.exchange, tail.asked.as_deref());
+        let mut sending = pin!(attempt.send(head, body));
+        let sent = poll_fn(|cx| match sending.as_mut().poll(cx) {
+            Poll::Ready(result) => Poll::Ready(Some(result)),
+            // It may wait for long: its answer, or the rest of the request, may come hours later.
+            Poll::Pending => tail
+                .vigil
+                .poll_denied(cx, &tail.inner, tail.chain.as_ref(), asked, true)
+                .map(|()| None),
+        });
+        let Some(result) = sent.await else {
+            return Err(Box::new(denied()));
+        };
         tell_outliers(
             &tail.inner.proxy.outliers,
             cluster,
@@ -417,6 +433,10 @@ fn can_repeat(journey: &Journey<'_>) -> bool {
 /// Edits in Envoy's order: what the weighted cluster says, then route, virtual host and table, then the rewrites of the route.
 fn edit_request(journey: &mut Journey<'_>, found: Found<'_>, to: &Forward, weighted: Option<&WeightedCluster>) {
     let keep = !journey.http.settings.suppress_envoy_headers;
+    if journey.tail.asked.is_none() && edits_request(found, to, weighted) {
+        // As filters see it: what the route makes of it is not what policy speaks of.
+        journey.tail.asked = journey.tail.exchange.request.clone().map(Box::new);
+    }
     let exchange = &mut journey.tail.exchange;
     if let Some(weighted) = weighted {
         if !weighted.request_edits.is_empty() {
@@ -433,6 +453,15 @@ fn edit_request(journey: &mut Journey<'_>, found: Found<'_>, to: &Forward, weigh
     if let Err(error) = to.rewrite(&found.route.matches.path, head, keep) {
         tracing::warn!(%error, route = ?found.route.name, "a rewritten path is no path; the request keeps its own");
     }
+}
+
+/// Whether a route sends another request than it gets.
+fn edits_request(found: Found<'_>, to: &Forward, weighted: Option<&WeightedCluster>) -> bool {
+    let weighted = weighted.is_some_and(|weighted| !weighted.request_edits.is_empty() || weighted.host_rewrite.is_some());
+    weighted
+        || to.path_rewrite.is_some()
+        || to.host_rewrite.is_some()
+        || found.request_edits(None).iter().any(|edits| !edits.is_empty())
 }
 
 /// Edits an answer as route and virtual host say.
@@ -668,6 +697,15 @@ fn nobody() -> Failure {
         unsent: true,
         is_final: true,
         reply: Some(reply::no_healthy_upstream()),
+    }
+}
+
+/// Policy denies the request, which it has let pass before.
+fn denied() -> Failure {
+    let reply = LocalReply::new(StatusCode::FORBIDDEN, ResponseFlags::NONE, open::DENIED, Denied::ANSWER);
+    Failure {
+        reply: Some(reply),
+        ..nobody()
     }
 }
 
