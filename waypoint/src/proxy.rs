@@ -19,6 +19,7 @@ use crate::{
     serve::{
         DenyDetail,
         open::{self, OnChange, OpenConnections},
+        trusted::TrustedTunnels,
     },
     snapshot::Snapshot,
     upstream::{Connector, Outliers},
@@ -88,6 +89,8 @@ pub struct Proxy {
     pub connections: AtomicU64,
     /// What is open for long, and may be denied one day.
     pub open: OpenConnections,
+    /// Tunnels, whose peers may be believed no more one day.
+    pub trusted: TrustedTunnels,
     /// Live counts for operators.
     pub live: Live,
 }

@@ -69,7 +69,7 @@ pub async fn send(proxy: &Proxy, snapshot: &Snapshot, cluster: &str, head: &Requ
         original: None,
         key: Key {
             transport: cluster.transport_hash,
-            tunnel: snapshot.tunnel_terms(&endpoint.target),
+            tunnel: proxy.connector.tunnel_terms(snapshot, &endpoint.target),
             principal: None,
             original: None,
             purpose: Purpose::of(

@@ -289,7 +289,7 @@ impl Attempts<'_> {
             original,
             key: Key {
                 transport: cluster.transport_hash,
-                tunnel: journey.snapshot.tunnel_terms(&endpoint.target),
+                tunnel: tail.inner.proxy.connector.tunnel_terms(journey.snapshot, &endpoint.target),
                 principal: tail.exchange.connection.peer.clone(),
                 original: endpoint.target.address().is_none().then_some(original).flatten(),
                 purpose: Purpose::of(

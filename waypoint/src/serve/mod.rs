@@ -6,7 +6,7 @@
 //!   `limits` of time; `ask`, `call` and `grpc` make the calls of filters;
 //! * `body_start` waits for the beginning of a body where a filter decides by it;
 //! * `tcp` decides about connections of bytes (`passage`, `authorize`); `relay` passes them, and those of upgraded requests (`upgrade`);
-//! * `open` looks whether policy still allows what is open.
+//! * `open` looks whether policy still allows what is open, and `trusted` whether the peers of tunnels are believed still.
 
 mod ask;
 mod authorize;
@@ -34,6 +34,7 @@ mod request;
 mod response;
 mod server_name;
 mod tcp;
+pub mod trusted;
 mod tunnel;
 mod upgrade;
 
