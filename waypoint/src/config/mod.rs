@@ -16,6 +16,7 @@
 mod access_log;
 mod any;
 mod balancing;
+mod cel;
 mod chain;
 mod cluster;
 mod clusters;
