@@ -9,6 +9,7 @@ pub mod format;
 mod metadata;
 mod record;
 mod spiffe;
+mod trace;
 mod workload;
 
 pub use filter_state::FilterState;
@@ -19,4 +20,5 @@ pub use record::{
     is_grpc_content_type,
 };
 pub use spiffe::{InvalidSpiffeId, SpiffeId};
+pub use trace::TraceIds;
 pub use workload::Workload;

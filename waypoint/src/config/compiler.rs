@@ -25,7 +25,7 @@ use super::{
     store::Store,
     workload,
 };
-use crate::{recorder::Recorder, snapshot::Snapshot, upstream::dns::Names, workloads::Workloads};
+use crate::{export::Exports, recorder::Recorder, snapshot::Snapshot, upstream::dns::Names, workloads::Workloads};
 
 /// Type URL of clusters.
 pub const CLUSTERS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
@@ -88,6 +88,8 @@ pub struct Sources {
     pub secrets: Secrets,
     /// Addresses of names.
     pub names: Names,
+    /// Ways to collectors of traces and logs.
+    pub exports: Exports,
 }
 
 /// The one writer.
@@ -135,6 +137,7 @@ impl Compiler {
     /// Feeds what connections of a running proxy take from elsewhere than a snapshot.
     pub fn feeding(mut self, sources: Sources) -> Self {
         self.clusters.look_up_in(sources.names.clone());
+        self.listeners.export_to(sources.exports.clone());
         self.sources = sources;
         self
     }

@@ -274,6 +274,9 @@ impl Attempts<'_> {
             None => RequestBody::empty(),
             Some(source) => RequestBody::next_attempt(source),
         };
+        if let (Some(tracer), Some(trace)) = (&journey.http.tracer, &mut tail.trace) {
+            tracer.attempt(trace, &mut tail.exchange, &tail.inner.proxy.settings.node);
+        }
         self.begun = clock::now();
         self.sent.store(false, Relaxed);
         let active = Active::begin(endpoint.clone(), cluster.clone());
@@ -440,11 +443,14 @@ pub fn edit_response(head: &mut ResponseHead, tail: &mut Tail, found: Found<'_>,
     for edits in found.response_edits(weighted) {
         edits.apply_to_response(&mut head.headers, &tail.exchange, &record_alone);
     }
-    name_operation(head, found);
+    name_operation(head, tail, found);
 }
 
-/// Tells the client which operation its route is.
-pub fn name_operation(head: &mut ResponseHead, found: Found<'_>) {
+/// Tells the client which operation its route is, where the chain traces.
+pub fn name_operation(head: &mut ResponseHead, tail: &Tail, found: Found<'_>) {
+    if !tail.trace.as_ref().is_some_and(|trace| trace.tells_operation()) {
+        return;
+    }
     if let Some(decorator) = found.route.decorator.as_ref().filter(|decorator| decorator.propagate) {
         head.headers.insert(DECORATOR, decorator.operation.clone());
     }

@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use cairn_exchange::{Exchange, Protocol, RequestHead, ResponseFlags, Scheme};
 use cairn_filters::{LocalReply, OnRoute, ResponseHead, Run, Verdict};
 use cairn_policy::{
-    headers::{TraceReason, incoming::Arrival, is_upgrade, upgrade_kind, with_trace_reason},
+    headers::{incoming::Arrival, is_upgrade, upgrade_kind},
     route::{Facts, Found, RouteAction, request_location},
 };
 use futures_util::future::Either;
@@ -225,6 +225,11 @@ impl<'a> Journey<'a> {
         }
         let mut body = body;
         let mut route = self.choose_route();
+        if let (Some(trace), Some(found)) = (&mut self.tail.trace, route.found)
+            && let Some(decorator) = &found.route.decorator
+        {
+            trace.decorate(decorator.operation.clone());
+        }
         if let Some((reply, close)) = self.decode_in_time(&mut route, &mut body).await {
             return self.reply_of_filter(*reply, close, route);
         }
@@ -426,8 +431,21 @@ impl<'a> Journey<'a> {
         });
         // The header has no port.
         exchange.client_address = (origin.address != arrival.remote).then(|| SocketAddr::new(origin.address, 0));
-        trace_reason(settings, &mut head.headers);
-        normalize(settings, head)
+        normalize(settings, head)?;
+        self.trace();
+        Ok(())
+    }
+
+    /// Begins the request's trace.
+    fn trace(&mut self) {
+        let (Some(tracer), Some(head)) = (&self.http.tracer, &mut self.tail.exchange.request) else {
+            return;
+        };
+        let traced = self.http.settings.sampling.decide(&mut head.headers, self.random as u32);
+        let trace = tracer.begin(&mut head.headers, traced);
+        self.tail.exchange.traceable = traced;
+        self.tail.exchange.trace = trace.ids();
+        self.tail.trace = Some(Box::new(trace));
     }
 
     /// Makes the body available to attempts.
@@ -481,7 +499,7 @@ impl<'a> Journey<'a> {
     fn reply_beside_route(mut self, reply: LocalReply, found: Found<'_>, close: bool) -> Response<ResponseBody> {
         let grpc = self.tail.exchange.is_grpc();
         let (mut head, body) = begin_reply(&mut self.tail, reply, grpc);
-        forward::name_operation(&mut head, found);
+        forward::name_operation(&mut head, &self.tail, found);
         end_reply(self.tail, Some(self.http), head, body, close)
     }
 
@@ -491,20 +509,6 @@ impl<'a> Journey<'a> {
         let (mut head, body) = begin_reply(&mut self.tail, reply, grpc);
         forward::edit_response(&mut head, &mut self.tail, found, None);
         end_reply(self.tail, Some(self.http), head, body, false)
-    }
-}
-
-/// Writes into the request id whether the request is traced, so that every proxy on its way decides alike.
-fn trace_reason(settings: &HttpSettings, headers: &mut HeaderMap) {
-    let (Some(share), true) = (settings.trace_sampling, settings.request_id_trace_reason) else {
-        return;
-    };
-    let client = headers.contains_key("x-client-trace-id");
-    let forced = headers.contains_key("x-envoy-force-trace");
-    let Some(id) = headers.get_mut("x-request-id") else { return };
-    let reason = TraceReason::decide(id, client, forced, share);
-    if reason != TraceReason::of(id) {
-        *id = with_trace_reason(id, reason);
     }
 }
 
@@ -649,7 +653,8 @@ pub fn finish_head(tail: &mut Tail, http: Option<&HttpChain>, mut head: Response
     tail.exchange.status = Some(head.status);
     tail.exchange.grpc_status = super::response::grpc_status(&head.headers);
     if let Some(http) = http {
-        for name in http.access_logs.response_headers() {
+        let traced = http.tracer.iter().flat_map(|tracer| tracer.response_headers());
+        for name in http.access_logs.response_headers().chain(traced) {
             if let Some(value) = head.headers.get(name) {
                 tail.exchange.response_headers.push((name.clone(), value.clone()));
             }

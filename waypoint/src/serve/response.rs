@@ -13,6 +13,7 @@ use std::{
 use bytes::Bytes;
 use cairn_exchange::{Exchange, RequestHead, ResponseFlags};
 use cairn_filters::Run;
+use cairn_telemetry::trace::Trace;
 use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 
@@ -55,6 +56,8 @@ pub struct Tail {
     pub lease: Option<Leased>,
     /// The request as filters saw it, where it is going to be open for long.
     pub asked: Option<Box<RequestHead>>,
+    /// Its trace, where the chain traces.
+    pub trace: Option<Box<Trace>>,
     /// How long it may last.
     pub limits: Option<Arc<Limits>>,
     /// The client's connection ends behind the answer.
@@ -213,6 +216,13 @@ impl Tail {
                 proxy.istio.report_http(&view(&self.exchange), Default::default());
             }
             http.access_logs.log(&view(&self.exchange));
+        }
+        if let (Some(trace), Some(chain)) = (self.trace.take(), &self.chain)
+            && let ChainKind::Http(HttpChain {
+                tracer: Some(tracer), ..
+            }) = &chain.kind
+        {
+            tracer.finish(*trace, &self.exchange, &proxy.settings.node);
         }
         if let Some(observer) = &proxy.observer {
             observer(&self.exchange);
@@ -446,6 +456,7 @@ impl Tail {
             source: None,
             lease: None,
             asked: None,
+            trace: None,
             limits: None,
             ends_connection: false,
             settled: false,
