@@ -287,6 +287,7 @@ fn write_settings(out: &mut String, settings: &HttpSettings) -> fmt::Result {
         request_id_trace_reason,
         websocket,
         upgrades,
+        http2_extended_connect,
         accept_http10,
         preserve_header_case,
         proxy_100_continue,
@@ -312,6 +313,7 @@ fn write_settings(out: &mut String, settings: &HttpSettings) -> fmt::Result {
         }
     };
     flag(*websocket, "websocket");
+    flag(*http2_extended_connect, "extended CONNECT");
     flag(*accept_http10, "HTTP/1.0");
     flag(*preserve_header_case, "header case kept");
     flag(*proxy_100_continue, "100-continue passed on");

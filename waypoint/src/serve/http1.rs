@@ -16,6 +16,7 @@ use super::{
     inner_io::InnerIo,
     line::Line,
     request::{self, Arrived},
+    upgrade::Client,
 };
 use crate::{
     body::Incoming,
@@ -118,7 +119,7 @@ fn answer(
         headers: parts.headers,
         protocol,
         body: Incoming::http1(body),
-        upgrade: asked.clone(),
+        upgrade: asked.clone().map(Client::Http1),
         relay: Some(line.relay.clone()),
         extensions: parts.extensions,
     };

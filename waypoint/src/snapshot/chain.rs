@@ -85,6 +85,8 @@ pub struct HttpSettings {
     pub trace_sampling: Option<u32>,
     /// Whether `Upgrade: websocket` is served.
     pub websocket: bool,
+    /// HTTP/2 clients may ask for upgrades by extended CONNECT.
+    pub http2_extended_connect: bool,
     /// Other upgrade types that are served, in lower case.
     pub upgrades: Vec<Box<str>>,
     /// Whether HTTP/1.0 is served.
@@ -209,6 +211,7 @@ impl Default for HttpSettings {
             request_id_trace_reason: true,
             trace_sampling: None,
             websocket: false,
+            http2_extended_connect: false,
             upgrades: Vec::new(),
             accept_http10: false,
             preserve_header_case: false,
