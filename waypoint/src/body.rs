@@ -30,6 +30,9 @@ pub enum BodyError {
     /// The exchange took too long.
     #[error("the exchange took too long")]
     Timeout,
+    /// Policy denies the exchange, which it has let in before.
+    #[error("policy denies the exchange now")]
+    Denied,
     /// Whoever it is sent to takes nothing.
     #[error("nothing of the body was taken for too long")]
     Stalled,

@@ -14,7 +14,10 @@
 #![allow(deprecated)]
 
 mod access_log;
+mod adopt;
+mod answer;
 mod any;
+mod assignment;
 mod balancing;
 mod chain;
 mod cluster;

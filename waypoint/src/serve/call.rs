@@ -102,7 +102,7 @@ pub async fn send_body(
         original: None,
         key: Key {
             transport: cluster.transport_hash,
-            tunnel: snapshot.tunnel_terms(&endpoint.target),
+            tunnel: proxy.connector.tunnel_terms(snapshot, &endpoint.target),
             principal: caller.principal.clone(),
             original: None,
             purpose: Purpose::of(

@@ -183,6 +183,10 @@ fn since_request(tail: &Tail) -> Duration {
 /// Edits in Envoy's order: what the weighted cluster says, then route, virtual host and table, then the rewrites of the route.
 fn edit_request(journey: &mut Journey<'_>, found: Found<'_>, to: &Forward, weighted: Option<&WeightedCluster>) {
     let keep = !journey.http.settings.suppress_envoy_headers;
+    if journey.tail.asked.is_none() && edits_request(found, to, weighted) {
+        // As filters see it: what the route makes of it is not what policy speaks of.
+        journey.tail.asked = journey.tail.exchange.request.clone().map(Box::new);
+    }
     let exchange = &mut journey.tail.exchange;
     if let Some(weighted) = weighted {
         if !weighted.request_edits.is_empty() {
@@ -199,6 +203,15 @@ fn edit_request(journey: &mut Journey<'_>, found: Found<'_>, to: &Forward, weigh
     if let Err(error) = to.rewrite(&found.route.matches.path, head, keep) {
         tracing::warn!(%error, route = ?found.route.name, "a rewritten path is no path; the request keeps its own");
     }
+}
+
+/// Whether a route sends another request than it gets.
+fn edits_request(found: Found<'_>, to: &Forward, weighted: Option<&WeightedCluster>) -> bool {
+    let weighted = weighted.is_some_and(|weighted| !weighted.request_edits.is_empty() || weighted.host_rewrite.is_some());
+    weighted
+        || to.path_rewrite.is_some()
+        || to.host_rewrite.is_some()
+        || found.request_edits(None).iter().any(|edits| !edits.is_empty())
 }
 
 /// Edits an answer as route and virtual host say.

@@ -7,7 +7,7 @@
 //!   copies;
 //! * `body_start` waits for the beginning of a body where a filter decides by it;
 //! * `tcp` decides about connections of bytes (`passage`, `authorize`); `relay` passes them, and those of upgraded requests (`upgrade`);
-//! * `open` looks whether policy still allows what is open.
+//! * `open` looks whether policy still allows what is open, and `trusted` whether the peers of tunnels are believed still.
 
 mod ask;
 mod authorize;
@@ -36,6 +36,7 @@ mod request;
 mod response;
 mod server_name;
 mod tcp;
+pub mod trusted;
 mod tunnel;
 pub(crate) mod upgrade;
 

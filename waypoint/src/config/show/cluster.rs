@@ -342,7 +342,7 @@ fn write_outlier(out: &mut String, outlier: &OutlierSettings) -> fmt::Result {
 fn write_endpoints(out: &mut String, set: &EndpointSet) -> fmt::Result {
     for (number, priority) in set.priorities.iter().enumerate() {
         for group in &priority.localities {
-            for endpoint in &group.endpoints {
+            for endpoint in group.endpoints.iter() {
                 let Locality { region, zone, sub_zone } = &*group.locality;
                 let place: Vec<_> = [region, zone, sub_zone]
                     .into_iter()

@@ -4,10 +4,13 @@
 //! [`UNSENT_TRIES`] times, whatever the route says of retries; beyond that the route's retry policy decides.
 
 use std::{
+    future::poll_fn,
+    pin::pin,
     sync::{
         Arc, LazyLock,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
+    task::Poll,
     time::Duration,
 };
 
@@ -19,11 +22,13 @@ use cairn_policy::{
 };
 use http::HeaderValue;
 
-use super::failure::{Failure, failure_of, nobody, unresolved};
+use super::failure::{Failure, denied, failure_of, nobody, unresolved};
 use crate::{
     body::RequestBody,
     serve::{
-        mirrors, passage,
+        mirrors,
+        open::Asked,
+        passage,
         request::{self, Journey},
         response::{Active, grpc_status},
     },
@@ -135,7 +140,7 @@ impl<'c> Attempts<'c> {
             original,
             key: Key {
                 transport: cluster.transport_hash,
-                tunnel: journey.snapshot.tunnel_terms(&endpoint.target),
+                tunnel: tail.inner.proxy.connector.tunnel_terms(journey.snapshot, &endpoint.target),
                 principal: tail.exchange.connection.peer.clone(),
                 original: endpoint.target.address().is_none().then_some(original).flatten(),
                 purpose: Purpose::of(
@@ -160,7 +165,19 @@ impl<'c> Attempts<'c> {
             return Err(Box::new(nobody()));
         };
         let sent_at = tail.exchange.elapsed();
-        let result = attempt.send(head, body).await;
+        let asked = || Asked::request(&tail.exchange, tail.asked.as_deref());
+        let mut sending = pin!(attempt.send(head, body));
+        let sent = poll_fn(|cx| match sending.as_mut().poll(cx) {
+            Poll::Ready(result) => Poll::Ready(Some(result)),
+            // It may wait for long: its answer, or the rest of the request, may come hours later.
+            Poll::Pending => tail
+                .vigil
+                .poll_denied(cx, &tail.inner, tail.chain.as_ref(), asked, true)
+                .map(|()| None),
+        });
+        let Some(result) = sent.await else {
+            return Err(Box::new(denied()));
+        };
         tell_outliers(
             &tail.inner.proxy.outliers,
             cluster,

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use cairn_exchange::ResponseFlags;
 use cairn_filters::LocalReply;
 use cairn_policy::{
+    rbac::Denied,
     retry::{Outcome, Reset},
     route::Found,
 };
@@ -12,7 +13,7 @@ use http::{HeaderName, HeaderValue, Response, StatusCode};
 
 use super::attempts::Attempts;
 use crate::{
-    serve::{ResponseBody, reply, request::Journey, response::Tail},
+    serve::{ResponseBody, open, reply, request::Journey, response::Tail},
     upstream::{AttemptError, ConnectError},
 };
 
@@ -102,6 +103,15 @@ pub(super) fn unresolved(details: String) -> Failure {
         details,
         "DNS resolution failure",
     );
+    Failure {
+        reply: Some(reply),
+        ..nobody()
+    }
+}
+
+/// Policy denies the request, which it has let pass before.
+pub(super) fn denied() -> Failure {
+    let reply = LocalReply::new(StatusCode::FORBIDDEN, ResponseFlags::NONE, open::DENIED, Denied::ANSWER);
     Failure {
         reply: Some(reply),
         ..nobody()
