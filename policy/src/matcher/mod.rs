@@ -15,8 +15,8 @@ mod re2;
 mod regex;
 mod string;
 
-pub(crate) use header::joined;
 pub use header::{HeaderMatch, HeaderMatcher, HeaderName, request_header};
+pub(crate) use header::{any_value, joined};
 pub use ip::CidrSet;
 pub use metadata::{MetadataMatcher, ValueMatcher};
 pub use path::{PathMatch, PathMatcher};

@@ -112,8 +112,8 @@ impl Check {
             Self::TextIn(which, set) => facts.text(*which).is_some_and(|text| set.contains(text.as_bytes())),
             Self::Path(matcher) => facts.path().is_some_and(|path| matcher.matches(path.as_bytes())),
             Self::PathIn(set) => facts.path().is_some_and(|path| set.contains(path.as_bytes())),
-            Self::Header(matcher) => matcher.matches_value(facts.header(&matcher.name).as_deref()),
-            Self::HeaderIn(name, set) => facts.header(name).is_some_and(|value| set.contains(&*value)),
+            Self::Header(matcher) => facts.header_matches(matcher),
+            Self::HeaderIn(name, set) => facts.any_header(name, |value| set.contains(value)) == Some(true),
             Self::Template(template) => facts.path().is_some_and(|path| template.matches(path)),
             Self::Metadata(matcher) => matcher.matches(facts.metadata),
         }

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use cairn_exchange::{ResponseFlags, clock};
+use cairn_exchange::{Protocol, ResponseFlags, clock};
 use cairn_filters::{LocalReply, ResponseHead};
 use cairn_policy::{
     headers::record_alone,
@@ -22,7 +22,10 @@ use cairn_policy::{
     route::{Forward, Found, HashFacts, HashPolicy, HashSource, RequestHash, WeightedCluster},
     timeout::RouteTimeouts,
 };
-use http::{HeaderName, HeaderValue, Response, StatusCode, header::SET_COOKIE};
+use http::{
+    HeaderName, HeaderValue, Response, StatusCode,
+    header::{CONTENT_LENGTH, SET_COOKIE},
+};
 use tokio::time::sleep;
 
 use super::{
@@ -34,7 +37,7 @@ use super::{
     upgrade,
 };
 use crate::{
-    body::RequestBody,
+    body::{Incoming, RequestBody},
     upstream::{
         Answer, Attempt, AttemptError, Avoid, Cluster, ConnectError, Counted, Discovery, Endpoint, Key, Level, Outliers, Picking,
         Purpose, Resource,
@@ -110,6 +113,7 @@ pub async fn forward(mut journey: Journey<'_>, found: Found<'_>, to: &Forward) -
         sent: AtomicBool::new(false),
         retrying: None,
         overflowed: false,
+        used_up: false,
     };
     let answered = loop {
         let elapsed = since_request(&journey.tail);
@@ -155,6 +159,10 @@ pub async fn forward(mut journey: Journey<'_>, found: Found<'_>, to: &Forward) -
     }
     match answered {
         Ok(Ok((mut answer, counts))) => {
+            if attempts.used_up {
+                let flags = &mut journey.tail.exchange.flags;
+                flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
+            }
             for cookie in cookies {
                 answer.head.headers.append(SET_COOKIE, cookie);
             }
@@ -240,6 +248,8 @@ struct Attempts<'c> {
     retrying: Option<Counted>,
     /// The cluster's limits have kept the request from another try.
     overflowed: bool,
+    /// The answer would be tried again, were there retries left.
+    used_up: bool,
 }
 
 impl Attempts<'_> {
@@ -345,7 +355,10 @@ impl Attempts<'_> {
             grpc_status,
         };
         self.last_unsent = false;
-        self.decide(journey, cluster, &outcome, Some(headers))
+        let again = self.decide(journey, cluster, &outcome, Some(headers));
+        self.used_up =
+            again.is_none() && self.tried_again() && !self.overflowed && self.plan.wants(self.policy, &outcome).is_some();
+        again
     }
 
     /// Whether a failed attempt is made again, and after what pause.
@@ -437,6 +450,7 @@ fn edit_request(journey: &mut Journey<'_>, found: Found<'_>, to: &Forward, weigh
 
 /// Edits an answer as route and virtual host say.
 pub fn edit_response(head: &mut ResponseHead, tail: &mut Tail, found: Found<'_>, weighted: Option<&WeightedCluster>) {
+    tail.exchange.status = Some(head.status); // edits may tell it
     for edits in found.response_edits(weighted) {
         edits.apply_to_response(&mut head.headers, &tail.exchange, &record_alone);
     }
@@ -488,6 +502,11 @@ fn answer_client(
     }
     let mut tail = journey.tail;
     tail.lease = Some(Leased { lease, counted, active });
+    // A client of HTTP/1 has its answer with the last byte of its length; the end of the endpoint's stream is not waited for.
+    if matches!(body, Incoming::Http2(_)) && tail.exchange.protocol != Protocol::Http2 {
+        let length = response.headers().get(CONTENT_LENGTH);
+        tail.length = length.and_then(|length| length.to_str().ok()?.parse().ok());
+    }
     match (switched, journey.upgrade, upgrade) {
         (true, Some(client), Some(endpoint)) => {
             upgrade::pass(client, endpoint, tail);
