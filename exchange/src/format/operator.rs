@@ -9,6 +9,7 @@ use super::{
     MetadataOf, Value, View,
     fact::Fact,
     fields::{Field, Fields, map_field, request_field, response_value},
+    noted::noted,
     span::{Moment, Unit, between},
     state::filter_state,
     time::TimeFormat,
@@ -96,10 +97,11 @@ impl Operator {
             Self::Between { from, to, unit } => between(view.exchange, *from, *to, *unit),
             Self::Environment(value) => Value::optional(value.as_deref()),
             Self::FilterState { key, field, lookup } => filter_state(view, key, field.as_deref(), lookup),
-            Self::Metadata { of, namespace, path } => view
-                .metadata
-                .and_then(|metadata| metadata(*of, namespace, path))
-                .unwrap_or(Value::Absent),
+            Self::Metadata { of, namespace, path } => match (view.metadata, of) {
+                (Some(metadata), _) => metadata(*of, namespace, path).unwrap_or(Value::Absent),
+                (None, MetadataOf::Dynamic) => noted(view.exchange, namespace, path),
+                (None, _) => Value::Absent,
+            },
             Self::Cel { program, typed: false } => program.format(view),
             Self::Cel { program, typed: true } => program.format_typed(view),
             Self::Unrecorded => Value::Absent,

@@ -65,6 +65,7 @@ mod structure;
 mod tcp;
 mod terminate;
 mod tls;
+mod tracer;
 mod transport;
 pub(crate) mod trust;
 mod upstream_http;

@@ -230,11 +230,14 @@ pub fn edit_response(head: &mut ResponseHead, tail: &mut Tail, found: Found<'_>,
     for edits in found.response_edits(weighted) {
         edits.apply_to_response(&mut head.headers, &tail.exchange, &record_alone);
     }
-    name_operation(head, found);
+    name_operation(head, tail, found);
 }
 
-/// Tells the client which operation its route is.
-pub fn name_operation(head: &mut ResponseHead, found: Found<'_>) {
+/// Tells the client which operation its route is, where the chain traces.
+pub fn name_operation(head: &mut ResponseHead, tail: &Tail, found: Found<'_>) {
+    if !tail.trace.as_ref().is_some_and(|trace| trace.tells_operation()) {
+        return;
+    }
     if let Some(decorator) = found.route.decorator.as_ref().filter(|decorator| decorator.propagate) {
         head.headers.insert(DECORATOR, decorator.operation.clone());
     }

@@ -13,6 +13,7 @@ use std::{
 use bytes::Bytes;
 use cairn_exchange::{Exchange, RequestHead, ResponseFlags};
 use cairn_filters::Run;
+use cairn_telemetry::trace::Trace;
 use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 
@@ -58,6 +59,8 @@ pub struct Tail {
     pub asked: Option<Box<RequestHead>>,
     /// Whether it may stay open.
     pub vigil: Vigil,
+    /// Its trace, where the chain traces.
+    pub trace: Option<Box<Trace>>,
     /// How long it may last.
     pub limits: Option<Arc<Limits>>,
     /// The client's connection ends behind the answer.
@@ -225,6 +228,13 @@ impl Tail {
                 proxy.istio.report_http(&view(&self.exchange), Default::default());
             }
             http.access_logs.log(&view(&self.exchange));
+        }
+        if let (Some(trace), Some(chain)) = (self.trace.take(), &self.chain)
+            && let ChainKind::Http(HttpChain {
+                tracer: Some(tracer), ..
+            }) = &chain.kind
+        {
+            tracer.finish(*trace, &self.exchange, &proxy.settings.node);
         }
         if let Some(observer) = &proxy.observer {
             observer(&self.exchange);
@@ -479,6 +489,7 @@ impl Tail {
             lease: None,
             asked: None,
             vigil,
+            trace: None,
             limits: None,
             ends_connection: false,
             length: None,
