@@ -8,7 +8,7 @@ mod failure;
 
 use std::{pin::pin, time::Duration};
 
-use cairn_exchange::{ResponseFlags, clock};
+use cairn_exchange::{Protocol, ResponseFlags, clock};
 use cairn_filters::{LocalReply, ResponseHead};
 use cairn_policy::{
     headers::record_alone,
@@ -16,7 +16,10 @@ use cairn_policy::{
     route::{Forward, Found, HashFacts, HashPolicy, HashSource, RequestHash, WeightedCluster},
     timeout::RouteTimeouts,
 };
-use http::{HeaderName, HeaderValue, Response, StatusCode, header::SET_COOKIE};
+use http::{
+    HeaderName, HeaderValue, Response, StatusCode,
+    header::{CONTENT_LENGTH, SET_COOKIE},
+};
 use tokio::time::sleep;
 
 pub use self::attempts::tell_outliers;
@@ -32,7 +35,10 @@ use super::{
     response::{Active, Leased, Tail},
     upgrade,
 };
-use crate::upstream::{Answer, Cluster, Counted, Level, Picking};
+use crate::{
+    body::Incoming,
+    upstream::{Answer, Cluster, Counted, Level, Picking},
+};
 
 const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
 const DROPPED: HeaderName = HeaderName::from_static("x-envoy-drop-overload");
@@ -117,6 +123,10 @@ pub async fn forward(mut journey: Journey<'_>, found: Found<'_>, to: &Forward) -
     }
     match answered {
         Ok(Ok((mut answer, counts))) => {
+            if attempts.used_up {
+                let flags = &mut journey.tail.exchange.flags;
+                flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
+            }
             for cookie in cookies {
                 answer.head.headers.append(SET_COOKIE, cookie);
             }
@@ -216,6 +226,7 @@ fn edits_request(found: Found<'_>, to: &Forward, weighted: Option<&WeightedClust
 
 /// Edits an answer as route and virtual host say.
 pub fn edit_response(head: &mut ResponseHead, tail: &mut Tail, found: Found<'_>, weighted: Option<&WeightedCluster>) {
+    tail.exchange.status = Some(head.status); // edits may tell it
     for edits in found.response_edits(weighted) {
         edits.apply_to_response(&mut head.headers, &tail.exchange, &record_alone);
     }
@@ -270,6 +281,11 @@ fn answer_client(
     }
     let mut tail = journey.tail;
     tail.lease = Some(Leased { lease, counted, active });
+    // A client of HTTP/1 has its answer with the last byte of its length; the end of the endpoint's stream is not waited for.
+    if matches!(body, Incoming::Http2(_)) && tail.exchange.protocol != Protocol::Http2 {
+        let length = response.headers().get(CONTENT_LENGTH);
+        tail.length = length.and_then(|length| length.to_str().ok()?.parse().ok());
+    }
     match (switched, journey.upgrade, upgrade) {
         (true, Some(client), Some(endpoint)) => {
             upgrade::pass(client, endpoint, tail);

@@ -65,6 +65,8 @@ pub struct Tail {
     pub limits: Option<Arc<Limits>>,
     /// The client's connection ends behind the answer.
     pub ends_connection: bool,
+    /// With so many bytes the client has the whole answer, whether its end was seen or not.
+    pub length: Option<u64>,
     /// Everything is settled.
     settled: bool,
 }
@@ -451,6 +453,9 @@ impl Drop for Tail {
     /// The client went away, or its connection was given up: hyper and h2 drop what they cannot deliver, and there is no other sign
     /// of it.
     fn drop(&mut self) {
+        if !self.settled && self.length == Some(self.exchange.counts.sent) {
+            self.settle(false);
+        }
         if !self.settled {
             self.exchange.details = None;
             let stalled = self.inner.line.as_ref().is_some_and(|line| line.is_stalled());
@@ -487,6 +492,7 @@ impl Tail {
             trace: None,
             limits: None,
             ends_connection: false,
+            length: None,
             settled: false,
         })
     }

@@ -65,6 +65,8 @@ pub(super) struct Attempts<'c> {
     retrying: Option<Counted>,
     /// The cluster's limits have kept the request from another try.
     pub(super) overflowed: bool,
+    /// The answer would be tried again, were there retries left.
+    pub(super) used_up: bool,
     /// Who gets copies with the first attempt, and how long they may take.
     copies: (&'c [Mirror], Option<Duration>),
 }
@@ -83,6 +85,7 @@ impl<'c> Attempts<'c> {
             sent: AtomicBool::new(false),
             retrying: None,
             overflowed: false,
+            used_up: false,
             copies: (&[], None),
         }
     }
@@ -215,7 +218,10 @@ impl<'c> Attempts<'c> {
             grpc_status,
         };
         self.last_unsent = false;
-        self.decide(journey, cluster, &outcome, Some(headers))
+        let again = self.decide(journey, cluster, &outcome, Some(headers));
+        self.used_up =
+            again.is_none() && self.tried_again() && !self.overflowed && self.plan.wants(self.policy, &outcome).is_some();
+        again
     }
 
     /// Whether a failed attempt is made again, and after what pause.
