@@ -28,6 +28,7 @@ use crate::{
     serve::{
         listener,
         open::{self, OpenConnections},
+        trusted::{self, TrustedTunnels},
     },
     snapshot::Snapshot,
     upstream::{Connector, Discovery, Outliers, dns::Names},
@@ -147,11 +148,14 @@ impl Engine {
             settings: parts.settings,
             connections: AtomicU64::new(1),
             open: OpenConnections::default(),
+            trusted: TrustedTunnels::default(),
             live: Live::default(),
+            mirrors: Default::default(),
         });
         post.serve(Arc::downgrade(&proxy));
         // On the runtime for everything that is not a connection.
         tokio::spawn(open::watch(Arc::downgrade(&proxy)));
+        tokio::spawn(trusted::watch(Arc::downgrade(&proxy)));
         tokio::spawn(signals.supervise(Arc::downgrade(&proxy), outlier_log));
         Self {
             proxy,

@@ -17,8 +17,9 @@ use cairn_telemetry::{IstioStats, trace::NodeFacts};
 use crate::{
     recorder::RecorderSettings,
     serve::{
-        DenyDetail,
-        open::{OnChange, OpenConnections},
+        DenyDetail, Mirrors,
+        open::{self, OnChange, OpenConnections},
+        trusted::TrustedTunnels,
     },
     snapshot::Snapshot,
     upstream::{Connector, Outliers},
@@ -38,6 +39,8 @@ pub struct DataSettings {
     pub tunnel_server: cairn_hbone::ServerSettings,
     /// What becomes of open connections when the policy of their service changes.
     pub open_connections: OnChange,
+    /// How long what is open may go on whose service is gone.
+    pub service_drain: Duration,
     /// Least request goes by how long endpoints take, beside how many requests they have.
     pub peak_ewma: bool,
     /// Where it is logged which endpoints are taken out and back.
@@ -77,8 +80,12 @@ pub struct Proxy {
     pub connections: AtomicU64,
     /// What is open for long, and may be denied one day.
     pub open: OpenConnections,
+    /// Tunnels, whose peers may be believed no more one day.
+    pub trusted: TrustedTunnels,
     /// Live counts for operators.
     pub live: Live,
+    /// Copies of requests.
+    pub mirrors: Mirrors,
 }
 
 /// Things under way now.
@@ -122,6 +129,7 @@ impl Default for DataSettings {
             detect_timeout: DETECT_TIMEOUT,
             tunnel_server: cairn_hbone::ServerSettings::default(),
             open_connections: OnChange::default(),
+            service_drain: open::DRAIN,
             peak_ewma: false,
             outlier_log: None,
             node: NodeFacts::default(),

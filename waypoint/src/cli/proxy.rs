@@ -7,6 +7,7 @@
 use std::{future::pending, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
+use cairn_agent::shutdown;
 use cairn_identity::{Compliance, Identity, Options};
 use clap::Args;
 use parking_lot::Mutex;
@@ -22,7 +23,6 @@ use crate::{
     logging,
     proxy::DataSettings,
     settings::{Environment, Pod, Ports, Settings},
-    shutdown,
 };
 use cairn_telemetry::trace::NodeFacts;
 

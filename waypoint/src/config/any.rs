@@ -29,6 +29,8 @@ named! {
     "envoy.config.cluster.v3.Cluster" => proto::envoy::config::cluster::v3::Cluster,
     "envoy.config.core.v3.TypedExtensionConfig" => proto::envoy::config::core::v3::TypedExtensionConfig,
     "envoy.config.endpoint.v3.ClusterLoadAssignment" => proto::envoy::config::endpoint::v3::ClusterLoadAssignment,
+    "envoy.config.endpoint.v3.LbEndpoint" => proto::envoy::config::endpoint::v3::LbEndpoint,
+    "envoy.config.endpoint.v3.LocalityLbEndpoints" => proto::envoy::config::endpoint::v3::LocalityLbEndpoints,
     "envoy.config.listener.v3.FilterChain" => proto::envoy::config::listener::v3::FilterChain,
     "envoy.config.route.v3.FilterConfig" => proto::envoy::config::route::v3::FilterConfig,
     "envoy.config.listener.v3.Listener" => proto::envoy::config::listener::v3::Listener,

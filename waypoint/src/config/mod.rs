@@ -14,7 +14,10 @@
 #![allow(deprecated)]
 
 mod access_log;
+mod adopt;
+mod answer;
 mod any;
+mod assignment;
 mod balancing;
 mod chain;
 mod cluster;
@@ -40,6 +43,7 @@ mod live;
 pub mod load;
 mod local_ratelimit;
 mod matcher;
+mod mirrors;
 mod originate;
 mod origination;
 mod per_route;

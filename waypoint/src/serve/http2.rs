@@ -11,10 +11,12 @@ use futures_util::FutureExt as _;
 use h2::{Reason, RecvStream, server::SendResponse};
 use http::{HeaderMap, HeaderValue, Request, Response, Version, header};
 use http_body::Body as _;
+use tokio::time::timeout;
 
 use super::{
     Inner, ResponseBody,
     inner_io::InnerIo,
+    open,
     request::{self, Arrived},
 };
 use crate::{
@@ -57,6 +59,7 @@ async fn run(inner: Arc<Inner>, io: InnerIo) -> Result<(), h2::Error> {
     drop(chain);
     let mut drain = inner.proxy.drain.clone();
     let mut draining = false;
+    inner.proxy.open.enter(&inner);
     loop {
         let accepted = tokio::select! {
             accepted = connection.accept() => accepted,
@@ -69,6 +72,16 @@ async fn run(inner: Arc<Inner>, io: InnerIo) -> Result<(), h2::Error> {
                 draining = true;
                 connection.graceful_shutdown();
                 continue;
+            }
+            () = poll_fn(|cx| inner.changes.poll_ended(cx)) => {
+                if inner.is_busy() {
+                    // What is under way is cut with it.
+                    connection.abrupt_shutdown(Reason::NO_ERROR);
+                } else {
+                    connection.graceful_shutdown();
+                }
+                let closed = poll_fn(|cx| connection.poll_closed(cx));
+                return timeout(open::GOODBYE, closed).await.unwrap_or(Ok(()));
             }
         };
         match accepted {

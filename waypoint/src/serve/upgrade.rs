@@ -11,7 +11,7 @@ use hyper_util::rt::TokioIo;
 use super::{
     inner_io::InnerIo,
     limits::{Expired, Limits},
-    open::{self, Asked},
+    open::{self, Asked, Standing, Vigil},
     relay::{End, Relay, Terms},
     response::Tail,
 };
@@ -29,12 +29,13 @@ pub fn pass(client: OnUpgrade, endpoint: OnUpgrade, mut tail: Box<Tail>) {
             return;
         };
         let Some(chain) = tail.chain.clone() else { return };
-        let asked = Asked {
-            request: tail.asked.take(),
-            metadata: tail.exchange.metadata.clone(),
+        let standing = Standing {
+            inner: tail.inner.clone(),
+            chain,
+            asked: Asked::request(&tail.exchange, tail.asked.take().as_deref()),
+            vigil: Vigil::new(tail.exchange.snapshot),
         };
-        let ticket = proxy.open.enter(tail.inner.clone(), chain, asked);
-        let end = relay.run(terms, &ticket, |_| {}).await;
+        let end = relay.run(terms, &standing, |_| {}).await;
         let exchange = &mut tail.exchange;
         exchange.counts.received += relay.received;
         exchange.counts.sent += relay.sent;
@@ -42,11 +43,16 @@ pub fn pass(client: OnUpgrade, endpoint: OnUpgrade, mut tail: Box<Tail>) {
         let expired = match end {
             End::Idle => Some(Expired::Idle),
             End::Duration => Some(Expired::Duration),
-            End::Clean | End::ClientGone | End::EndpointGone | End::Denied => None,
+            End::Clean | End::ClientGone | End::EndpointGone | End::Denied | End::Gone => None,
         };
-        if end == End::Denied {
+        let cut = match end {
+            End::Denied => Some(open::DENIED),
+            End::Gone => Some(open::GONE),
+            _ => None,
+        };
+        if let Some(details) = cut {
             exchange.details = None;
-            exchange.because(ResponseFlags::NONE, open::DENIED);
+            exchange.because(ResponseFlags::NONE, details);
         }
         if let Some((flags, details)) = expired.map(Expired::told) {
             exchange.details = None;

@@ -33,7 +33,8 @@ use tokio::{task::AbortHandle, time::sleep};
 
 use super::{
     Cluster, ConnectError, Connected, Connector, Counted, Endpoint, Resource, Toward, UpstreamProtocol,
-    connections::{Connections, Http1, Http2Lease, Key, Permit, Turn, Waited},
+    connections::{Connections, Http1, Http2Lease, Key},
+    queue::{Permit, Queues, Turn, Waited},
 };
 use crate::{
     body::{Incoming, RequestBody, RequestSource},
@@ -443,7 +444,7 @@ impl Attempt<'_> {
     }
 
     async fn open_http2(&self, permit: Permit) -> Result<Http2Lease, AttemptError> {
-        let opening = Connections::opening(&self.endpoint.state, &self.key);
+        let opening = Queues::opening(&self.endpoint.state, &self.key);
         let connected = match self.connect(b"h2").await {
             Ok(connected) => connected,
             Err(error) => {
