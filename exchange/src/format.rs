@@ -7,14 +7,14 @@
 //! allocates nothing but what `out` needs and never fails.
 
 mod fact;
-mod fields;
+pub(crate) mod fields;
 mod noted;
 mod operator;
 mod parse;
 mod span;
-mod state;
+pub(crate) mod state;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod time;
 mod unrecorded;
 mod value;
@@ -175,11 +175,7 @@ impl Template {
     /// The operators that are accepted but always absent, as they were written.
     pub fn unrecorded(&self) -> impl Iterator<Item = &str> {
         self.parts.iter().filter_map(|part| match part {
-            Part::Operator {
-                operator: Operator::Unrecorded,
-                token,
-                ..
-            } => Some(&**token),
+            Part::Operator { operator, token, .. } if operator.lacks() => Some(&**token),
             Part::Operator { .. } | Part::Literal(_) => None,
         })
     }
@@ -237,9 +233,11 @@ impl<'a> View<'a> {
     /// The code of a gRPC exchange: the answer's own, else what its HTTP status stands for (gRPC's http-grpc-status-mapping);
     /// `None` when the request is not gRPC or nothing was answered.
     pub fn grpc_code(&self) -> Option<u32> {
-        if !self.is_grpc() {
-            return None;
-        }
+        if self.is_grpc() { self.answered_grpc_code() } else { None }
+    }
+
+    /// The same of any exchange.
+    pub(crate) fn answered_grpc_code(&self) -> Option<u32> {
         self.exchange.grpc_status.or_else(|| {
             Some(match self.exchange.status?.as_u16() {
                 400 => 13,

@@ -2,12 +2,14 @@
 //!
 //! Nothing here opens a socket, waits, or knows where configuration comes from.
 
+pub mod cel;
 pub mod clock;
 mod filter_state;
 mod flags;
 pub mod format;
 mod metadata;
 mod record;
+pub mod regex;
 mod spiffe;
 mod trace;
 mod workload;

@@ -63,13 +63,11 @@ pub(super) const PLAIN: &[&str] = &[
 
 /// Those with parameters, which are not looked at.
 pub(super) const WITH_PARAMETERS: &[&str] = &[
-    "CEL",
     "COALESCE",
     "DOWNSTREAM_PEER_CERT_V_END",
     "DOWNSTREAM_PEER_CERT_V_START",
     "QUERY_PARAMS",
     "SECRET",
-    "TYPED_CEL",
     "UPSTREAM_PEER_CERT_V_END",
     "UPSTREAM_PEER_CERT_V_START",
 ];

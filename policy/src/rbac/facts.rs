@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use cairn_exchange::{Connection, DynamicMetadata, Exchange, RequestHead};
+use cairn_exchange::{Connection, DynamicMetadata, Exchange, RequestHead, format::View};
 
 use super::{Address, Text};
 use crate::matcher::{HeaderName, request_header};
@@ -37,6 +37,8 @@ pub struct Facts<'a> {
     pub connect_authority: Option<&'a str>,
     /// What filters have noted.
     pub metadata: &'a DynamicMetadata,
+    /// The whole record, for expressions; there is none before a tunnel is accepted.
+    pub exchange: Option<&'a Exchange>,
 }
 
 // === impl Facts ===
@@ -61,6 +63,7 @@ impl<'a> Facts<'a> {
             local_principal: connection.local.as_ref().map(|local| local.as_str()),
             connect_authority: Some(&connection.authority),
             metadata: &exchange.metadata,
+            exchange: Some(exchange),
         }
     }
 
@@ -80,7 +83,13 @@ impl<'a> Facts<'a> {
             local_principal: None,
             connect_authority: None,
             metadata: DynamicMetadata::NONE,
+            exchange: None,
         }
+    }
+
+    /// What expressions look at.
+    pub(super) fn view(&self) -> Option<View<'a>> {
+        self.exchange.map(View::new)
     }
 
     pub(super) fn address(&self, which: Address) -> Option<IpAddr> {

@@ -19,6 +19,7 @@ mod answer;
 mod any;
 mod assignment;
 mod balancing;
+mod cel;
 mod chain;
 mod cluster;
 mod clusters;

@@ -57,10 +57,10 @@ pub struct Tail {
     pub lease: Option<Leased>,
     /// The request as filters saw it, where the route has made another of it.
     pub asked: Option<Box<RequestHead>>,
-    /// Its trace, where the chain traces.
-    pub trace: Option<Box<Trace>>,
     /// Whether it may stay open.
     pub vigil: Vigil,
+    /// Its trace, where the chain traces.
+    pub trace: Option<Box<Trace>>,
     /// How long it may last.
     pub limits: Option<Arc<Limits>>,
     /// The client's connection ends behind the answer.
@@ -483,8 +483,8 @@ impl Tail {
             source: None,
             lease: None,
             asked: None,
-            trace: None,
             vigil,
+            trace: None,
             limits: None,
             ends_connection: false,
             settled: false,

@@ -133,6 +133,9 @@ impl<'c> Attempts<'c> {
             None => RequestBody::empty(),
             Some(source) => RequestBody::next_attempt(source),
         };
+        if let (Some(tracer), Some(trace)) = (&journey.http.tracer, &mut tail.trace) {
+            tracer.attempt(trace, &mut tail.exchange, &tail.inner.proxy.settings.node);
+        }
         self.begun = clock::now();
         self.sent.store(false, Relaxed);
         let active = Active::begin(endpoint.clone(), cluster.clone());
