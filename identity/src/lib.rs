@@ -34,7 +34,7 @@ mod testing;
 mod verify;
 mod wall;
 
-pub use ca::{AnswerError, CaSettings, ConnectError, IssueError, SYSTEM_ROOTS, TokenError};
+pub use ca::{AnswerError, CaSettings, ConnectError, IssueError, SYSTEM_ROOTS, TokenError, Turn, Turns, Urgency};
 pub use compliance::{Compliance, NoPolicy, Parameters};
 pub use config::{ConfigError, server_name};
 pub use credentials::{Credentials, CredentialsError, Pem};
