@@ -24,7 +24,7 @@ mod turn;
 mod windows;
 
 pub use budget::Budget;
-pub use dial::{Dial, DialError, Dialed, TcpTls};
+pub use dial::{Connecting, Dial, DialError, Dialed, TcpTls};
 pub use keepalive::KeepaliveSettings;
 pub use open_error::{OpenError, OpenErrorKind};
 pub use pool::{Destination, Opened, Pool, PoolSettings, PoolStats};
