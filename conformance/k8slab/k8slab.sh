@@ -146,13 +146,16 @@ conformance() {
 		  gatewayClassName: istio-waypoint
 		  listeners: [{name: mesh, port: 15008, protocol: HBONE}]
 	YAML
+	# MeshHTTPRoute307Redirect applies the manifest of the 303 test and leaves its own aside, so that nobody can pass it
+	# (Gateway API v1.5.1): here it finds its route.
+	[[ ! -e $BIN/httproute-307-redirect.yaml ]] || kubectl apply -f "$BIN/httproute-307-redirect.yaml"
 	until_ok 20 kubectl -n $ns get deployment namespace
 	kubectl -n $ns rollout status deployment/namespace --timeout 60s
 	"$BIN/conformance.test" -test.v -test.run TestConformance -test.timeout 30m \
 		--conformance-profiles=MESH-HTTP,MESH-GRPC --supported-features=$features \
 		--namespace-labels=istio.io/dataplane-mode=ambient,istio.io/use-waypoint=namespace \
-		--organization=k8slab --project=k8slab --url=https://example.com --version=v0 --contact=k8slab \
-		--skip-tests="${K8SLAB_SKIP:-MeshHTTPRoute307Redirect}" --report-output="$run/report.yaml" --cleanup-base-resources=false "$@" 2>&1 | tee "$run/conformance.log" |
+		--organization="${K8SLAB_PROJECT:-k8slab}" --project="${K8SLAB_PROJECT:-k8slab}" --url=https://example.com --version=v0 --contact="${K8SLAB_PROJECT:-k8slab}" \
+		--skip-tests="${K8SLAB_SKIP:-}" --report-output="$run/report.yaml" --cleanup-base-resources=false "$@" 2>&1 | tee "$run/conformance.log" |
 		grep -E '^ *--- (PASS|FAIL)|^(PASS|FAIL|ok)' || true
 	sed -n '/^profiles/,$p' "$run/report.yaml" 2>/dev/null || true
 }
@@ -166,7 +169,7 @@ build) # everything, into $BIN
 	(cd "$here/istio" && time go build -ldflags "$(cat ldflags)" -o "$BIN/" ./manifests ./labzt ./xdsstrip \
 		$istio/pilot/cmd/pilot-discovery $istio/pilot/cmd/pilot-agent $istio/pkg/test/echo/cmd/client $istio/pkg/test/echo/cmd/server \
 		$istio/pkg/test/fakes/imageregistry)
-	(cd "$here/conformance" && time go test -c -o "$BIN/conformance.test" .)
+	(cd "$here/conformance" && time go test -c -o "$BIN/conformance.test" . && install -m 644 "$(go list -m -f '{{.Dir}}' sigs.k8s.io/gateway-api/conformance)/tests/mesh/httproute-307-redirect.yaml" "$BIN/")
 	;;
 up) # control plane, node, Gateway API CRDs
 	mkdir -p "$run" "$LAB/pods"
