@@ -123,7 +123,7 @@ async fn a_span_reaches_its_collector_and_the_next_hop_is_its_child() {
         panic!("{sent:?}")
     };
     assert_eq!(
-        (path.as_str(), &headers["content-type"]),
+        (path.as_str(), headers["content-type"].to_str().unwrap()),
         ("/api/v2/spans", "application/json")
     );
     assert_eq!(headers["host"], "zipkin.observe.svc.cluster.local");

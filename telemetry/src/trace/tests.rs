@@ -249,7 +249,6 @@ fn spans(tracer: &Tracer, fields: &[(&'static str, &str)], edit: impl FnOnce(&mu
         head.headers = headers(fields);
         let mut trace = tracer.begin(&mut head.headers, true);
         trace.decorate(HeaderValue::from_static("web.app.svc.cluster.local:80/*"));
-        exchange.attempts = 1;
         tracer.attempt(&mut trace, &mut exchange, &node);
         edit(&mut exchange);
         tracer.finish(trace, &exchange, &node);

@@ -149,7 +149,7 @@ impl Tracer {
         trace
     }
 
-    /// The request is about to be sent on, and takes its context along.
+    /// The request is about to be sent on once more, and takes its context along.
     pub fn attempt(&self, trace: &mut Trace, exchange: &mut Exchange, node: &NodeFacts) {
         if self.upstream_spans {
             self.attempt_ends(trace, exchange, node);
@@ -165,7 +165,7 @@ impl Tracer {
             trace.attempt = Some(AttemptSpan {
                 context,
                 begun: exchange.elapsed(),
-                number: exchange.attempts,
+                number: exchange.attempts + 1,
             });
         }
         if let Some(head) = exchange.request.as_mut().filter(|_| self.propagate) {

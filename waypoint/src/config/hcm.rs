@@ -407,9 +407,8 @@ fn http2(options: Http2ProtocolOptions, at: Where, settings: &mut HttpSettings, 
         allow_connect,
         connection_keepalive,
     } = protocol_options::http2(options, notes);
-    if at == Where::Inside {
-        refuse_set!(notes, allow_connect);
-    }
+    // Of tunnels it is CONNECT itself that is allowed, and that is always.
+    settings.http2_extended_connect = at == Where::Inside && allow_connect;
     settings.http2_max_concurrent_streams = max_concurrent_streams;
     settings.http2_stream_window = initial_stream_window_size;
     settings.http2_connection_window = initial_connection_window_size;

@@ -306,6 +306,7 @@ fn write_settings(out: &mut String, settings: &HttpSettings) -> fmt::Result {
         server,
         websocket,
         upgrades,
+        http2_extended_connect,
         accept_http10,
         preserve_header_case,
         proxy_100_continue,
@@ -331,6 +332,7 @@ fn write_settings(out: &mut String, settings: &HttpSettings) -> fmt::Result {
         }
     };
     flag(*websocket, "websocket");
+    flag(*http2_extended_connect, "extended CONNECT");
     flag(*accept_http10, "HTTP/1.0");
     flag(*preserve_header_case, "header case kept");
     flag(*proxy_100_continue, "100-continue passed on");

@@ -15,7 +15,6 @@ use cairn_policy::route::{Facts, RouteAction, request_location};
 use futures_util::future::Either;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, header};
 use http_body::Body as _;
-use hyper::upgrade::OnUpgrade;
 use parking_lot::Mutex;
 
 pub use self::answer::{answered_early, finish_head};
@@ -27,6 +26,7 @@ use super::{
     limits::{Limits, within},
     reply,
     response::Tail,
+    upgrade::Client,
 };
 use crate::{
     body::{Incoming, RequestSource},
@@ -47,7 +47,7 @@ pub struct Arrived {
     /// Body.
     pub body: Incoming,
     /// The client's side of an upgrade that it asks for.
-    pub upgrade: Option<OnUpgrade>,
+    pub upgrade: Option<Client>,
     /// Where informational answers go.
     pub relay: Option<Arc<InformationalRelay>>,
     /// What its reader knows beside it: how the names of fields were spelled, where that is kept.
@@ -65,7 +65,7 @@ pub struct Journey<'a> {
     /// One random number for all choices about it.
     pub random: u64,
     /// The client's side of an upgrade.
-    pub upgrade: Option<OnUpgrade>,
+    pub upgrade: Option<Client>,
     /// Where informational answers go.
     pub relay: Option<Arc<InformationalRelay>>,
     /// How the names of fields were spelled, where that is kept.
@@ -80,7 +80,7 @@ struct Begun {
     chain: Arc<Chain>,
     tail: Box<Tail>,
     body: Incoming,
-    upgrade: Option<OnUpgrade>,
+    upgrade: Option<Client>,
     relay: Option<Arc<InformationalRelay>>,
     extensions: http::Extensions,
     scheme_given: bool,

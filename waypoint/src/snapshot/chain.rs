@@ -85,6 +85,8 @@ pub struct HttpSettings {
     pub sampling: Sampling,
     /// Whether `Upgrade: websocket` is served.
     pub websocket: bool,
+    /// HTTP/2 clients may ask for upgrades by extended CONNECT.
+    pub http2_extended_connect: bool,
     /// Other upgrade types that are served, in lower case.
     pub upgrades: Vec<Box<str>>,
     /// Whether HTTP/1.0 is served.
@@ -208,6 +210,7 @@ impl Default for HttpSettings {
             server: Default::default(),
             sampling: Sampling::default(),
             websocket: false,
+            http2_extended_connect: false,
             upgrades: Vec::new(),
             accept_http10: false,
             preserve_header_case: false,

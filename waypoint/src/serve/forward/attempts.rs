@@ -121,6 +121,10 @@ impl<'c> Attempts<'c> {
                 .next(fastrand::u64(..), avoid)
                 .ok_or_else(|| Box::new(nobody()))?,
         };
+        let tail = &mut journey.tail;
+        if let (Some(tracer), Some(trace)) = (&journey.http.tracer, &mut tail.trace) {
+            tracer.attempt(trace, &mut tail.exchange, &tail.inner.proxy.settings.node);
+        }
         if let (mirrors @ [_, ..], timeout) = std::mem::take(&mut self.copies) {
             mirrors::begin(journey, mirrors, timeout);
         }
