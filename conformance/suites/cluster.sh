@@ -137,6 +137,7 @@ runs=1
 : >"$work/suite"
 for ((run = 1; run <= runs; run++)); do
 	"$lab/k8slab.sh" conformance >"$work/suite-$run.log" || true
+	"$lab/k8slab.sh" redirect307 >>"$work/suite-$run.log" || true
 	cat "$work/suite-$run.log" | tee -a "$work/suite"
 	for test in "${expected[@]}"; do
 		grep -qE -- "--- (PASS|FAIL): TestConformance/$test " "$work/suite-$run.log" || failed "$test did not run"
