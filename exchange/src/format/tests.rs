@@ -360,6 +360,24 @@ fn a_template_tells_what_it_reads() {
 }
 
 #[test]
+fn what_filters_have_noted_is_read_off_the_record() {
+    let mut exchange = finished();
+    let payload = serde_json::json!({"sub": "dev", "groups": ["a"]});
+    exchange.metadata.set("jwt".into(), "payload".into(), Arc::new(payload));
+    for (template, text) in [
+        ("%DYNAMIC_METADATA(jwt:payload:sub)%", "dev"),
+        ("%METADATA(DYNAMIC:jwt:payload:groups)%", r#"["a"]"#),
+        ("%DYNAMIC_METADATA(jwt)%", r#"{"payload":{"groups":["a"],"sub":"dev"}}"#),
+        (
+            "%DYNAMIC_METADATA(jwt:payload:none)% %DYNAMIC_METADATA(none)% %CLUSTER_METADATA(jwt)%",
+            "- - -",
+        ),
+    ] {
+        assert_eq!(render(template, &View::new(&exchange)), text, "{template}");
+    }
+}
+
+#[test]
 fn an_expression_is_a_text_or_has_its_type_and_is_absent_where_it_fails() {
     let exchange = finished();
     let view = View::new(&exchange);
