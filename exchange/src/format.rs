@@ -8,6 +8,7 @@
 
 mod fact;
 pub(crate) mod fields;
+mod noted;
 mod operator;
 mod parse;
 mod span;
@@ -60,7 +61,7 @@ pub struct View<'a> {
     /// Objects of the filter state, by key, or by `key:field` for `%FILTER_STATE(key:FIELD:field)%`. What it does not know is looked
     /// for in the record: `io.istio.peer_principal`, `io.istio.local_principal`, `downstream_peer_obj`, `upstream_peer_obj`, ….
     pub filter_state: Option<FilterState<'a>>,
-    /// Metadata, by origin, namespace and path.
+    /// Metadata, by origin, namespace and path. Without it there is what the record has: what filters have noted.
     pub metadata: Option<Metadata<'a>>,
 }
 
@@ -103,6 +104,24 @@ impl Template {
     /// Compiles a format string.
     pub fn parse(text: &str) -> Result<Self, FormatError> {
         parse::template(text, parse::Unknown::Refused).map(|parts| Self { parts })
+    }
+
+    /// The template of one piece of dynamic metadata.
+    pub fn of_metadata(namespace: &str, path: impl IntoIterator<Item = String>) -> Self {
+        let operator = Operator::Metadata {
+            of: MetadataOf::Dynamic,
+            namespace: namespace.into(),
+            path: path.into_iter().map(String::into_boxed_str).collect(),
+        };
+        let token = format!("DYNAMIC_METADATA({namespace})").into();
+        Self {
+            parts: [Part::Operator {
+                operator,
+                max: None,
+                token,
+            }]
+            .into(),
+        }
     }
 
     /// Compiles the format string of a log. Formatters add operators to Envoy, and versions do: one that has no name here is accepted

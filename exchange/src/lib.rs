@@ -11,6 +11,7 @@ mod metadata;
 mod record;
 pub mod regex;
 mod spiffe;
+mod trace;
 mod workload;
 
 pub use filter_state::FilterState;
@@ -21,4 +22,5 @@ pub use record::{
     is_grpc_content_type,
 };
 pub use spiffe::{InvalidSpiffeId, SpiffeId};
+pub use trace::TraceIds;
 pub use workload::Workload;

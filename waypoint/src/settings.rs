@@ -17,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use cairn_agent::shutdown::DrainSettings;
 use cairn_identity::Compliance;
 
 pub(crate) use environment::flag;
@@ -31,7 +32,6 @@ use crate::{
     proxy::DataSettings,
     recorder::{MOST_RECORDS, MOST_SNAPSHOTS, RecorderSettings},
     serve::{DenyDetail, open::OnChange},
-    shutdown::DrainSettings,
 };
 
 /// How long start waits for endpoints, secrets and extensions once clusters and listeners are in. Envoy waits as long for secrets
@@ -112,7 +112,7 @@ impl Settings {
             drain: drain(&asked)?,
             workers: workers(&asked)?,
             log: arguments.log_settings()?,
-            data: data(arguments, &environment)?,
+            data: data(arguments, &environment, &config)?,
             network: environment.text_or("ISTIO_META_NETWORK", "").to_owned(),
             istio_version,
             peers: peers(&environment)?,
@@ -229,7 +229,7 @@ fn workers(asked: &Asked<'_>) -> Result<Option<usize>, SettingError> {
 /// More threads than this serve nobody.
 const MAX_WORKERS: usize = 1024;
 
-fn data(arguments: &Arguments, environment: &Environment) -> Result<DataSettings, SettingError> {
+fn data(arguments: &Arguments, environment: &Environment, config: &ProxyConfig) -> Result<DataSettings, SettingError> {
     let defaults = DataSettings::default();
     Ok(DataSettings {
         listen: environment.parsed("CAIRN_LISTEN", "ADDRESS:PORT")?,
@@ -246,6 +246,7 @@ fn data(arguments: &Arguments, environment: &Environment) -> Result<DataSettings
                 ));
             }
         },
+        service_drain: config.duration("drainDuration", defaults.service_drain)?,
         peak_ewma: environment.flag("CAIRN_PEAK_EWMA", defaults.peak_ewma)?,
         outlier_log: arguments
             .value("outlierLogPath")

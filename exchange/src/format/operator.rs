@@ -4,17 +4,17 @@ use std::{borrow::Cow, sync::Arc};
 
 use http::HeaderName;
 use percent_encoding::percent_decode;
-use serde_json::Value as Json;
 
 use super::{
     MetadataOf, Value, View,
     fact::Fact,
     fields::{Field, Fields, map_field, request_field, response_value},
+    noted::noted,
     span::{Moment, Unit, between},
     state::filter_state,
     time::TimeFormat,
 };
-use crate::{Exchange, cel::Program};
+use crate::cel::Program;
 
 /// An operator with its parameters.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,11 +97,11 @@ impl Operator {
             Self::Between { from, to, unit } => between(view.exchange, *from, *to, *unit),
             Self::Environment(value) => Value::optional(value.as_deref()),
             Self::FilterState { key, field, lookup } => filter_state(view, key, field.as_deref(), lookup),
-            Self::Metadata { of, namespace, path } => view
-                .metadata
-                .and_then(|metadata| metadata(*of, namespace, path))
-                .or_else(|| (*of == MetadataOf::Dynamic).then(|| noted(view.exchange, namespace, path))?)
-                .unwrap_or(Value::Absent),
+            Self::Metadata { of, namespace, path } => match (view.metadata, of) {
+                (Some(metadata), _) => metadata(*of, namespace, path).unwrap_or(Value::Absent),
+                (None, MetadataOf::Dynamic) => noted(view.exchange, namespace, path),
+                (None, _) => Value::Absent,
+            },
             Self::Cel { program, typed: false } => program.format(view),
             Self::Cel { program, typed: true } => program.format_typed(view),
             Self::Unrecorded => Value::Absent,
@@ -133,23 +133,6 @@ impl Operator {
             _ => false,
         }
     }
-}
-
-/// What filters have noted; a path of no keys is all that was noted in the namespace.
-fn noted<'a>(exchange: &'a Exchange, namespace: &str, path: &[Box<str>]) -> Option<Value<'a>> {
-    if !path.is_empty() {
-        return Some(match exchange.metadata.get(namespace, path)? {
-            Json::String(text) => Value::text(text),
-            Json::Null => return None,
-            other => Value::Json(other.to_string().into()),
-        });
-    }
-    let all: serde_json::Map<_, _> = exchange
-        .metadata
-        .namespace(namespace)
-        .map(|(key, value)| (key.to_owned(), value.clone()))
-        .collect();
-    (!all.is_empty()).then(|| Value::Json(Json::Object(all).to_string().into()))
 }
 
 fn without_query(path: &[u8]) -> &[u8] {

@@ -14,8 +14,8 @@ mod query;
 mod string;
 
 pub use cairn_exchange::regex::{REGEX_SIZE_LIMIT, Regex, RegexError, RegexRewrite};
-pub(crate) use header::joined;
 pub use header::{HeaderMatch, HeaderMatcher, HeaderName, request_header};
+pub(crate) use header::{any_value, joined};
 pub use ip::CidrSet;
 pub use metadata::{MetadataMatcher, ValueMatcher};
 pub use path::{PathMatch, PathMatcher};

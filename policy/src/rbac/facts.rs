@@ -8,7 +8,7 @@ use std::{
 use cairn_exchange::{Connection, DynamicMetadata, Exchange, RequestHead, format::View};
 
 use super::{Address, Text};
-use crate::matcher::{HeaderName, request_header};
+use crate::matcher::{HeaderMatcher, HeaderName, any_value, request_header};
 
 /// The facts that conditions ask for.
 #[derive(Clone, Copy)]
@@ -125,6 +125,23 @@ impl<'a> Facts<'a> {
         match name {
             HeaderName::Path if !self.has_path => None,
             name => request_header(self.request?, name),
+        }
+    }
+
+    /// Whether one of the values of a header has what is asked; `None` when it has none.
+    pub(super) fn any_header(&self, name: &HeaderName, asked: impl FnMut(&[u8]) -> bool) -> Option<bool> {
+        match name {
+            HeaderName::Path if !self.has_path => None,
+            name => any_value(self.request?, name, asked),
+        }
+    }
+
+    /// Whether a header matches.
+    pub(super) fn header_matches(&self, matcher: &HeaderMatcher) -> bool {
+        match (&matcher.name, self.request) {
+            (HeaderName::Path, _) if !self.has_path => matcher.matches_value(None),
+            (_, Some(head)) => matcher.matches(head),
+            (_, None) => matcher.matches_value(None),
         }
     }
 }

@@ -160,7 +160,10 @@ impl Index {
             found.extend_from_slice(list.map_or(&[], |list| list));
         };
         for (subject, shapes) in &self.texts {
-            subject.with(facts, |text| shapes.each(text, &mut take));
+            subject.any(facts, |text| {
+                shapes.each(text, &mut take);
+                false // each of several values counts
+            });
         }
         for (address, nets) in &self.nets {
             facts
@@ -180,13 +183,13 @@ impl Index {
 // === impl Subject ===
 
 impl Subject {
-    /// Calls `f` with the text, where there is one.
-    pub(super) fn with<T>(&self, facts: &Facts<'_>, f: impl FnOnce(&[u8]) -> T) -> Option<T> {
+    /// Whether the text, or one of the values of a header, has what is asked.
+    pub(super) fn any(&self, facts: &Facts<'_>, mut asked: impl FnMut(&[u8]) -> bool) -> bool {
         match self {
-            Self::Path => facts.path().map(|path| f(path.as_bytes())),
-            Self::State(key) => facts.state(key).map(|text| f(&text)),
-            Self::Text(which) => facts.text(*which).map(|text| f(text.as_bytes())),
-            Self::Header(name) => facts.header(name).map(|value| f(&value)),
+            Self::Path => facts.path().is_some_and(|path| asked(path.as_bytes())),
+            Self::State(key) => facts.state(key).is_some_and(|text| asked(&text)),
+            Self::Text(which) => facts.text(*which).is_some_and(|text| asked(text.as_bytes())),
+            Self::Header(name) => facts.any_header(name, asked) == Some(true),
         }
     }
 }

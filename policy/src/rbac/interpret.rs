@@ -13,7 +13,7 @@ pub fn holds(condition: &Condition, facts: &Facts<'_>) -> bool {
         Condition::All(all) => all.iter().all(|one| holds(one, facts)),
         Condition::AnyOf(any) => any.iter().any(|one| holds(one, facts)),
         Condition::Not(inner) => !holds(inner, facts),
-        Condition::Header(matcher) => matcher.matches_value(facts.header(&matcher.name).as_deref()),
+        Condition::Header(matcher) => facts.header_matches(matcher),
         Condition::Path(matcher) => facts.path().is_some_and(|path| matcher.matches(path.as_bytes())),
         Condition::Template(template) => facts.path().is_some_and(|path| template.matches(path)),
         Condition::Address(which, net) => facts.address(*which).is_some_and(|address| net.contains(&address)),
