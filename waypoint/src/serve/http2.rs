@@ -48,6 +48,7 @@ async fn run(inner: Arc<Inner>, io: InnerIo) -> Result<(), h2::Error> {
         Some(ChainKind::Http(http)) => &http.settings,
         _ => &defaults,
     };
+    let (io, mut late) = cairn_hbone::watch(io, settings.request_headers_timeout.unwrap_or(super::HEAD_TIMEOUT));
     let mut connection = h2::server::Builder::new()
         .max_concurrent_streams(settings.http2_max_concurrent_streams.unwrap_or(MAX_STREAMS))
         .initial_window_size(settings.http2_stream_window.unwrap_or(STREAM_WINDOW))
@@ -62,6 +63,8 @@ async fn run(inner: Arc<Inner>, io: InnerIo) -> Result<(), h2::Error> {
     inner.proxy.open.enter(&inner);
     loop {
         let accepted = tokio::select! {
+            // What was read is known before it is asked whether it is late.
+            biased;
             accepted = connection.accept() => accepted,
             () = drain.drained(), if !draining => {
                 draining = true;
@@ -72,6 +75,16 @@ async fn run(inner: Arc<Inner>, io: InnerIo) -> Result<(), h2::Error> {
                 draining = true;
                 connection.graceful_shutdown();
                 continue;
+            }
+            () = poll_fn(|cx| late.poll(cx)) => {
+                tracing::info!(
+                    authority = %inner.connection.authority,
+                    client = %inner.connection.remote_address,
+                    "an inner connection is closed: its client does not finish a head"
+                );
+                connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                let closed = poll_fn(|cx| connection.poll_closed(cx));
+                return timeout(open::GOODBYE, closed).await.unwrap_or(Ok(()));
             }
             () = poll_fn(|cx| inner.changes.poll_ended(cx)) => {
                 if inner.is_busy() {
