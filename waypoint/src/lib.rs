@@ -5,7 +5,7 @@
 //! * [`upstream`] holds clusters, endpoints, balancing and the connections to endpoints;
 //! * [`recorder`] keeps the last exchanges, [`explain`] tells why something is decided so;
 //! * [`workloads`] knows who is who in the mesh;
-//! * [`settings`], [`consumer`], [`logging`] and [`shutdown`] are what the agent of a pod does around it;
+//! * [`settings`], [`consumer`], [`logging`] and [`cairn_agent`] are what the agent of a pod does around it;
 //! * [`admin`] and [`cli`] are for people and their tools.
 
 pub mod admin;
@@ -15,13 +15,13 @@ pub mod config;
 pub mod consumer;
 pub mod engine;
 pub mod explain;
+pub mod export;
 pub mod logging;
 pub mod proxy;
 mod pump;
 pub mod recorder;
 pub mod serve;
 pub mod settings;
-pub mod shutdown;
 pub mod snapshot;
 mod stall;
 pub mod upstream;

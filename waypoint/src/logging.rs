@@ -13,10 +13,10 @@ use tracing_subscriber::{Registry, filter::Targets, fmt, layer::SubscriberExt as
 
 /// Names of parts, and the modules that they are. `agent` scopes follow `--log_output_level`, the others `--proxyLogLevel`.
 pub const SCOPES: [(&str, &[&str]); 22] = [
-    ("admin", &["cairn_waypoint::admin"]),
+    ("admin", &["cairn_agent::server", "cairn_waypoint::admin"]),
     (
         "agent",
-        &["cairn_waypoint::cli", "cairn_waypoint::shutdown", "cairn_waypoint::settings"],
+        &["cairn_waypoint::cli", "cairn_agent::shutdown", "cairn_waypoint::settings"],
     ),
     ("ca", &["cairn_identity"]),
     ("config", &["cairn_waypoint::config"]),

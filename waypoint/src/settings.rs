@@ -17,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use cairn_agent::shutdown::DrainSettings;
 use cairn_identity::Compliance;
 
 pub(crate) use environment::flag;
@@ -31,7 +32,6 @@ use crate::{
     proxy::DataSettings,
     recorder::{MOST_RECORDS, MOST_SNAPSHOTS, RecorderSettings},
     serve::{DenyDetail, open::OnChange},
-    shutdown::DrainSettings,
 };
 
 /// How long start waits for endpoints, secrets and extensions once clusters and listeners are in. Envoy waits as long for secrets

@@ -48,7 +48,13 @@ type Attack = fn(bool, u32) -> Vec<u8>;
 fn begin(tunnel: bool, stream: u32, flags: u8) -> Vec<u8> {
     let head = match tunnel {
         true => [field(2, "", b"CONNECT"), field(1, "", WEB.as_bytes())].concat(),
-        false => [field(3, "", b"POST"), field(6, "", b"http"), field(4, "", b"/"), field(1, "", b"web")].concat(),
+        false => [
+            field(3, "", b"POST"),
+            field(6, "", b"http"),
+            field(4, "", b"/"),
+            field(1, "", b"web"),
+        ]
+        .concat(),
     };
     // The index alone is a field of the static table: of these two the value is given.
     frame(HEADERS, END_HEADERS | flags, stream, &head)
@@ -67,14 +73,26 @@ const CANCEL: [u8; 4] = [0, 0, 0, 8];
 
 const ATTACKS: [(&str, Attack); 17] = [
     ("rapid reset", |tunnel, number| {
-        [begin(tunnel, stream(number), 0), frame(RST_STREAM, 0, stream(number), &CANCEL)].concat()
+        [
+            begin(tunnel, stream(number), 0),
+            frame(RST_STREAM, 0, stream(number), &CANCEL),
+        ]
+        .concat()
     }),
     ("resets that we have to send", |tunnel, number| {
         // A window that grows by nothing is an error of its stream (RFC 9113 §6.9).
-        [begin(tunnel, stream(number), 0), frame(WINDOW_UPDATE, 0, stream(number), &[0; 4])].concat()
+        [
+            begin(tunnel, stream(number), 0),
+            frame(WINDOW_UPDATE, 0, stream(number), &[0; 4]),
+        ]
+        .concat()
     }),
     ("data behind the end", |tunnel, number| {
-        [begin(tunnel, stream(number), END_STREAM), frame(DATA, 0, stream(number), b"x")].concat()
+        [
+            begin(tunnel, stream(number), END_STREAM),
+            frame(DATA, 0, stream(number), b"x"),
+        ]
+        .concat()
     }),
     ("CONTINUATION without end", |tunnel, number| match number {
         0 => frame(HEADERS, 0, 1, &field(2, "", if tunnel { b"CONNECT" } else { b"GET" })),
@@ -100,8 +118,12 @@ const ATTACKS: [(&str, Attack); 17] = [
     }),
     ("frames of no kind", |_, _| frame(77, 0xff, 0, b"whatever")),
     ("windows that grow by one", |_, _| frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1])),
-    ("a window that overflows", |_, _| frame(WINDOW_UPDATE, 0, 0, &[0x7f, 0xff, 0xff, 0xff])),
-    ("resets of streams that never were", |_, number| frame(RST_STREAM, 0, stream(number), &CANCEL)),
+    ("a window that overflows", |_, _| {
+        frame(WINDOW_UPDATE, 0, 0, &[0x7f, 0xff, 0xff, 0xff])
+    }),
+    ("resets of streams that never were", |_, number| {
+        frame(RST_STREAM, 0, stream(number), &CANCEL)
+    }),
     ("an HPACK bomb", |tunnel, number| {
         let method: &[u8] = if tunnel { b"CONNECT" } else { b"GET" };
         // 4,000 bytes go into the dynamic table once, and are named by a byte ever after.
@@ -180,7 +202,11 @@ async fn what_an_attacker_costs_is_bounded_and_its_neighbours_are_served() {
     let rig = Rig::start().await;
     let big = bytes::Bytes::from(vec![b'x'; BIG]);
     let app = http_app(move |request| {
-        let body = if request.uri().path() == "/well" { bytes::Bytes::from_static(b"well") } else { big.clone() };
+        let body = if request.uri().path() == "/well" {
+            bytes::Bytes::from_static(b"well")
+        } else {
+            big.clone()
+        };
         async move { http::Response::new(Full::from(body)) }
     });
     let pod = rig.pod(10, app).await;
@@ -205,7 +231,10 @@ async fn what_an_attacker_costs_is_bounded_and_its_neighbours_are_served() {
             while !attacking.is_finished() {
                 let asked = Instant::now();
                 let answer = timeout(PATIENCE, fetch(&mut neighbour, "/well")).await;
-                assert_eq!(answer.unwrap_or_else(|_| panic!("{what} {place}: the neighbour waits")).0, StatusCode::OK);
+                assert_eq!(
+                    answer.unwrap_or_else(|_| panic!("{what} {place}: the neighbour waits")).0,
+                    StatusCode::OK
+                );
                 slowest = slowest.max(asked.elapsed());
                 largest = largest.max(spent().1);
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -215,9 +244,15 @@ async fn what_an_attacker_costs_is_bounded_and_its_neighbours_are_served() {
             let grown = largest.saturating_sub(memory);
             println!("{what} {place}: {end:?} after {sent} frames, {took:?}, {grown} KiB, neighbour {slowest:?}");
             // A second for what else goes on meanwhile.
-            assert!(took < Duration::from_secs(1) + TIME * sent, "{what} {place}: {took:?} for {sent} frames");
+            assert!(
+                took < Duration::from_secs(1) + TIME * sent,
+                "{what} {place}: {took:?} for {sent} frames"
+            );
             assert!(grown < MEMORY, "{what} {place}: {grown} KiB for {sent} frames");
-            assert!(slowest < Duration::from_secs(2), "{what} {place}: its neighbour waited {slowest:?}");
+            assert!(
+                slowest < Duration::from_secs(2),
+                "{what} {place}: its neighbour waited {slowest:?}"
+            );
         }
     }
     drop(neighbour);

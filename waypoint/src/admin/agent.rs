@@ -10,10 +10,10 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use cairn_agent::shutdown::Request;
 use cairn_telemetry::prometheus::Format;
 
 use super::Pages;
-use crate::shutdown::Request;
 
 /// 15020.
 pub fn router(pages: Pages) -> Router {

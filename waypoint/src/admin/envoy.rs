@@ -11,14 +11,12 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use cairn_agent::shutdown::Request;
 use cairn_exchange::clock;
 use serde_json::json;
 
 use super::{Pages, agent::prometheus, clusters, exchanges, stats};
-use crate::{
-    config::{dump, show},
-    shutdown::Request,
-};
+use crate::config::{dump, show};
 
 type Parameters = Query<BTreeMap<String, String>>;
 

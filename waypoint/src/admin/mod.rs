@@ -7,7 +7,7 @@
 //! * [`agent`]: health, metrics and drain as pilot-agent's (15020), readiness (15021) and metrics (15090);
 //! * [`readiness`]: whether the proxy is ready, and in words why not;
 //! * [`metrics`] and `stats`: numbers for Prometheus, and Envoy's names for a few of them;
-//! * [`server`]: the HTTP server with its limits.
+//! The HTTP server with its limits is [`cairn_agent::server`].
 
 pub mod agent;
 mod clusters;
@@ -16,7 +16,6 @@ mod exchanges;
 pub mod metrics;
 mod pages;
 pub mod readiness;
-pub mod server;
 mod stats;
 
 #[cfg(test)]
@@ -24,9 +23,9 @@ mod tests;
 
 use std::net::SocketAddr;
 
+pub use cairn_agent::server::{self, BindError};
 pub use pages::{About, Pages};
 pub use readiness::Readiness;
-pub use server::BindError;
 
 use crate::{config::Store, engine::Engine};
 

@@ -2,6 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
+use cairn_agent::shutdown;
 use cairn_exchange::clock::{self, Instant};
 use cairn_proto::envoy::config::core::v3::Node;
 use cairn_telemetry::Registry;
@@ -10,7 +11,7 @@ use prost_reflect::DynamicMessage;
 use serde_json::{Value, json};
 
 use super::Readiness;
-use crate::{config::Store, engine::Engine, logging, proxy::Proxy, recorder::Recorder, shutdown};
+use crate::{config::Store, engine::Engine, logging, proxy::Proxy, recorder::Recorder};
 
 /// Everything that pages show or change; clones are the same, and cheap.
 #[derive(Clone)]

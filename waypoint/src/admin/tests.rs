@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
+use cairn_agent::shutdown::{self, DrainSettings};
 use cairn_identity::{Identity, generate::Authority};
 use serde_json::Value;
 use tokio::{
@@ -15,7 +16,6 @@ use crate::{
     engine::{Engine, Parts},
     logging,
     proxy::DataSettings,
-    shutdown::{self, DrainSettings},
 };
 
 struct Proxy {

@@ -18,6 +18,7 @@ use super::{
     line::Line,
     open,
     request::{self, Arrived},
+    upgrade::Client,
 };
 use crate::{
     body::Incoming,
@@ -132,7 +133,7 @@ fn answer(
         headers: parts.headers,
         protocol,
         body: Incoming::http1(body),
-        upgrade: asked.clone(),
+        upgrade: asked.clone().map(Client::Http1),
         relay: Some(line.relay.clone()),
         extensions: parts.extensions,
     };
