@@ -7,11 +7,8 @@
 use std::sync::Arc;
 
 use cairn_exchange::Exchange;
-use cairn_policy::{
-    headers::{HeaderEdits, record_alone},
-    matcher::StringMatcher,
-};
-use http::{HeaderMap, HeaderName, uri::PathAndQuery};
+use cairn_policy::headers::Mutation;
+use http::{HeaderMap, uri::PathAndQuery};
 use smallvec::SmallVec;
 
 use crate::{
@@ -41,15 +38,6 @@ pub struct Mutations {
     pub response: Vec<Mutation>,
     /// Of their trailers.
     pub response_trailers: Vec<Mutation>,
-}
-
-/// One mutation of headers.
-#[derive(Clone, Debug)]
-pub enum Mutation {
-    /// Adds or removes.
-    Edit(HeaderEdits),
-    /// Removes all names that match.
-    RemoveMatching(StringMatcher),
 }
 
 /// One mutation of the query.
@@ -152,10 +140,7 @@ pub(crate) fn decode_trailers(filter: &HeaderMutation, slot: &Slot, trailers: &m
 /// The answer's head is there.
 pub(crate) fn encode_head(filter: &HeaderMutation, slot: &Slot, exchange: &Exchange, head: &mut ResponseHead) {
     for mutation in levels(filter, slot).flat_map(|mutations| &mutations.response) {
-        match mutation {
-            Mutation::Edit(edits) => edits.apply_to_response(&mut head.headers, exchange, &record_alone),
-            Mutation::RemoveMatching(matcher) => remove_matching(&mut head.headers, matcher),
-        }
+        mutation.apply_to_response(&mut head.headers, exchange);
     }
 }
 
@@ -163,42 +148,6 @@ pub(crate) fn encode_head(filter: &HeaderMutation, slot: &Slot, exchange: &Excha
 pub(crate) fn encode_trailers(filter: &HeaderMutation, slot: &Slot, trailers: &mut HeaderMap) {
     for mutation in levels(filter, slot).flat_map(|mutations| &mutations.response_trailers) {
         mutation.apply_to_trailers(trailers);
-    }
-}
-
-// === impl Mutation ===
-
-impl Mutation {
-    fn apply_to_request(&self, exchange: &mut Exchange) {
-        match self {
-            Mutation::Edit(edits) => edits.apply_to_request(exchange, &record_alone),
-            Mutation::RemoveMatching(matcher) => {
-                if let Some(head) = &mut exchange.request {
-                    remove_matching(&mut head.headers, matcher);
-                }
-            }
-        }
-    }
-
-    /// Trailers are edited with literal values alone; whoever compiles this sees to it.
-    fn apply_to_trailers(&self, trailers: &mut HeaderMap) {
-        match self {
-            Mutation::Edit(edits) => {
-                edits.apply_literal(trailers);
-            }
-            Mutation::RemoveMatching(matcher) => remove_matching(trailers, matcher),
-        }
-    }
-}
-
-fn remove_matching(headers: &mut HeaderMap, matcher: &StringMatcher) {
-    let matching: SmallVec<[HeaderName; 4]> = headers
-        .keys()
-        .filter(|name| matcher.matches(name.as_str().as_bytes()))
-        .cloned()
-        .collect();
-    for name in matching {
-        headers.remove(name);
     }
 }
 
@@ -242,6 +191,9 @@ pub(crate) fn mutate_query(path: &PathAndQuery, mutations: &[QueryMutation]) -> 
 
 #[cfg(test)]
 mod tests {
+    use cairn_policy::matcher::StringMatcher;
+    use http::HeaderName;
+
     use super::*;
 
     #[test]

@@ -165,7 +165,11 @@ impl Place {
                 limit: settings.max_waiting,
             });
         }
-        let mut asking = if others == 0 { Asking::First } else { Asking::Waiting { since: None } };
+        let mut asking = if others == 0 {
+            Asking::First
+        } else {
+            Asking::Waiting { since: None }
+        };
         loop {
             let mut changed = pin!(self.waiting.changed.notified());
             changed.as_mut().enable();

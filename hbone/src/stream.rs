@@ -20,7 +20,7 @@ use bytes::{Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::shared::Slot;
+use crate::shared::{Shared, Slot};
 
 /// The most that one write hands to the connection; more is taken in the next call, so that streams take turns.
 pub const MAX_WRITE: usize = 64 * 1024;
@@ -67,6 +67,12 @@ impl TunnelStream {
             read_ended: false,
             slot,
         }
+    }
+
+    /// A stream of another HTTP/2 connection than a tunnel's: one that an extended CONNECT (RFC 8441) has made a byte stream. Window is
+    /// given back in batches of `batch` bytes, which has to be less than the stream's window.
+    pub fn of_halves(send: SendStream<Bytes>, recv: RecvStream, batch: u32) -> Self {
+        Self::new(send, recv, Slot::take(&Shared::new(batch, None)))
     }
 
     /// Reads what has arrived, without a copy; `None` is the peer's half-close.

@@ -7,14 +7,20 @@ use std::time::{Duration, SystemTime};
 
 use cairn_exchange::{SpiffeId, clock};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, RevokedCertParams, SanType,
+    SerialNumber,
 };
 
-use crate::credentials::{Credentials, CredentialsError, Pem};
+use crate::{
+    credentials::{Credentials, CredentialsError, Pem},
+    peer,
+};
 
 /// The life of the root, and of what [`Authority::issue`] issues.
 const LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// The life of a revocation list.
+const LIST_LIFE: Duration = Duration::from_secs(3600);
 /// Certificates begin this much before now, for clocks that are behind.
 const BACKDATE: Duration = Duration::from_secs(120);
 
@@ -68,6 +74,27 @@ impl Authority {
             key: key.serialize_pem().into_bytes(),
             roots: self.root_pem().into_bytes(),
         })
+    }
+
+    /// A revocation list of these certificates as the text of a file; it is good for an hour.
+    pub fn revocation_list(&self, revoked: &[&Credentials]) -> Result<String, GenerateError> {
+        let now = clock::wall();
+        let failed = |error| GenerateError::Generate("a revocation list".to_owned(), error);
+        let revoked_certs = revoked.iter().map(|credentials| RevokedCertParams {
+            serial_number: SerialNumber::from(peer::serial(credentials.chain())),
+            revocation_time: now.into(),
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let list = CertificateRevocationListParams {
+            this_update: (now - BACKDATE).into(),
+            next_update: (now + LIST_LIFE).into(),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: revoked_certs.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        list.signed_by(&self.root).and_then(|list| list.pem()).map_err(failed)
     }
 
     /// The root certificate as the text of a file.

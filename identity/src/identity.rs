@@ -31,6 +31,7 @@ use crate::{
     rotation::{self, Renewal},
     sds,
     terms::{ClientTerms, ServerTerms},
+    trust::{self, ClientTrust},
     verify,
     wall::WallClock,
 };
@@ -168,6 +169,8 @@ struct Generation {
     credentials: Arc<Credentials>,
     revocation_lists: Arc<[CertificateRevocationListDer<'static>]>,
     anchors: Arc<[CertificateDer<'static>]>,
+    /// Equal for equal trust.
+    trust: u64,
     servers: Configs<ServerTerms, ServerConfig>,
     clients: Configs<ClientTerms, ClientConfig>,
 }
@@ -291,6 +294,20 @@ impl Identity {
             config::client(&generation.credentials, &generation.revocation_lists, &terms)
         };
         Ok(generation.clients.get(terms, build)?)
+    }
+
+    /// Whom [`Identity::server_config`] accepts connections from under `terms` now, for connections that were accepted before. None
+    /// while nobody can be asked.
+    pub fn client_trust(&self, terms: &ServerTerms) -> Option<ClientTrust> {
+        let generation = self.shared.current.load_full()?;
+        let mut terms = self.shared.compliance.server(terms);
+        terms.extra_roots.extend(generation.anchors.iter().cloned());
+        ClientTrust::new(&generation.credentials, &generation.revocation_lists, &terms).ok()
+    }
+
+    /// Changes with the trust bundle and the revocation lists, and with nothing else; 0 before there are any.
+    pub fn trust_mark(&self) -> u64 {
+        self.shared.current.load().as_ref().map_or(0, |generation| generation.trust)
     }
 
     /// Takes over roots that are believed beside those of the credentials, in PEM form; they take the place of the ones before. For
@@ -422,7 +439,9 @@ impl Shared {
         let Some(credentials) = parts.credentials.clone() else {
             return;
         };
+        let trust = trust::mark(&credentials, &revocation_lists, &parts.anchors);
         self.current.store(Some(Arc::new(Generation {
+            trust,
             credentials,
             revocation_lists,
             anchors: parts.anchors.clone(),

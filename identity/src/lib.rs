@@ -4,7 +4,8 @@
 //! CSR for every certificate), mounted files, a SPIFFE socket, or fixed ones. Whenever credentials, trust bundle or revocation
 //! list change, a new *generation* begins, and with it new rustls configurations: [`Identity::server_config`] and
 //! [`Identity::client_config`] always answer for the newest one, so a handshake that starts after a rotation uses it and a
-//! session of an older trust bundle cannot be resumed. Connections that stand are not touched.
+//! session of an older trust bundle cannot be resumed. Connections that stand are not touched; whether their peers are believed still,
+//! [`ClientTrust`] says.
 //!
 //! TLS to applications outside of the mesh is another matter: [`Originator`] and the [`Secrets`] that clusters name.
 //!
@@ -31,6 +32,7 @@ mod sds;
 mod terms;
 #[cfg(test)]
 mod testing;
+mod trust;
 mod verify;
 mod wall;
 
@@ -49,4 +51,5 @@ pub use read::ReadError;
 pub use revocation::RevocationError;
 pub use sds::SdsError;
 pub use terms::{ClientTerms, ServerTerms, TlsVersion, unsupported_ciphers, unsupported_curves};
+pub use trust::{ClientTrust, Distrusted, root_name};
 pub use wall::WallClock;

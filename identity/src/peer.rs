@@ -121,6 +121,13 @@ fn hexadecimal(serial: &[u8]) -> String {
     digits.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// The serial number of a chain's leaf, as it stands there; nothing where there is no leaf.
+pub(crate) fn serial(chain: &[CertificateDer<'_>]) -> Vec<u8> {
+    let leaf = chain.first().and_then(|leaf| X509Certificate::from_der(leaf).ok());
+    leaf.map(|(_, certificate)| certificate.raw_serial().to_vec())
+        .unwrap_or_default()
+}
+
 /// Whether subject and issuer are the same.
 pub(crate) fn self_issued(der: &CertificateDer<'_>) -> bool {
     X509Certificate::from_der(der).is_ok_and(|(_, certificate)| certificate.subject().as_raw() == certificate.issuer().as_raw())

@@ -1,5 +1,6 @@
 //! Bodies of messages, wherever they come from: one type for what a client sends, one for what an endpoint sends.
 
+mod copy;
 mod request;
 
 use std::{
@@ -11,6 +12,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
+pub use copy::{CopyBudget, CopyReader, MAX_BEHIND, MAX_HELD, Progress};
 pub use request::{MAX_RECORDED, RequestBody, RequestSource};
 
 /// Why a body ended early.
@@ -28,9 +30,15 @@ pub enum BodyError {
     /// The exchange took too long.
     #[error("the exchange took too long")]
     Timeout,
+    /// Policy denies the exchange, which it has let in before.
+    #[error("policy denies the exchange now")]
+    Denied,
     /// Whoever it is sent to takes nothing.
     #[error("nothing of the body was taken for too long")]
     Stalled,
+    /// A copy for a mirror that is too far behind, or whose original ended early.
+    #[error("the copy of the body was cut")]
+    Cut,
 }
 
 /// A body that may have to be given up while its reader takes nothing of it.
@@ -53,6 +61,8 @@ pub enum Incoming {
     Http1(hyper::body::Incoming),
     /// HTTP/2.
     Http2(h2::RecvStream),
+    /// A copy of what a client sends.
+    Copy(CopyReader),
 }
 
 // === impl Incoming ===
@@ -126,6 +136,7 @@ impl Body for Incoming {
                 *this = rest;
                 Poll::Ready(Some(Ok(Frame::data(start))))
             }
+            Incoming::Copy(copy) => copy.poll_frame(cx),
             Incoming::Http1(body) => loop {
                 match ready!(Pin::new(&mut *body).poll_frame(cx)) {
                     Some(Ok(frame)) if frame.is_data() => return Poll::Ready(Some(Ok(frame))),
@@ -163,6 +174,7 @@ impl Body for Incoming {
             Incoming::Begun(..) => false,
             Incoming::Http1(body) => body.is_end_stream(),
             Incoming::Http2(body) => body.is_end_stream(),
+            Incoming::Copy(copy) => copy.is_end_stream(),
         }
     }
 
@@ -180,6 +192,7 @@ impl Body for Incoming {
                 hint
             }
             Incoming::Http1(body) => body.size_hint(),
+            Incoming::Copy(copy) => copy.size_hint(),
             Incoming::Http2(body) => {
                 if body.is_end_stream() {
                     SizeHint::with_exact(0)

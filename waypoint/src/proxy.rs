@@ -1,7 +1,7 @@
 //! What all connections of the proxy share.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -12,13 +12,14 @@ use std::{
 use arc_swap::ArcSwap;
 use cairn_hbone::drain;
 use cairn_identity::Identity;
-use cairn_telemetry::IstioStats;
+use cairn_telemetry::{IstioStats, trace::NodeFacts};
 
 use crate::{
     recorder::RecorderSettings,
     serve::{
-        DenyDetail,
-        open::{OnChange, OpenConnections},
+        DenyDetail, Mirrors,
+        open::{self, OnChange, OpenConnections},
+        trusted::TrustedTunnels,
     },
     snapshot::Snapshot,
     upstream::{Connector, Outliers},
@@ -38,27 +39,20 @@ pub struct DataSettings {
     pub tunnel_server: cairn_hbone::ServerSettings,
     /// What becomes of open connections when the policy of their service changes.
     pub open_connections: OnChange,
+    /// How long what is open may go on whose service is gone.
+    pub service_drain: Duration,
     /// Least request goes by how long endpoints take, beside how many requests they have.
     pub peak_ewma: bool,
     /// Where it is logged which endpoints are taken out and back.
     pub outlier_log: Option<std::path::PathBuf>,
-    /// Who the proxy is to services that its filters ask.
-    pub node: Node,
+    /// Who the proxy is to services that its filters ask, and to collectors: the cluster is `waypoint.app`.
+    pub node: NodeFacts,
     /// How many of the last exchanges are kept.
     pub recorder: RecorderSettings,
     /// Whom denials are told in detail.
     pub deny_detail: DenyDetail,
     /// Threads for connections; `None` is one a core.
     pub workers: Option<usize>,
-}
-
-/// Who the proxy is to services that its filters ask.
-#[derive(Clone, Debug, Default)]
-pub struct Node {
-    /// The cluster of its node: `waypoint.app`.
-    pub cluster: Arc<str>,
-    /// Its address.
-    pub address: Option<IpAddr>,
 }
 
 /// Told of each finished request and connection.
@@ -86,8 +80,12 @@ pub struct Proxy {
     pub connections: AtomicU64,
     /// What is open for long, and may be denied one day.
     pub open: OpenConnections,
+    /// Tunnels, whose peers may be believed no more one day.
+    pub trusted: TrustedTunnels,
     /// Live counts for operators.
     pub live: Live,
+    /// Copies of requests.
+    pub mirrors: Mirrors,
 }
 
 /// Things under way now.
@@ -131,9 +129,10 @@ impl Default for DataSettings {
             detect_timeout: DETECT_TIMEOUT,
             tunnel_server: cairn_hbone::ServerSettings::default(),
             open_connections: OnChange::default(),
+            service_drain: open::DRAIN,
             peak_ewma: false,
             outlier_log: None,
-            node: Node::default(),
+            node: NodeFacts::default(),
             recorder: RecorderSettings::default(),
             deny_detail: DenyDetail::default(),
             workers: None,

@@ -111,7 +111,7 @@ impl Settings {
             drain: drain(&asked)?,
             workers: workers(&asked)?,
             log: arguments.log_settings()?,
-            data: data(arguments, &environment)?,
+            data: data(arguments, &environment, &config)?,
             network: environment.text_or("ISTIO_META_NETWORK", "").to_owned(),
             istio_version,
             peers: peers(&environment)?,
@@ -228,7 +228,7 @@ fn workers(asked: &Asked<'_>) -> Result<Option<usize>, SettingError> {
 /// More threads than this serve nobody.
 const MAX_WORKERS: usize = 1024;
 
-fn data(arguments: &Arguments, environment: &Environment) -> Result<DataSettings, SettingError> {
+fn data(arguments: &Arguments, environment: &Environment, config: &ProxyConfig) -> Result<DataSettings, SettingError> {
     let defaults = DataSettings::default();
     Ok(DataSettings {
         listen: environment.parsed("CAIRN_LISTEN", "ADDRESS:PORT")?,
@@ -245,6 +245,7 @@ fn data(arguments: &Arguments, environment: &Environment) -> Result<DataSettings
                 ));
             }
         },
+        service_drain: config.duration("drainDuration", defaults.service_drain)?,
         peak_ewma: environment.flag("CAIRN_PEAK_EWMA", defaults.peak_ewma)?,
         outlier_log: arguments
             .value("outlierLogPath")

@@ -25,13 +25,13 @@ use cairn_filters::{
     buffer::Buffer,
     fault::Fault,
     grpc_web::GrpcWeb,
-    header_mutation::{HeaderMutation, Mutation, Mutations},
+    header_mutation::{HeaderMutation, Mutations},
     set_filter_state::{Object, SetFilterState},
 };
 use cairn_policy::{
     cors::CorsPolicy,
     fault::{Abort, Aborted, Delay, Faults, Rate},
-    headers::{HeaderEdit, HeaderEdits},
+    headers::{HeaderEdit, HeaderEdits, Mutation},
     matcher::StringMatcher,
     route::{
         Forward, Fraction, Overrides, Route, RouteAction, RouteTable, Target, VirtualHost, WeightedCluster, WeightedClusters,

@@ -8,9 +8,11 @@ mod edits;
 pub mod forwarded;
 mod hop;
 pub mod incoming;
+mod mutation;
 pub mod outgoing;
 mod request_id;
 
 pub use edits::{EditAction, HeaderEdit, HeaderEditError, HeaderEdits, ViewOf, record_alone};
 pub use hop::{is_upgrade, remove_hop_by_hop, upgrade_kind};
-pub use request_id::{TraceReason, with_trace_reason};
+pub use mutation::Mutation;
+pub use request_id::{Sampling, TraceReason, with_trace_reason};

@@ -3,13 +3,13 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
-use http::{HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::{HashPolicy, Overrides, Redirect};
 use crate::{
     balance::{WeightSumError, Weights},
     cors::CorsPolicy,
-    headers::HeaderEdits,
+    headers::{HeaderEdits, Mutation},
     matcher::RegexRewrite,
     rate_limit::RateLimits,
     retry::RetryPolicy,
@@ -122,17 +122,30 @@ pub struct Fraction {
     pub denominator: u32,
 }
 
-/// A cluster that gets a copy of requests; its answers are thrown away.
+/// Somebody who gets copies of requests; the answers are thrown away.
 #[derive(Clone, Debug)]
 pub struct Mirror {
-    /// Name of the cluster.
-    pub cluster: Arc<str>,
+    /// Who.
+    pub to: MirrorTarget,
     /// The share of requests that is copied.
     pub fraction: Fraction,
-    /// Copies carry an authority with `-shadow` appended to the host.
+    /// Copies carry an authority with `-shadow` appended to the host, unless there is a rewrite.
     pub shadow_host_suffix: bool,
+    /// The authority that copies carry instead.
+    pub host_rewrite: Option<HeaderValue>,
+    /// Edits of copies, in order.
+    pub edits: Vec<Mutation>,
     /// Copies are traced: always, never, or as the request (`None`).
     pub trace_sampled: Option<bool>,
+}
+
+/// Who gets copies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MirrorTarget {
+    /// This cluster.
+    Cluster(Arc<str>),
+    /// The cluster that a request header names.
+    Header(HeaderName),
 }
 
 /// Whether a route takes a kind of upgrade.
@@ -206,7 +219,7 @@ impl Forward {
         };
         one.into_iter()
             .chain(several.into_iter().flatten())
-            .chain(self.mirrors.iter().map(|mirror| &mirror.cluster))
+            .chain(self.mirrors.iter().filter_map(Mirror::cluster))
     }
 
     /// What the route says about a kind of upgrade; `None` leaves it to the chain.
@@ -254,8 +267,39 @@ impl WeightedClusters {
 // === impl Mirror ===
 
 impl Mirror {
+    /// A cluster that gets a copy of each request.
+    pub fn to(cluster: impl Into<Arc<str>>) -> Self {
+        Self {
+            to: MirrorTarget::Cluster(cluster.into()),
+            fraction: Fraction::ALL,
+            shadow_host_suffix: false,
+            host_rewrite: None,
+            edits: Vec::new(),
+            trace_sampled: None,
+        }
+    }
+
+    /// The cluster, where it is always the same.
+    pub fn cluster(&self) -> Option<&Arc<str>> {
+        match &self.to {
+            MirrorTarget::Cluster(name) => Some(name),
+            MirrorTarget::Header(_) => None,
+        }
+    }
+
+    /// The cluster's name for a request with these headers.
+    pub fn choose<'a>(&'a self, headers: &'a HeaderMap) -> Option<&'a str> {
+        match &self.to {
+            MirrorTarget::Cluster(name) => Some(name),
+            MirrorTarget::Header(name) => headers.get(name)?.to_str().ok().filter(|name| !name.is_empty()),
+        }
+    }
+
     /// The authority that a copy carries.
     pub fn authority(&self, authority: &HeaderValue) -> HeaderValue {
+        if let Some(rewrite) = &self.host_rewrite {
+            return rewrite.clone();
+        }
         let bytes = authority.as_bytes();
         if !self.shadow_host_suffix || bytes.is_empty() {
             return authority.clone();
@@ -299,7 +343,9 @@ impl Fraction {
 
 #[cfg(test)]
 mod tests {
-    use super::{Forward, Fraction, Mirror, Target, Upgrade, WeightedCluster, WeightedClusters};
+    use http::HeaderValue;
+
+    use super::{Forward, Fraction, Mirror, MirrorTarget, Target, Upgrade, WeightedCluster, WeightedClusters};
 
     #[test]
     fn the_same_random_number_chooses_the_same_cluster() {
@@ -365,12 +411,7 @@ mod tests {
     fn a_forward_names_all_clusters_it_may_send_to() {
         let clusters = vec![WeightedCluster::new("a", 1), WeightedCluster::new("b", 1)];
         let mut forward = Forward::to(Target::Weighted(WeightedClusters::new(clusters).unwrap()));
-        forward.mirrors.push(Mirror {
-            cluster: "m".into(),
-            fraction: Fraction::ALL,
-            shadow_host_suffix: false,
-            trace_sampled: None,
-        });
+        forward.mirrors.push(Mirror::to("m"));
         assert_eq!(forward.clusters().map(|name| &**name).collect::<Vec<_>>(), ["a", "b", "m"]);
         let single = Forward::to(Target::Cluster("a".into()));
         assert_eq!(single.clusters().count(), 1);
@@ -384,13 +425,33 @@ mod tests {
             (true, "web", "web-shadow"),
             (true, "", ""),
         ] {
-            let mirror = Mirror {
-                cluster: "m".into(),
-                fraction: Fraction::ALL,
+            let mut mirror = Mirror {
                 shadow_host_suffix: suffix,
-                trace_sampled: None,
+                ..Mirror::to("m")
             };
-            assert_eq!(mirror.authority(&http::HeaderValue::from_static(authority)), copy);
+            assert_eq!(mirror.authority(&HeaderValue::from_static(authority)), copy);
+            mirror.host_rewrite = Some(HeaderValue::from_static("copy"));
+            assert_eq!(mirror.authority(&HeaderValue::from_static(authority)), "copy");
+        }
+    }
+
+    #[test]
+    fn a_header_may_name_who_gets_the_copy() {
+        let name = http::HeaderName::from_static("x-copy-to");
+        let mirror = Mirror {
+            to: MirrorTarget::Header(name.clone()),
+            ..Mirror::to("m")
+        };
+        for (value, chosen) in [
+            (None, None),
+            (Some(""), None),
+            (Some("outbound|80||a"), Some("outbound|80||a")),
+        ] {
+            let headers = value
+                .map(|value| (name.clone(), HeaderValue::from_static(value)))
+                .into_iter()
+                .collect();
+            assert_eq!(mirror.choose(&headers), chosen);
         }
     }
 

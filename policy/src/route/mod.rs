@@ -17,7 +17,7 @@ mod rewrite;
 mod table;
 
 pub use action::{
-    Decorator, DirectResponse, Forward, Fraction, HostRewrite, Mirror, PathRewrite, RouteAction, Target, Upgrade,
+    Decorator, DirectResponse, Forward, Fraction, HostRewrite, Mirror, MirrorTarget, PathRewrite, RouteAction, Target, Upgrade,
     WeightedCluster, WeightedClusters,
 };
 pub use domains::{Domain, InvalidDomain};

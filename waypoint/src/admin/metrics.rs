@@ -20,6 +20,7 @@ use crate::{
         compiler::{ADDRESSES, CLUSTERS, ENDPOINTS, EXTENSIONS, LISTENERS, PROXY_CONFIG, SECRETS, WORKLOADS},
     },
     proxy::{Live, Proxy},
+    serve::Mirrors,
 };
 
 /// The types of resources, by the short names that Istio's metrics use.
@@ -37,6 +38,7 @@ const TYPES: [(&str, &str); 8] = [
 /// What is under way, the configuration, and the certificate.
 pub fn register(registry: &Registry, proxy: &Arc<Proxy>, store: &Arc<Store>) {
     live(registry, proxy);
+    mirrors(registry, proxy);
     configuration(registry, proxy, store);
     certificate(registry, proxy);
 }
@@ -67,6 +69,34 @@ fn live(registry: &Registry, proxy: &Arc<Proxy>) {
     for (name, help, field) in counters {
         let proxy = proxy.clone();
         registry.counter_fn(name, help, &[], move || field(&proxy.live).load(Relaxed) as f64);
+    }
+}
+
+fn mirrors(registry: &Registry, proxy: &Arc<Proxy>) {
+    type Field = fn(&Mirrors) -> &AtomicU64;
+    let counters: [(&'static str, &'static str, Field); 4] = [
+        (
+            "cairn_mirrored_requests_total",
+            "Copies of requests that were sent to mirrors.",
+            |mirrors| &mirrors.begun,
+        ),
+        (
+            "cairn_mirrors_skipped_total",
+            "Copies that were not made: too many under way, or no such cluster.",
+            |mirrors| &mirrors.skipped,
+        ),
+        (
+            "cairn_mirrors_cut_total",
+            "Copies that were cut because their mirror was too far behind.",
+            |mirrors| &mirrors.bodies.cut,
+        ),
+        ("cairn_mirrors_failed_total", "Copies that got no whole answer.", |mirrors| {
+            &mirrors.failed
+        }),
+    ];
+    for (name, help, field) in counters {
+        let proxy = proxy.clone();
+        registry.counter_fn(name, help, &[], move || field(&proxy.mirrors).load(Relaxed) as f64);
     }
 }
 

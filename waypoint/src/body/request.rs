@@ -18,7 +18,10 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 
-use super::{BodyError, GivenUp, Incoming};
+use super::{
+    BodyError, GivenUp, Incoming,
+    copy::{CopyBudget, CopyWriter, Progress, copy},
+};
 use crate::{
     snapshot::Chain,
     stall::{self, Stall},
@@ -58,6 +61,8 @@ pub struct RequestSource {
     /// Whether the client's side failed.
     pub failed: bool,
     observer: Option<Observer>,
+    /// Copies of what passes.
+    copies: Vec<CopyWriter>,
 }
 
 /// Those who wait for a client's bytes: the attempt that sends them on, and the exchange, whose time begins with their end.
@@ -106,12 +111,39 @@ impl RequestSource {
             ended: None,
             failed: false,
             observer: None,
+            copies: Vec::new(),
         }
     }
 
     /// Lets the filters of a run see what passes.
     pub fn observe(&mut self, chain: Arc<Chain>, run: Arc<Mutex<Run>>) {
         self.observer = Some(Observer { chain, run });
+    }
+
+    /// A copy of all of it, as it passes; `None` when its beginning has passed already and was not kept.
+    pub fn copy(&mut self, budget: &Arc<CopyBudget>) -> Option<(Incoming, Progress)> {
+        if !self.can_repeat() {
+            return None;
+        }
+        let hint = self.hint(self.received == 0);
+        let (writer, reader, progress) = copy(hint, budget);
+        let all = self.record.iter().all(|data| writer.write(data));
+        match (all, self.ended) {
+            (true, None) => self.copies.push(writer),
+            (true, Some(_)) => writer.finish(self.trailers.as_ref()),
+            (false, _) => {}
+        }
+        Some((Incoming::Copy(reader), progress))
+    }
+
+    /// How long it is, as far as that is known while nobody has read (more than what is told again).
+    fn hint(&self, unread: bool) -> SizeHint {
+        // A filter that sees the data may change its length.
+        if unread && self.observer.is_none() {
+            self.incoming.size_hint()
+        } else {
+            SizeHint::default()
+        }
     }
 
     /// Keeps the time at which something came last.
@@ -174,6 +206,7 @@ impl RequestSource {
         self.recording = false;
         self.record = Vec::new();
         self.lost = true;
+        self.copies = Vec::new();
         self.wake_reader();
     }
 
@@ -214,6 +247,9 @@ impl RequestSource {
 
     fn note_end(&mut self) {
         self.ended.get_or_insert_with(clock::now);
+        for copy in std::mem::take(&mut self.copies) {
+            copy.finish(self.trailers.as_ref());
+        }
         if let Some(waiting) = &self.waiting {
             waiting.exchange.wake();
         }
@@ -260,6 +296,7 @@ impl RequestSource {
             }
             Some(Err(error)) => {
                 self.failed = true;
+                self.copies = Vec::new();
                 return Poll::Ready(Some(Err(error)));
             }
             Some(Ok(frame)) => frame,
@@ -277,6 +314,7 @@ impl RequestSource {
                         .decode_data(&mut observer.run.lock(), &mut data, self.incoming.is_end_stream());
                 }
                 self.recorded += data.len();
+                self.copies.retain(|copy| copy.write(&data));
                 if self.incoming.is_end_stream() {
                     self.note_end();
                 }
@@ -289,8 +327,8 @@ impl RequestSource {
                     {
                         http.filters.decode_trailers(&mut observer.run.lock(), &mut trailers);
                     }
-                    self.note_end();
                     self.trailers = Some(trailers.clone());
+                    self.note_end();
                     Poll::Ready(Some(Ok(Frame::trailers(trailers))))
                 }
                 Err(_) => Poll::Ready(None),
@@ -325,12 +363,7 @@ impl RequestBody {
         locked.position = 0;
         // The attempt before it has to learn that it is over.
         locked.wake_reader();
-        // A filter that sees the data may change its length.
-        let hint = if locked.attempt == 1 && locked.observer.is_none() {
-            locked.incoming.size_hint()
-        } else {
-            SizeHint::default()
-        };
+        let hint = locked.hint(locked.attempt == 1);
         let attempt = if locked.can_repeat() { locked.attempt } else { 0 };
         Self {
             source: Some(source.clone()),

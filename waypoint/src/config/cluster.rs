@@ -16,9 +16,8 @@ use foldhash::quality::FixedState;
 
 use super::{
     any::{Unknown, decode, text, typed},
-    balancing, dns,
-    endpoint::Assignment,
-    limits,
+    assignment::Assignment,
+    balancing, dns, limits,
     origination::SecretNames,
     report::{Malformed, Notes, Present as _, Unsupported, ignore_set, refuse_set, unneeded},
     transport::{self, MatchedTransports},

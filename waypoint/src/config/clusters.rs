@@ -14,10 +14,10 @@ use bytes::Bytes;
 use cairn_exchange::clock::{self, Instant};
 
 use super::{
+    assignment::Delivered,
     cluster::{self, Compiled, Endpoints},
     compiler::{FETCH_TIMEOUT, Resource},
     discovery::Discovering,
-    endpoint::{self, Assignment},
     originate::TunnelListener,
     report::{ResourceError, Unsupported},
     state::StateStore,
@@ -60,10 +60,10 @@ struct Entry {
     discovering: Option<Discovering>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct AssignmentEntry {
     bytes: Bytes,
-    good: Option<(Assignment, Vec<Unsupported>)>,
+    good: Option<Delivered>,
     malformed: Option<ResourceError>,
 }
 
@@ -159,26 +159,21 @@ impl Clusters {
                 continue;
             };
             let (service, clusters) = (service.clone(), clusters.clone());
-            match self.assignments.get_mut(&service) {
-                Some(known) if known.bytes == resource.bytes => known.bytes = resource.bytes.clone(),
-                known => {
-                    any = true;
-                    let before = known.and_then(|known| known.good.take());
-                    let (good, malformed) = match endpoint::compile(&service, &resource.bytes) {
-                        Ok(good) => (Some(good), None),
-                        Err(malformed) => (before, Some(ResourceError::malformed(&service, None, malformed))),
-                    };
-                    self.assignments.insert(
-                        service.clone(),
-                        AssignmentEntry {
-                            bytes: resource.bytes.clone(),
-                            good,
-                            malformed,
-                        },
-                    );
-                    for name in &clusters {
-                        self.swap_endpoints(name);
-                    }
+            // Not even an empty one is the same as none.
+            let news = self
+                .assignments
+                .get(&service)
+                .is_none_or(|known| known.bytes != resource.bytes);
+            let known = self.assignments.entry(service.clone()).or_default();
+            known.bytes = resource.bytes.clone();
+            if news {
+                any = true;
+                let renewed = Delivered::renew(&mut known.good, &service, &resource.bytes);
+                known.malformed = renewed
+                    .err()
+                    .map(|malformed| ResourceError::malformed(&service, None, malformed));
+                for name in &clusters {
+                    self.swap_endpoints(name);
                 }
             }
             if let Some(entry) = self.assignments.get(&service) {
@@ -187,7 +182,7 @@ impl Clusters {
                     entry
                         .good
                         .iter()
-                        .flat_map(|(_, unsupported)| unsupported.iter().filter_map(Unsupported::error)),
+                        .flat_map(|good| good.unsupported.iter().filter_map(Unsupported::error)),
                 );
             }
             for entry in clusters.iter().filter_map(|name| self.entries.get(name)) {
@@ -209,7 +204,7 @@ impl Clusters {
                 .assignments
                 .get(service)
                 .and_then(|entry| entry.good.as_ref())
-                .map(|(assignment, _)| assignment),
+                .map(|good| &good.assignment),
         };
         let Some(assignment) = assignment else {
             let _writing = state.writing.lock();
@@ -404,7 +399,7 @@ impl Clusters {
             list.extend(entry.endpoints_unsupported.iter().cloned());
         }
         let good = self.assignments.values().filter_map(|entry| entry.good.as_ref());
-        list.extend(good.flat_map(|(_, unsupported)| unsupported.iter().cloned()));
+        list.extend(good.flat_map(|good| good.unsupported.iter().cloned()));
     }
 }
 

@@ -11,13 +11,13 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
 use cairn_exchange::clock::{self, Instant};
 use cairn_identity::Secrets;
 use cairn_proto::envoy::extensions::transport_sockets::tls::v3::Secret;
 use cairn_telemetry::access_log::LogFiles;
 
 use super::{
+    answer::words,
     any::{Unknown, decode},
     clusters::Clusters,
     listeners::{Listeners, Published},
@@ -25,25 +25,11 @@ use super::{
     store::Store,
     workload,
 };
-use crate::{recorder::Recorder, snapshot::Snapshot, upstream::dns::Names, workloads::Workloads};
+use crate::{export::Exports, recorder::Recorder, snapshot::Snapshot, upstream::dns::Names, workloads::Workloads};
 
-/// Type URL of clusters.
-pub const CLUSTERS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
-/// Type URL of endpoint assignments.
-pub const ENDPOINTS: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
-/// Type URL of listeners.
-pub const LISTENERS: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
-/// Type URL of workloads alone.
-pub const WORKLOADS: &str = "type.googleapis.com/istio.workload.Workload";
-/// Type URL of workloads and services.
-pub const ADDRESSES: &str = "type.googleapis.com/istio.workload.Address";
-/// Type URL of secrets.
-pub const SECRETS: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
-/// Type URL of extension configurations.
-pub const EXTENSIONS: &str = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig";
-
-/// Type URL of what istiod tells of trust anchors.
-pub const PROXY_CONFIG: &str = "type.googleapis.com/istio.mesh.v1alpha1.ProxyConfig";
+pub use super::answer::{
+    ADDRESSES, Applied, CLUSTERS, ENDPOINTS, EXTENSIONS, LISTENERS, PROXY_CONFIG, Resource, SECRETS, WORKLOADS,
+};
 
 /// Names that a sentence about what is missing lists.
 const NAMES_IN_WORDS: usize = 5;
@@ -54,33 +40,6 @@ const NAMES_IN_WORDS: usize = 5;
 /// chain waits with it.
 pub(crate) const FETCH_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Bytes of a NACK's words, after which only the number of further errors is told.
-const MAX_WORDS: usize = 6 * 1024;
-
-/// One resource as istiod sent it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Resource {
-    /// Its name.
-    pub name: String,
-    /// istiod's version of it, where it has one.
-    pub version: String,
-    /// The type of the message.
-    pub type_url: String,
-    /// The encoded message.
-    pub bytes: Bytes,
-}
-
-/// What came of an answer.
-#[derive(Clone, Debug, Default)]
-pub struct Applied {
-    /// What was wrong with the resources in it: all of it, also what was wrong before and was sent again.
-    pub errors: Vec<ResourceError>,
-    /// The version that was published, when anything in the snapshot changed.
-    pub published: Option<u64>,
-    /// For each type of dependent resources the names wanted from now on; only types whose names changed.
-    pub wants: BTreeMap<&'static str, BTreeSet<String>>,
-}
-
 /// What connections take from elsewhere than a snapshot, and the configuration names.
 #[derive(Clone, Debug, Default)]
 pub struct Sources {
@@ -88,6 +47,8 @@ pub struct Sources {
     pub secrets: Secrets,
     /// Addresses of names.
     pub names: Names,
+    /// Ways to collectors of traces and logs.
+    pub exports: Exports,
 }
 
 /// The one writer.
@@ -135,6 +96,7 @@ impl Compiler {
     /// Feeds what connections of a running proxy take from elsewhere than a snapshot.
     pub fn feeding(mut self, sources: Sources) -> Self {
         self.clusters.look_up_in(sources.names.clone());
+        self.listeners.export_to(sources.exports.clone());
         self.sources = sources;
         self
     }
@@ -412,52 +374,6 @@ fn some<N: std::fmt::Display>(names: impl ExactSizeIterator<Item = N>) -> String
     }
 }
 
-/// Errors as the words of one NACK.
-fn words<E: std::borrow::Borrow<ResourceError>>(errors: &[E]) -> String {
-    let mut words = String::new();
-    for (index, error) in errors.iter().enumerate() {
-        let sentence = error.borrow().to_string();
-        if words.len() + sentence.len() > MAX_WORDS && index > 0 {
-            words.push_str(&format!("; and {} more", errors.len() - index));
-            break;
-        }
-        if index > 0 {
-            words.push_str("; ");
-        }
-        words.push_str(&sentence);
-    }
-    words
-}
-
-// === impl Applied ===
-
-impl Applied {
-    /// The words of the NACK, when there has to be one: which resource, which field, what is wrong with it.
-    pub fn nack(&self) -> Option<String> {
-        (!self.errors.is_empty()).then(|| words(&self.errors))
-    }
-}
-
-// === impl Resource ===
-
-impl From<cairn_xds::Changed> for Resource {
-    fn from(changed: cairn_xds::Changed) -> Self {
-        let cairn_xds::Changed {
-            name,
-            version,
-            aliases: _,
-            type_url,
-            bytes,
-        } = changed;
-        Self {
-            name,
-            version,
-            type_url: type_url.as_str().to_owned(),
-            bytes,
-        }
-    }
-}
-
 // === impl Consumer ===
 
 impl cairn_xds::Consumer for Compiler {
@@ -485,50 +401,5 @@ impl cairn_xds::Consumer for Compiler {
             .map(|(type_url, names)| cairn_xds::Wish::exactly(type_url, names))
             .collect();
         cairn_xds::Verdict { error, wishes }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use cairn_proto::envoy::{
-        config::{
-            cluster::v3::Cluster, core::v3::TypedExtensionConfig, endpoint::v3::ClusterLoadAssignment, listener::v3::Listener,
-        },
-        extensions::transport_sockets::tls::v3::Secret,
-    };
-
-    use super::{super::any::Named, *};
-
-    fn type_url<M: Named>() -> String {
-        format!("{}{}", cairn_proto::TYPE_URL_PREFIX, M::NAME)
-    }
-
-    #[test]
-    fn the_type_urls_are_those_of_the_messages() {
-        assert_eq!(CLUSTERS, type_url::<Cluster>());
-        assert_eq!(ENDPOINTS, type_url::<ClusterLoadAssignment>());
-        assert_eq!(LISTENERS, type_url::<Listener>());
-        assert_eq!(EXTENSIONS, type_url::<TypedExtensionConfig>());
-        assert_eq!(SECRETS, type_url::<Secret>());
-        assert!(WORKLOADS.ends_with(cairn_proto::istio::workload::Workload::NAME));
-        assert!(ADDRESSES.ends_with(cairn_proto::istio::workload::Address::NAME));
-    }
-
-    #[test]
-    fn the_words_of_a_nack_have_an_end() {
-        let error = |number: usize| {
-            let malformed = Malformed {
-                field: format!("filters[{number}]"),
-                what: "is wrong".repeat(20),
-            };
-            ResourceError::malformed("main_internal", Some("inbound-vip|80|http|web.app"), malformed)
-        };
-        let words = words(&(0..1000).map(error).collect::<Vec<_>>());
-        assert!(words.len() < MAX_WORDS + 100, "{}", words.len());
-        assert!(words.ends_with(" more"), "{words}");
-        assert!(
-            words.starts_with("main_internal, chain inbound-vip|80|http|web.app, filters[0]: is wrong"),
-            "{words}"
-        );
     }
 }

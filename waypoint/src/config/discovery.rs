@@ -13,7 +13,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 
-use super::{cluster::Compiled, endpoint::Assignment};
+use super::{assignment::Assignment, cluster::Compiled};
 use crate::upstream::{
     ClusterState, Discovery, DnsTerms,
     dns::{Answer, Names, pause},

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use cairn_filters::header_mutation::{HeaderMutation, Mutation, Mutations, QueryAction, QueryMutation};
-use cairn_policy::headers::HeaderEdits;
+use cairn_filters::header_mutation::{HeaderMutation, Mutations, QueryAction, QueryMutation};
+use cairn_policy::headers::{HeaderEdits, Mutation};
 use cairn_proto::envoy::{
     config::{
         common::mutation_rules::v3::{
@@ -52,7 +52,7 @@ pub(crate) fn mutations(mutations: Option<EnvoyMutations>, notes: &mut Notes) ->
     })
 }
 
-fn each(field: &'static str, list: Vec<EnvoyMutation>, notes: &mut Notes) -> Result<Vec<Mutation>, Malformed> {
+pub(crate) fn each(field: &'static str, list: Vec<EnvoyMutation>, notes: &mut Notes) -> Result<Vec<Mutation>, Malformed> {
     let list = list.into_iter().enumerate();
     list.map(|(index, mutation)| notes.at(field, index, |notes| one(mutation, notes)))
         .collect()

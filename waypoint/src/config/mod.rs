@@ -14,8 +14,12 @@
 #![allow(deprecated)]
 
 mod access_log;
+mod adopt;
+mod answer;
 mod any;
+mod assignment;
 mod balancing;
+mod cel;
 mod chain;
 mod cluster;
 mod clusters;
@@ -40,6 +44,7 @@ mod live;
 pub mod load;
 mod local_ratelimit;
 mod matcher;
+mod mirrors;
 mod originate;
 mod origination;
 mod per_route;
@@ -60,6 +65,7 @@ mod structure;
 mod tcp;
 mod terminate;
 mod tls;
+mod tracer;
 mod transport;
 pub(crate) mod trust;
 mod upstream_http;

@@ -11,7 +11,7 @@ use cairn_policy::{
     cors::CorsPolicy,
     matcher::{MetadataMatcher, PathMatch, PathMatcher, QueryMatch, QueryMatcher, ValueMatcher},
     retry::RetryPolicy,
-    route::{Decorator, DirectResponse, Domain, Fraction, Route, RouteAction, RouteMatch, RouteTable, VirtualHost},
+    route::{Decorator, DirectResponse, Domain, Fraction, Mirror, Route, RouteAction, RouteMatch, RouteTable, VirtualHost},
 };
 use cairn_proto::envoy::{
     config::{
@@ -35,7 +35,7 @@ use http::{HeaderValue, StatusCode};
 use super::{
     any::text,
     chain::Context,
-    cors, headers, per_route, rate_limits,
+    cors, headers, mirrors, per_route, rate_limits,
     report::{Malformed, Notes, ignore_set, refuse_set, unneeded},
     retry, route_action,
     value::{self, regex},
@@ -52,6 +52,8 @@ pub(crate) struct Around {
     pub retry: Option<RetryPolicy>,
     /// Cross-origin sharing where it stands on the virtual host itself.
     pub cors: Option<Arc<CorsPolicy>>,
+    /// Who gets copies of the requests of routes that say nothing.
+    pub mirrors: Vec<Mirror>,
     /// Why every route here refuses.
     refusal: Option<String>,
 }
@@ -84,7 +86,6 @@ pub(crate) fn compile(config: RouteConfiguration, context: &mut Context, notes: 
         vhds,
         internal_only_headers,
         cluster_specifier_plugins,
-        request_mirror_policies,
         vhost_header,
         ignore_path_parameters_in_path_matching,
     );
@@ -101,6 +102,7 @@ pub(crate) fn compile(config: RouteConfiguration, context: &mut Context, notes: 
         direct_response_limit: limit as usize,
         retry: None,
         cors: None,
+        mirrors: mirrors::compile(request_mirror_policies, context, notes)?,
         refusal,
     };
     let hosts = virtual_hosts
@@ -164,7 +166,6 @@ fn compile_host(host: EnvoyHost, around: &Around, context: &mut Context, notes: 
             include_attempt_count_in_response,
             include_is_timeout_retry_header,
             retry_policy_typed_config,
-            request_mirror_policies,
         );
         // They mean something only to filters that count.
         let limits = if context.counts_requests { rate_limits } else { Vec::new() };
@@ -176,8 +177,10 @@ fn compile_host(host: EnvoyHost, around: &Around, context: &mut Context, notes: 
         .map(|policy| notes.within("retry_policy", |notes| retry::compile(policy, notes)))
         .transpose()?;
     let cors = cors::of_route(cors, None, notes)?;
+    let own = mirrors::compile(request_mirror_policies, context, notes)?;
     let around = Around {
         cors,
+        mirrors: if own.is_empty() { around.mirrors.clone() } else { own },
         direct_response_limit: around.direct_response_limit,
         retry: retry.or_else(|| around.retry.clone()),
         refusal: around.refusal.clone().or(refusal),

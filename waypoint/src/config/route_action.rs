@@ -7,8 +7,8 @@ use cairn_policy::{
     matcher::{HeaderName, RegexRewrite},
     rate_limit::RateLimits,
     route::{
-        CookieTtl, DirectResponse, Forward, Fraction, HashPolicy, HashSource, HostRewrite, Mirror, PathRewrite, Redirect,
-        RedirectPath, RouteAction, Target, Upgrade, WeightedCluster, WeightedClusters,
+        CookieTtl, DirectResponse, Forward, HashPolicy, HashSource, HostRewrite, PathRewrite, Redirect, RedirectPath,
+        RouteAction, Target, Upgrade, WeightedCluster, WeightedClusters,
     },
     timeout::{MaxStreamDuration, RouteTimeouts},
 };
@@ -20,8 +20,7 @@ use cairn_proto::envoy::{
         route::Action,
         route_action::{
             ClusterNotFoundResponseCode, ClusterSpecifier, HashPolicy as EnvoyHash, HostRewriteSpecifier,
-            MaxStreamDuration as EnvoyStreamDuration, RequestMirrorPolicy, UpgradeConfig, hash_policy::PolicySpecifier,
-            upgrade_config::ConnectConfig,
+            MaxStreamDuration as EnvoyStreamDuration, UpgradeConfig, hash_policy::PolicySpecifier, upgrade_config::ConnectConfig,
         },
         weighted_cluster::{ClusterWeight, cluster_weight},
     },
@@ -31,10 +30,10 @@ use http::{HeaderValue, StatusCode};
 
 use super::{
     chain::Context,
-    cors, headers, per_route, rate_limits,
+    cors, headers, mirrors, per_route, rate_limits,
     report::{Malformed, Notes, ignore_set, refuse_set, unneeded},
     retry,
-    route::{Around, compile_fraction},
+    route::Around,
     value::{duration, inline, limit},
 };
 
@@ -164,15 +163,10 @@ fn forward(action: EnvoyAction, around: &Around, context: &mut Context, notes: &
     };
     forward.host_rewrite = host_rewrite(host_rewrite_specifier, notes)?;
     forward.append_x_forwarded_host = append_x_forwarded_host;
-    for (index, policy) in request_mirror_policies.into_iter().enumerate() {
-        notes.ignore("request_mirror_policies", "copies of requests are not sent yet");
-        forward
-            .mirrors
-            .extend(notes.at("request_mirror_policies", index, |notes| mirror(policy, notes))?);
-    }
-    context
-        .clusters
-        .extend(forward.mirrors.iter().map(|mirror| mirror.cluster.clone()));
+    forward.mirrors = match mirrors::compile(request_mirror_policies, context, notes)? {
+        none if none.is_empty() => around.mirrors.clone(),
+        own => own,
+    };
     for (index, policy) in hash_policy.into_iter().enumerate() {
         forward
             .hash_policies
@@ -266,7 +260,7 @@ fn weighted_cluster(cluster: ClusterWeight, context: &mut Context, notes: &mut N
     Ok(compiled)
 }
 
-fn header_value(field: &str, value: String, notes: &Notes) -> Result<HeaderValue, Malformed> {
+pub(crate) fn header_value(field: &str, value: String, notes: &Notes) -> Result<HeaderValue, Malformed> {
     HeaderValue::try_from(value).map_err(|_| notes.malformed(field, "cannot stand in a header"))
 }
 
@@ -311,29 +305,6 @@ fn max_stream(most: EnvoyStreamDuration, notes: &Notes) -> Result<MaxStreamDurat
         grpc_timeout_max: of("max_stream_duration.grpc_timeout_header_max", grpc_timeout_header_max)?,
         grpc_timeout_offset: of("max_stream_duration.grpc_timeout_header_offset", grpc_timeout_header_offset)?,
     })
-}
-
-/// A mirror. What cannot be done to a copy leaves the copy as it is: nobody waits for its answer.
-fn mirror(policy: RequestMirrorPolicy, notes: &mut Notes) -> Result<Option<Mirror>, Malformed> {
-    let RequestMirrorPolicy {
-        cluster,
-        cluster_header,
-        runtime_fraction,
-        trace_sampled,
-        disable_shadow_host_suffix_append,
-        request_headers_mutations,
-        host_rewrite_literal,
-    } = policy;
-    ignore_set!(notes, cluster_header, request_headers_mutations, host_rewrite_literal);
-    if cluster.is_empty() {
-        return Ok(None);
-    }
-    Ok(Some(Mirror {
-        cluster: cluster.into(),
-        fraction: runtime_fraction.map_or(Ok(Fraction::ALL), |fraction| compile_fraction(fraction, notes))?,
-        shadow_host_suffix: !disable_shadow_host_suffix_append,
-        trace_sampled,
-    }))
 }
 
 /// A part of the hash key. It says which endpoint is preferred, so what cannot be done is left out.
@@ -409,6 +380,8 @@ fn redirect(action: RedirectAction, notes: &mut Notes) -> Result<Redirect, Malfo
     };
     let path = match path_rewrite_specifier {
         None => None,
+        // istiod always writes one of them; an empty one keeps the path.
+        Some(PathRewriteSpecifier::PathRedirect(path) | PathRewriteSpecifier::PrefixRewrite(path)) if path.is_empty() => None,
         Some(PathRewriteSpecifier::PathRedirect(path)) => Some(RedirectPath::Full(path.into())),
         Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => Some(RedirectPath::Rewrite(PathRewrite::Prefix(prefix.into()))),
         Some(PathRewriteSpecifier::RegexRewrite(rewrite)) => Some(RedirectPath::Rewrite(PathRewrite::Regex(substitution(

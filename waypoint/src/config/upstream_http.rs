@@ -17,6 +17,7 @@ use cairn_proto::envoy::{
 
 use super::{
     any::{Unknown, unpack},
+    mirrors,
     protocol_options::{self, Http1, Http2},
     report::{Malformed, Notes, ignore_set, refuse_set, unneeded},
     route_action,
@@ -60,13 +61,8 @@ fn http_options(options: HttpProtocolOptions, settings: &mut ClusterSettings, no
         retry_policy,
         upstream_protocol_options,
     } = options;
-    refuse_set!(
-        notes,
-        http_filters,
-        header_validation_config,
-        request_mirror_policies,
-        retry_policy
-    );
+    refuse_set!(notes, http_filters, header_validation_config, retry_policy);
+    settings.mirrors = mirrors::list_of(request_mirror_policies, notes)?;
     ignore_set!(notes, outlier_detection);
     for (index, policy) in hash_policy.into_iter().enumerate() {
         let compiled = notes.at("hash_policy", index, |notes| route_action::hash(policy, notes))?;

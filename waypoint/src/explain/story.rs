@@ -161,7 +161,7 @@ pub fn explain(snapshot: &Snapshot, asked: &Asked) -> Story {
     let serves = snapshot.serves(&facts(asked.address, source_ip, &connection.authority, spoken));
     let (Serves::Http(chain) | Serves::Tcp(chain)) = &serves else {
         let why = match serves {
-            Serves::Nobody(why) => why,
+            Serves::Nobody(why) => why.why(),
             _ => "what is spoken decides, and that is not known",
         };
         return story.unserved(503, "filter_chain_not_found", why);

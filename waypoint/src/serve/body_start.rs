@@ -1,10 +1,12 @@
 //! The beginning of a request's body, for filters that decide by it; the body goes on from its first byte afterwards.
 
 use bytes::{Bytes, BytesMut};
+use cairn_exchange::ResponseFlags;
 use cairn_filters::{BodyStart, LocalReply};
+use http::{HeaderMap, StatusCode};
 use http_body::Body as _;
 
-use super::{limits::Limits, request::collect};
+use super::limits::Limits;
 use crate::{body::Incoming, serve::reply};
 
 /// Waits for so much of a body as is wanted, or all of it; whether it is all.
@@ -41,9 +43,41 @@ pub async fn begin(body: &mut Incoming, wanted: BodyStart, limits: Option<&Limit
     Ok((start, whole))
 }
 
+/// Reads a whole body, and the trailers behind it.
+pub async fn collect(
+    body: &mut Incoming,
+    limit: usize,
+    limits: Option<&Limits>,
+) -> Result<(Bytes, Option<HeaderMap>), Box<LocalReply>> {
+    let too_large = || {
+        let status = StatusCode::PAYLOAD_TOO_LARGE;
+        Box::new(LocalReply::new(
+            status,
+            ResponseFlags::NONE,
+            "request_payload_too_large",
+            "Payload Too Large",
+        ))
+    };
+    let mut whole = BytesMut::new();
+    let mut trailers = None;
+    while let Some(frame) = std::future::poll_fn(|cx| std::pin::Pin::new(&mut *body).poll_frame(cx)).await {
+        let frame = frame.map_err(|_| Box::new(reply::bad_request("http1.codec_error")))?;
+        if let Some(limits) = limits {
+            limits.moved();
+        }
+        match frame.into_data() {
+            Ok(data) if whole.len() + data.len() > limit => return Err(too_large()),
+            Ok(data) if whole.is_empty() => whole = BytesMut::from(data),
+            Ok(data) => whole.extend_from_slice(&data),
+            Err(frame) => trailers = frame.into_trailers().ok(),
+        }
+    }
+    Ok((whole.freeze(), trailers))
+}
+
 #[cfg(test)]
 mod tests {
-    use http::{HeaderMap, HeaderValue, header};
+    use http::{HeaderValue, header};
     use http_body_util::BodyExt as _;
 
     use super::*;

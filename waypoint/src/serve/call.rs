@@ -1,4 +1,4 @@
-//! Requests of our own to a cluster's endpoint, for filters.
+//! Requests to a cluster's endpoint beside those of clients: of our own, for filters, and copies for mirrors.
 //!
 //! They go the way of the traffic, over the same endpoints, tunnels and connections, and count as requests of their cluster. They are
 //! made once: what becomes of a request whose call fails is for its filter to say.
@@ -9,37 +9,76 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use cairn_exchange::{Protocol, RequestHead};
+use cairn_exchange::{Protocol, RequestHead, SpiffeId};
 use cairn_filters::{HttpCall, HttpError, HttpReply};
 use http_body::Body as _;
 use parking_lot::Mutex;
 
-use super::response::Active;
+use super::{
+    forward::tell_outliers,
+    response::{Active, Leased},
+};
 use crate::{
     body::{Incoming, RequestBody, RequestSource},
     proxy::Proxy,
     snapshot::Snapshot,
-    upstream::{Answer, Attempt, AttemptError, Avoid, Counted, Discovery, Key, Level, Picking, Purpose, host_and_port},
+    upstream::{Answer, Attempt, AttemptError, Avoid, Cluster, Counted, Discovery, Key, Level, Picking, Purpose, host_and_port},
 };
 
 /// Nobody's address: we speak for ourselves, and no PROXY header tells of it.
 const NO_CLIENT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+
+/// On whose behalf a request is made.
+pub struct Caller {
+    /// Whose connections it may share.
+    pub principal: Option<SpiffeId>,
+    /// Where the client is.
+    pub address: SocketAddr,
+    /// The client's connection: chooses among idle ones.
+    pub connection: u64,
+    /// What the client speaks.
+    pub protocol: Protocol,
+}
 
 /// A request that was sent, and its answer's head.
 pub struct Sent {
     /// The answer.
     pub answer: Answer,
     /// What it takes up until the answer has been read.
-    _counted: (Counted, Active),
+    counted: (Counted, Active),
 }
 
-/// Sends a request; an error says why there is no answer. Bounded in time by the caller.
+/// Sends a request of our own; an error says why there is no answer. Bounded in time by the caller.
 pub async fn send(proxy: &Proxy, snapshot: &Snapshot, cluster: &str, head: &RequestHead, body: Bytes) -> Result<Sent, String> {
     let cluster = snapshot
         .clusters
         .get(cluster)
         .cloned()
         .ok_or_else(|| format!("there is no cluster {cluster}"))?;
+    let body = if body.is_empty() {
+        Incoming::Empty
+    } else {
+        Incoming::whole(body, None)
+    };
+    let body = RequestBody::next_attempt(&Arc::new(Mutex::new(RequestSource::new(body, false))));
+    let ourselves = Caller {
+        principal: None,
+        address: NO_CLIENT,
+        connection: 0,
+        protocol: Protocol::Http2,
+    };
+    send_body(proxy, snapshot, cluster, head, body, &ourselves).await
+}
+
+/// Sends a request; an error says why there is no answer. Bounded in time by the caller.
+pub async fn send_body(
+    proxy: &Proxy,
+    snapshot: &Snapshot,
+    cluster: Arc<Cluster>,
+    head: &RequestHead,
+    body: RequestBody,
+    caller: &Caller,
+) -> Result<Sent, String> {
     let endpoint = match &cluster.settings.discovery {
         Discovery::DynamicForwardProxy(terms) => {
             let named = host_and_port(head.authority.as_bytes());
@@ -54,12 +93,6 @@ pub async fn send(proxy: &Proxy, snapshot: &Snapshot, cluster: &str, head: &Requ
             endpoint.ok_or_else(|| format!("nobody is available in cluster {}", cluster.facts.name))?
         }
     };
-    let body = if body.is_empty() {
-        Incoming::Empty
-    } else {
-        Incoming::whole(body, None)
-    };
-    let body = RequestBody::next_attempt(&Arc::new(Mutex::new(RequestSource::new(body, false))));
     let active = Active::begin(endpoint.clone(), cluster.clone());
     let attempt = Attempt {
         connector: &proxy.connector,
@@ -69,35 +102,47 @@ pub async fn send(proxy: &Proxy, snapshot: &Snapshot, cluster: &str, head: &Requ
         original: None,
         key: Key {
             transport: cluster.transport_hash,
-            tunnel: snapshot.tunnel_terms(&endpoint.target),
-            principal: None,
+            tunnel: proxy.connector.tunnel_terms(snapshot, &endpoint.target),
+            principal: caller.principal.clone(),
             original: None,
             purpose: Purpose::of(
                 cluster.transport_to(&endpoint),
                 cluster.settings.names_by_host,
                 Some(head.authority.as_bytes()),
-                NO_CLIENT,
+                caller.address,
                 None,
             ),
             level: Level::default(),
         },
-        near: 0,
+        near: caller.connection,
         sent: &AtomicBool::new(false),
-        downstream: Protocol::Http2,
+        downstream: caller.protocol,
         upgrade: false,
         spelling: &http::Extensions::new(),
         informational: None,
         limit: None,
         source: None,
     };
-    let (answer, counted) = attempt.send(head, body).await.map_err(|error| match error {
+    let result = attempt.send(head, body).await;
+    let grpc = head.is_grpc();
+    tell_outliers(&proxy.outliers, &cluster, &endpoint, &result, grpc);
+    let (answer, counted) = result.map_err(|error| match error {
         AttemptError::Connect(error) => error.to_string(),
         other => format!("the service's connection failed: {other:?}"),
     })?;
     Ok(Sent {
         answer,
-        _counted: (counted, active),
+        counted: (counted, active),
     })
+}
+
+impl Sent {
+    /// The answer has been read; its connection may be used again if the request was taken too.
+    pub fn settle(self, taken: bool, near: u64) {
+        let (counted, active) = self.counted;
+        let lease = self.answer.lease;
+        Leased { lease, counted, active }.settle(taken, near);
+    }
 }
 
 /// Sends an HTTP request and reads its whole answer.

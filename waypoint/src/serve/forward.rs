@@ -1,75 +1,48 @@
 //! Forwarding: from a route that says "to this cluster" to the answer of an endpoint.
 //!
-//! An attempt that fails before anything of the request was sent harms nobody when it is made again elsewhere, and is, up to
-//! [`UNSENT_TRIES`] times, whatever the route says of retries; beyond that the route's retry policy decides.
+//! The request is edited as its route says, sent within the route's time (`attempts`), and answered by what an endpoint says or by why
+//! none did (`failure`).
 
-use std::{
-    borrow::Cow,
-    pin::pin,
-    sync::{
-        Arc, LazyLock,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+mod attempts;
+mod failure;
 
-use cairn_exchange::{ResponseFlags, clock};
+use std::{pin::pin, time::Duration};
+
+use cairn_exchange::{Protocol, ResponseFlags, clock};
 use cairn_filters::{LocalReply, ResponseHead};
 use cairn_policy::{
     headers::record_alone,
-    outlier::{Report, status_of_grpc},
-    retry::{Outcome, Reset, RetryPlan, RetryPolicy},
+    retry::Outcome,
     route::{Forward, Found, HashFacts, HashPolicy, HashSource, RequestHash, WeightedCluster},
     timeout::RouteTimeouts,
 };
-use http::{HeaderName, HeaderValue, Response, StatusCode, header::SET_COOKIE};
+use http::{
+    HeaderName, HeaderValue, Response, StatusCode,
+    header::{CONTENT_LENGTH, SET_COOKIE},
+};
 use tokio::time::sleep;
 
+pub use self::attempts::tell_outliers;
+use self::{
+    attempts::{Attempts, NO_RETRIES},
+    failure::fail,
+};
 use super::{
     ResponseBody,
     limits::{Limits, within},
-    passage, reply,
+    reply,
     request::{self, Journey},
     response::{Active, Leased, Tail},
     upgrade,
 };
 use crate::{
-    body::RequestBody,
-    upstream::{
-        Answer, Attempt, AttemptError, Avoid, Cluster, ConnectError, Counted, Discovery, Endpoint, Key, Level, Outliers, Picking,
-        Purpose, Resource,
-        dns::{HostCacheTerms, Names},
-        host_and_port,
-    },
+    body::Incoming,
+    upstream::{Answer, Cluster, Counted, Level, Picking},
 };
 
-/// Other endpoints that are tried for a request of which nothing was sent (DIFFERENCES.md 5).
-const UNSENT_TRIES: u32 = 2;
-
 const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
-const OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
 const DROPPED: HeaderName = HeaderName::from_static("x-envoy-drop-overload");
 const DECORATOR: HeaderName = HeaderName::from_static("x-envoy-decorator-operation");
-
-/// Cut after something was sent.
-const STARTED: Outcome<'static> = Outcome::Reset(Reset {
-    refused: false,
-    request_started: true,
-});
-
-/// How an attempt failed, for the retry policy and for the answer.
-struct Failure {
-    outcome: Outcome<'static>,
-    flags: ResponseFlags,
-    /// Envoy's name of the reason: `connection termination`.
-    reason: &'static str,
-    transport: Option<Cow<'static, str>>,
-    /// Nothing was sent.
-    unsent: bool,
-    /// Trying again would not help.
-    is_final: bool,
-    reply: Option<LocalReply>,
-}
 
 /// Forwards a request.
 pub async fn forward(mut journey: Journey<'_>, found: Found<'_>, to: &Forward) -> Response<ResponseBody> {
@@ -97,20 +70,15 @@ pub async fn forward(mut journey: Journey<'_>, found: Found<'_>, to: &Forward) -
     let limits = journey.tail.limits.clone();
     cluster.resolved().await;
     let level = if to.high_priority { Level::High } else { Level::Default };
-    let mut attempts = Attempts {
-        picking: Picking::new(&cluster)
-            .hashed(hash)
-            .by_latency(journey.tail.inner.proxy.settings.peak_ewma),
-        level,
-        policy,
-        plan,
-        unsent: 0,
-        last_unsent: false,
-        begun: clock::now(),
-        sent: AtomicBool::new(false),
-        retrying: None,
-        overflowed: false,
+    let picking = Picking::new(&cluster)
+        .hashed(hash)
+        .by_latency(journey.tail.inner.proxy.settings.peak_ewma);
+    // A cluster's own mirrors come before those of routes.
+    let mirrors = match cluster.settings.mirrors.as_slice() {
+        [] => to.mirrors.as_slice(),
+        own => own,
     };
+    let mut attempts = Attempts::new(picking, level, policy, plan).copied_to(mirrors, timeouts.global);
     let answered = loop {
         let elapsed = since_request(&journey.tail);
         if let Some(head) = &mut journey.tail.exchange.request {
@@ -155,6 +123,10 @@ pub async fn forward(mut journey: Journey<'_>, found: Found<'_>, to: &Forward) -
     }
     match answered {
         Ok(Ok((mut answer, counts))) => {
+            if attempts.used_up {
+                let flags = &mut journey.tail.exchange.flags;
+                flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
+            }
             for cookie in cookies {
                 answer.head.headers.append(SET_COOKIE, cookie);
             }
@@ -218,205 +190,13 @@ fn since_request(tail: &Tail) -> Duration {
     }
 }
 
-/// Where nothing is said of retries, the request's own headers may still ask (of internal clients, contract xds §4.6).
-static NO_RETRIES: LazyLock<RetryPolicy> = LazyLock::new(RetryPolicy::default);
-
-/// The attempts to send one request.
-struct Attempts<'c> {
-    picking: Picking<'c>,
-    policy: &'c RetryPolicy,
-    plan: RetryPlan,
-    /// Under whose limits.
-    level: Level,
-    /// Tries elsewhere after one of which nothing was sent, beyond what the policy allowed.
-    unsent: u32,
-    /// Nothing was sent the last time.
-    last_unsent: bool,
-    /// When the last attempt began.
-    begun: clock::Instant,
-    /// Whether a connection has taken it.
-    sent: AtomicBool,
-    /// The retry that is under way, as the cluster's limits count it.
-    retrying: Option<Counted>,
-    /// The cluster's limits have kept the request from another try.
-    overflowed: bool,
-}
-
-impl Attempts<'_> {
-    /// Makes the next attempt.
-    async fn next(
-        &mut self,
-        journey: &mut Journey<'_>,
-        cluster: &Arc<Cluster>,
-        per_try: Option<Duration>,
-    ) -> Result<(Answer, (Counted, Active)), Box<Failure>> {
-        let avoid = Avoid {
-            // Where a hash decides, a retry leaves its endpoint only when that is asked for, or cannot be reached.
-            endpoints: self.policy.avoid_previous_hosts || self.last_unsent || !cluster.settings.lb.is_hashed(),
-            priorities: self.policy.avoid_previous_priorities,
-        };
-        let endpoint = match &cluster.settings.discovery {
-            Discovery::DynamicForwardProxy(terms) => {
-                let authority = journey.tail.exchange.request.as_ref().map(|head| head.authority.clone());
-                let names = journey.tail.inner.proxy.connector.names().clone();
-                Box::pin(by_host(names, authority, cluster, terms)).await?
-            }
-            _ => self
-                .picking
-                .next(fastrand::u64(..), avoid)
-                .ok_or_else(|| Box::new(nobody()))?,
-        };
-        let tail = &mut journey.tail;
-        let original = request::original(&tail.inner);
-        tail.exchange.attempts += 1;
-        tail.exchange.upstream = Some(passage::describe(&endpoint, journey.snapshot, original));
-        let body = match &tail.source {
-            None => RequestBody::empty(),
-            Some(source) => RequestBody::next_attempt(source),
-        };
-        self.begun = clock::now();
-        self.sent.store(false, Relaxed);
-        let active = Active::begin(endpoint.clone(), cluster.clone());
-        let attempt = Attempt {
-            connector: &tail.inner.proxy.connector,
-            snapshot: journey.snapshot,
-            cluster,
-            endpoint: &endpoint,
-            original,
-            key: Key {
-                transport: cluster.transport_hash,
-                tunnel: journey.snapshot.tunnel_terms(&endpoint.target),
-                principal: tail.exchange.connection.peer.clone(),
-                original: endpoint.target.address().is_none().then_some(original).flatten(),
-                purpose: Purpose::of(
-                    cluster.transport_to(&endpoint),
-                    cluster.settings.names_by_host,
-                    tail.exchange.request.as_ref().map(|head| head.authority.as_bytes()),
-                    tail.exchange.connection.remote_address,
-                    original,
-                ),
-                level: self.level,
-            },
-            near: tail.exchange.connection.id,
-            sent: &self.sent,
-            downstream: tail.exchange.protocol,
-            upgrade: journey.upgrading,
-            spelling: &journey.extensions,
-            informational: journey.relay.as_ref(),
-            limit: per_try.filter(|_| !journey.upgrading),
-            source: tail.source.as_deref(),
-        };
-        let Some(head) = &tail.exchange.request else {
-            return Err(Box::new(nobody()));
-        };
-        let sent_at = tail.exchange.elapsed();
-        let result = attempt.send(head, body).await;
-        tell_outliers(
-            &tail.inner.proxy.outliers,
-            cluster,
-            &endpoint,
-            &result,
-            tail.exchange.is_grpc(),
-        );
-        tail.exchange.moments.first_upstream_sent.get_or_insert(sent_at);
-        match result {
-            Ok((answer, counted)) => {
-                if tail.inner.proxy.settings.peak_ewma {
-                    let took = tail.exchange.elapsed().saturating_sub(sent_at);
-                    endpoint.state.latency.observe(took, clock::now());
-                }
-                tail.exchange.moments.first_upstream_received = Some(tail.exchange.elapsed());
-                if let Some(upstream) = &mut tail.exchange.upstream {
-                    upstream.local_address = answer.local_address;
-                }
-                Ok((answer, (counted, active)))
-            }
-            Err(error) => Err(Box::new(failure_of(error, tail))),
-        }
-    }
-
-    /// Whether an answer is tried again, and after what pause.
-    fn retry_answer(&mut self, journey: &Journey<'_>, cluster: &Cluster, answer: &Answer) -> Option<Duration> {
-        let headers = &answer.head.headers;
-        let grpc_status = super::response::grpc_status(headers);
-        let outcome = Outcome::Response {
-            status: answer.head.status,
-            headers,
-            grpc_status,
-        };
-        self.last_unsent = false;
-        self.decide(journey, cluster, &outcome, Some(headers))
-    }
-
-    /// Whether a failed attempt is made again, and after what pause.
-    fn retry_failure(&mut self, journey: &Journey<'_>, cluster: &Cluster, failure: &Failure) -> Option<Duration> {
-        self.last_unsent = failure.unsent;
-        if failure.is_final {
-            return None;
-        }
-        let by_policy = self.decide(journey, cluster, &failure.outcome, None);
-        if by_policy.is_some() || self.overflowed {
-            return by_policy;
-        }
-        if failure.unsent && self.unsent + self.plan.made < UNSENT_TRIES && self.picking.has_others() && can_repeat(journey) {
-            self.retry(cluster)?;
-            self.unsent += 1;
-            return Some(Duration::ZERO);
-        }
-        None
-    }
-
-    fn decide(
-        &mut self,
-        journey: &Journey<'_>,
-        cluster: &Cluster,
-        outcome: &Outcome<'_>,
-        answer: Option<&http::HeaderMap>,
-    ) -> Option<Duration> {
-        self.retrying = None;
-        if !can_repeat(journey) {
-            return None;
-        }
-        self.plan.decide(self.policy, outcome)?;
-        self.retry(cluster)?;
-        Some(self.plan.wait(self.policy, answer, clock::wall(), fastrand::u64(..)))
-    }
-
-    /// Counts one more retry, if the cluster's limits allow it.
-    fn retry(&mut self, cluster: &Cluster) -> Option<()> {
-        self.retrying = Counted::within(&cluster.state, &cluster.settings.breakers, self.level, Resource::Retry);
-        self.overflowed = self.retrying.is_none();
-        self.retrying.as_ref().map(|_| ())
-    }
-
-    /// The attempt took too long: that is its endpoint's failure.
-    fn timed_out(&self, journey: &Journey<'_>, cluster: &Arc<Cluster>) {
-        // While it waits for one of too few connections, that is nobody's failure.
-        let Some(endpoint) = self.picking.last().filter(|_| self.sent.load(Relaxed)) else {
-            return;
-        };
-        let proxy = &journey.tail.inner.proxy;
-        proxy.outliers.report(cluster, endpoint, Report::TimedOut);
-        if proxy.settings.peak_ewma {
-            let now = clock::now();
-            endpoint.state.latency.observe(now.saturating_duration_since(self.begun), now);
-        }
-    }
-
-    /// Whether anything was tried more than once.
-    fn tried_again(&self) -> bool {
-        self.plan.made + self.unsent > 0
-    }
-}
-
-/// Whether the request's body, if it has one, could be sent again.
-fn can_repeat(journey: &Journey<'_>) -> bool {
-    journey.tail.source.as_ref().is_none_or(|source| source.lock().can_repeat())
-}
-
 /// Edits in Envoy's order: what the weighted cluster says, then route, virtual host and table, then the rewrites of the route.
 fn edit_request(journey: &mut Journey<'_>, found: Found<'_>, to: &Forward, weighted: Option<&WeightedCluster>) {
     let keep = !journey.http.settings.suppress_envoy_headers;
+    if journey.tail.asked.is_none() && edits_request(found, to, weighted) {
+        // As filters see it: what the route makes of it is not what policy speaks of.
+        journey.tail.asked = journey.tail.exchange.request.clone().map(Box::new);
+    }
     let exchange = &mut journey.tail.exchange;
     if let Some(weighted) = weighted {
         if !weighted.request_edits.is_empty() {
@@ -435,16 +215,29 @@ fn edit_request(journey: &mut Journey<'_>, found: Found<'_>, to: &Forward, weigh
     }
 }
 
+/// Whether a route sends another request than it gets.
+fn edits_request(found: Found<'_>, to: &Forward, weighted: Option<&WeightedCluster>) -> bool {
+    let weighted = weighted.is_some_and(|weighted| !weighted.request_edits.is_empty() || weighted.host_rewrite.is_some());
+    weighted
+        || to.path_rewrite.is_some()
+        || to.host_rewrite.is_some()
+        || found.request_edits(None).iter().any(|edits| !edits.is_empty())
+}
+
 /// Edits an answer as route and virtual host say.
 pub fn edit_response(head: &mut ResponseHead, tail: &mut Tail, found: Found<'_>, weighted: Option<&WeightedCluster>) {
+    tail.exchange.status = Some(head.status); // edits may tell it
     for edits in found.response_edits(weighted) {
         edits.apply_to_response(&mut head.headers, &tail.exchange, &record_alone);
     }
-    name_operation(head, found);
+    name_operation(head, tail, found);
 }
 
-/// Tells the client which operation its route is.
-pub fn name_operation(head: &mut ResponseHead, found: Found<'_>) {
+/// Tells the client which operation its route is, where the chain traces.
+pub fn name_operation(head: &mut ResponseHead, tail: &Tail, found: Found<'_>) {
+    if !tail.trace.as_ref().is_some_and(|trace| trace.tells_operation()) {
+        return;
+    }
     if let Some(decorator) = found.route.decorator.as_ref().filter(|decorator| decorator.propagate) {
         head.headers.insert(DECORATOR, decorator.operation.clone());
     }
@@ -488,93 +281,17 @@ fn answer_client(
     }
     let mut tail = journey.tail;
     tail.lease = Some(Leased { lease, counted, active });
+    // A client of HTTP/1 has its answer with the last byte of its length; the end of the endpoint's stream is not waited for.
+    if matches!(body, Incoming::Http2(_)) && tail.exchange.protocol != Protocol::Http2 {
+        let length = response.headers().get(CONTENT_LENGTH);
+        tail.length = length.and_then(|length| length.to_str().ok()?.parse().ok());
+    }
     match (switched, journey.upgrade, upgrade) {
         (true, Some(client), Some(endpoint)) => {
             upgrade::pass(client, endpoint, tail);
             response.map(|()| ResponseBody::empty())
         }
         _ => response.map(|()| ResponseBody::new(body, tail)),
-    }
-}
-
-fn fail(mut journey: Journey<'_>, found: Found<'_>, failure: Failure, attempts: &Attempts<'_>) -> Response<ResponseBody> {
-    let exchange = &mut journey.tail.exchange;
-    if let Some(reply) = failure.reply {
-        return journey.reply_by_route(reply, found);
-    }
-    let tried_again = attempts.tried_again();
-    if tried_again && !attempts.overflowed && (failure.unsent || attempts.plan.wants(attempts.policy, &failure.outcome).is_some())
-    {
-        exchange.flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
-    }
-    exchange.transport_failure.clone_from(&failure.transport);
-    let inside = match &failure.transport {
-        Some(transport) => format!("{}|{}", failure.reason.replace(' ', "_"), transport.replace(' ', "_")),
-        None => failure.reason.replace(' ', "_"),
-    };
-    let how = if tried_again {
-        "retried and the latest reset reason"
-    } else {
-        "reset reason"
-    };
-    let body = format!(
-        "upstream connect error or disconnect/reset before headers. {how}: {}",
-        failure.reason
-    );
-    let details = format!("upstream_reset_before_response_started{{{inside}}}");
-    // An endpoint that breaks the protocol is a bad gateway, everything else an unavailable service: as Envoy's router answers.
-    let broken = failure.flags.contains(ResponseFlags::UPSTREAM_PROTOCOL_ERROR);
-    let status = if broken {
-        StatusCode::BAD_GATEWAY
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    };
-    let mut reply = LocalReply::new(status, failure.flags, details, body);
-    if matches!(failure.outcome, Outcome::Overflow) && !journey.http.settings.suppress_envoy_headers {
-        reply = reply.with_header(OVERLOADED, HeaderValue::from_static("true"));
-    }
-    journey.reply_by_route(reply, found)
-}
-
-/// How an attempt went, for the detection of endpoints that fail.
-fn tell_outliers(
-    outliers: &Outliers,
-    cluster: &Arc<Cluster>,
-    endpoint: &Arc<Endpoint>,
-    result: &Result<(Answer, Counted), AttemptError>,
-    grpc: bool,
-) {
-    if cluster.settings.outlier.is_none() {
-        return;
-    }
-    let tell = |report| outliers.report(cluster, endpoint, report);
-    match result {
-        Ok((answer, _)) => {
-            tell(Report::Connected);
-            let grpc_status = grpc.then(|| super::response::grpc_status(&answer.head.headers)).flatten();
-            tell(Report::Answered(
-                grpc_status.map_or_else(|| answer.head.status.as_u16(), status_of_grpc),
-            ));
-        }
-        // Of timeouts it is told where they are found out.
-        Err(
-            AttemptError::Connect(ConnectError::Unsupported(_))
-            | AttemptError::Late
-            | AttemptError::Overflow
-            | AttemptError::Unsendable(_),
-        ) => {}
-        Err(AttemptError::RequestBody) => tell(Report::Connected),
-        Err(AttemptError::Connect(_)) => tell(Report::Failed),
-        Err(
-            AttemptError::Refused
-            | AttemptError::Closed
-            | AttemptError::Terminated
-            | AttemptError::Reset(_)
-            | AttemptError::Protocol(_),
-        ) => {
-            tell(Report::Connected);
-            tell(Report::Failed);
-        }
     }
 }
 
@@ -628,151 +345,4 @@ fn drop_overload(journey: &Journey<'_>, cluster: &Cluster) -> Option<LocalReply>
     } else {
         reply.with_header(DROPPED, HeaderValue::from_static("true"))
     })
-}
-
-/// The endpoint that the request's host names, once it is looked up.
-async fn by_host(
-    names: Names,
-    authority: Option<HeaderValue>,
-    cluster: &Cluster,
-    terms: &HostCacheTerms,
-) -> Result<Arc<Endpoint>, Box<Failure>> {
-    let Some((host, port)) = authority.as_ref().and_then(|authority| host_and_port(authority.as_bytes())) else {
-        return Err(Box::new(nobody()));
-    };
-    let found = cluster
-        .state
-        .hosts
-        .endpoint(&names, terms, host, port.unwrap_or(terms.port))
-        .await;
-    found.map_err(|error| {
-        let reply = LocalReply::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            ResponseFlags::DNS_RESOLUTION_FAILED,
-            error.to_string(),
-            "DNS resolution failure",
-        );
-        Box::new(Failure {
-            reply: Some(reply),
-            ..nobody()
-        })
-    })
-}
-
-fn nobody() -> Failure {
-    Failure {
-        outcome: Outcome::Overflow,
-        flags: ResponseFlags::NO_HEALTHY_UPSTREAM,
-        reason: "no healthy upstream",
-        transport: None,
-        unsent: true,
-        is_final: true,
-        reply: Some(reply::no_healthy_upstream()),
-    }
-}
-
-fn late_attempt() -> Failure {
-    let reply = LocalReply::new(
-        StatusCode::GATEWAY_TIMEOUT,
-        ResponseFlags::UPSTREAM_REQUEST_TIMEOUT,
-        "upstream_per_try_timeout",
-        "upstream request timeout",
-    );
-    Failure {
-        outcome: Outcome::PerTryTimeout,
-        flags: ResponseFlags::UPSTREAM_REQUEST_TIMEOUT,
-        reason: "timeout",
-        transport: None,
-        unsent: false,
-        is_final: false,
-        reply: Some(reply),
-    }
-}
-
-fn failure_of(error: AttemptError, tail: &Tail) -> Failure {
-    let failure = |outcome, flags, reason, transport, unsent| Failure {
-        outcome,
-        flags,
-        reason,
-        transport,
-        unsent,
-        is_final: false,
-        reply: None,
-    };
-    match error {
-        AttemptError::Connect(ConnectError::Unsupported(reason)) => {
-            tracing::warn!(%reason, "a request was refused: its cluster needs what is not supported");
-            let body = format!("the waypoint cannot reach this service: {reason}\n");
-            let reply = LocalReply::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                ResponseFlags::UPSTREAM_CONNECTION_FAILURE,
-                "cluster_not_supported",
-                body,
-            );
-            Failure {
-                reply: Some(reply),
-                ..nobody()
-            }
-        }
-        AttemptError::Connect(ConnectError::Timeout) => failure(
-            Outcome::ConnectFailure,
-            ResponseFlags::UPSTREAM_CONNECTION_FAILURE,
-            "connection timeout",
-            None,
-            true,
-        ),
-        AttemptError::Connect(error) => failure(
-            Outcome::ConnectFailure,
-            ResponseFlags::UPSTREAM_CONNECTION_FAILURE,
-            "remote connection failure",
-            Some(error.to_string().into()),
-            true,
-        ),
-        AttemptError::Late => late_attempt(),
-        AttemptError::Overflow => Failure {
-            is_final: true,
-            ..failure(Outcome::Overflow, ResponseFlags::UPSTREAM_OVERFLOW, "overflow", None, false)
-        },
-        AttemptError::Refused => failure(
-            Outcome::Reset(Reset {
-                refused: true,
-                request_started: true,
-            }),
-            ResponseFlags::UPSTREAM_REMOTE_RESET,
-            "remote refused stream reset",
-            None,
-            true,
-        ),
-        AttemptError::Closed => failure(
-            Outcome::Reset(Reset {
-                refused: false,
-                request_started: false,
-            }),
-            ResponseFlags::UPSTREAM_CONNECTION_TERMINATION,
-            "connection termination",
-            None,
-            true,
-        ),
-        AttemptError::Terminated => failure(
-            STARTED,
-            ResponseFlags::UPSTREAM_CONNECTION_TERMINATION,
-            "connection termination",
-            None,
-            false,
-        ),
-        AttemptError::Reset(_) => failure(STARTED, ResponseFlags::UPSTREAM_REMOTE_RESET, "remote reset", None, false),
-        AttemptError::Protocol(_) => failure(STARTED, ResponseFlags::UPSTREAM_PROTOCOL_ERROR, "protocol error", None, false),
-        AttemptError::RequestBody => {
-            let client = tail.source.as_ref().is_some_and(|source| source.lock().failed);
-            let details = if client { "http1.codec_error" } else { "request_body_failed" };
-            Failure {
-                reply: Some(reply::bad_request(details)),
-                ..nobody()
-            }
-        }
-        AttemptError::Unsendable(_) => Failure {
-            reply: Some(reply::bad_request("invalid_authority")),
-            ..nobody()
-        },
-    }
 }

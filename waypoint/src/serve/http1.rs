@@ -10,12 +10,15 @@ use cairn_exchange::Protocol;
 use futures_util::FutureExt as _;
 use http::{StatusCode, Version, header};
 use hyper::{Request, Response, server::conn::http1, service::service_fn, upgrade::OnUpgrade};
+use tokio::time::timeout;
 
 use super::{
     Inner, ResponseBody,
     inner_io::InnerIo,
     line::Line,
+    open,
     request::{self, Arrived},
+    upgrade::Client,
 };
 use crate::{
     body::Incoming,
@@ -51,16 +54,28 @@ pub fn serve(inner: Arc<Inner>, io: InnerIo) -> impl Future<Output = ()> + Send 
     let mut connection = Box::pin(connection);
     async move {
         let mut drain = inner.proxy.drain.clone();
-        let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = drain.drained() => {
-                connection.as_mut().graceful_shutdown();
-                connection.as_mut().await
+        inner.proxy.open.enter(&inner);
+        let mut closing = false;
+        let ended = loop {
+            tokio::select! {
+                ended = connection.as_mut() => break ended,
+                () = drain.drained(), if !closing => {}
+                () = inner.spent(), if !closing => {}
+                () = poll_fn(|cx| inner.changes.poll_ended(cx)) => {
+                    if inner.is_busy() {
+                        // What is under way is cut with it.
+                        return;
+                    }
+                    connection.as_mut().graceful_shutdown();
+                    // It may be in the middle of a head.
+                    match timeout(open::GOODBYE, connection.as_mut()).await {
+                        Ok(ended) => break ended,
+                        Err(_) => return,
+                    }
+                }
             }
-            () = inner.spent() => {
-                connection.as_mut().graceful_shutdown();
-                connection.as_mut().await
-            }
+            closing = true;
+            connection.as_mut().graceful_shutdown();
         };
         // Boxed: only the end of a connection needs the place.
         Box::pin(line.end()).await;
@@ -118,7 +133,7 @@ fn answer(
         headers: parts.headers,
         protocol,
         body: Incoming::http1(body),
-        upgrade: asked.clone(),
+        upgrade: asked.clone().map(Client::Http1),
         relay: Some(line.relay.clone()),
         extensions: parts.extensions,
     };

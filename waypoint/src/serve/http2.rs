@@ -8,14 +8,17 @@ use std::{future::poll_fn, sync::Arc, task::Poll};
 use bytes::Bytes;
 use cairn_exchange::Protocol;
 use futures_util::FutureExt as _;
-use h2::{Reason, RecvStream, server::SendResponse};
+use h2::{Reason, RecvStream, SendStream, server::SendResponse};
 use http::{HeaderMap, HeaderValue, Request, Response, Version, header};
 use http_body::Body as _;
+use tokio::{sync::oneshot, time::timeout};
 
 use super::{
     Inner, ResponseBody,
     inner_io::InnerIo,
+    open,
     request::{self, Arrived},
+    upgrade,
 };
 use crate::{
     body::Incoming,
@@ -46,7 +49,11 @@ async fn run(inner: Arc<Inner>, io: InnerIo) -> Result<(), h2::Error> {
         Some(ChainKind::Http(http)) => &http.settings,
         _ => &defaults,
     };
-    let mut connection = h2::server::Builder::new()
+    let mut builder = h2::server::Builder::new();
+    if settings.http2_extended_connect {
+        builder.enable_connect_protocol();
+    }
+    let mut connection = builder
         .max_concurrent_streams(settings.http2_max_concurrent_streams.unwrap_or(MAX_STREAMS))
         .initial_window_size(settings.http2_stream_window.unwrap_or(STREAM_WINDOW))
         .initial_connection_window_size(settings.http2_connection_window.unwrap_or(CONNECTION_WINDOW))
@@ -57,6 +64,7 @@ async fn run(inner: Arc<Inner>, io: InnerIo) -> Result<(), h2::Error> {
     drop(chain);
     let mut drain = inner.proxy.drain.clone();
     let mut draining = false;
+    inner.proxy.open.enter(&inner);
     loop {
         let accepted = tokio::select! {
             accepted = connection.accept() => accepted,
@@ -69,6 +77,16 @@ async fn run(inner: Arc<Inner>, io: InnerIo) -> Result<(), h2::Error> {
                 draining = true;
                 connection.graceful_shutdown();
                 continue;
+            }
+            () = poll_fn(|cx| inner.changes.poll_ended(cx)) => {
+                if inner.is_busy() {
+                    // What is under way is cut with it.
+                    connection.abrupt_shutdown(Reason::NO_ERROR);
+                } else {
+                    connection.graceful_shutdown();
+                }
+                let closed = poll_fn(|cx| connection.poll_closed(cx));
+                return timeout(open::GOODBYE, closed).await.unwrap_or(Ok(()));
             }
         };
         match accepted {
@@ -97,24 +115,36 @@ fn answer(inner: Arc<Inner>, request: Request<RecvStream>, respond: SendResponse
     let (mut parts, body) = request.into_parts();
     join_cookies(&mut parts.headers);
     let relay: Arc<InformationalRelay> = Arc::default();
+    let asked = parts.extensions.remove::<h2::ext::Protocol>();
+    let asked = asked.filter(|asked| upgrade::from_extended(asked, &mut parts.method, &mut parts.headers));
+    // What an extended CONNECT sends is no body.
+    let (body, switch, switched) = match asked {
+        None => (Incoming::http2(body), None, None),
+        Some(_) => {
+            let (switched, send) = oneshot::channel();
+            let client = upgrade::Client::Http2(Box::new((body, send)));
+            (Incoming::Empty, Some(client), Some(switched))
+        }
+    };
     let arrived = Arrived {
         method: parts.method,
         uri: parts.uri,
         headers: parts.headers,
         protocol: Protocol::Http2,
-        body: Incoming::http2(body),
-        upgrade: None,
+        body,
+        upgrade: switch,
         relay: Some(relay.clone()),
         extensions: http::Extensions::new(),
     };
     // In a box, so that what waits is not copied on its way into its task, nor kept while the answer leaves.
-    send(Box::pin(request::serve(inner, arrived)), relay, respond)
+    send(Box::pin(request::serve(inner, arrived)), relay, respond, switched)
 }
 
 async fn send(
     mut exchange: impl Future<Output = Response<ResponseBody>> + Unpin,
     relay: Arc<InformationalRelay>,
     mut respond: SendResponse<Bytes>,
+    switched: Option<oneshot::Sender<SendStream<Bytes>>>,
 ) {
     let response = poll_fn(|cx| {
         relay.connection.register(cx.waker());
@@ -132,13 +162,18 @@ async fn send(
     .await;
     drop(exchange);
     let Some(response) = response else { return };
-    let (parts, body) = response.into_parts();
+    let (mut parts, body) = response.into_parts();
+    let switched = switched.filter(|_| upgrade::to_extended(&mut parts.status, &mut parts.headers));
     let mut head = Response::new(());
     *head.status_mut() = parts.status;
     *head.headers_mut() = parts.headers;
     *head.version_mut() = Version::HTTP_2;
-    let end = body.is_end_stream();
+    let end = switched.is_none() && body.is_end_stream();
     match respond.send_response(head, end) {
+        Ok(stream) if switched.is_some() => {
+            // Whoever waits for it is gone when the exchange has been given up.
+            let _ = switched.map(|switched| switched.send(stream));
+        }
         Ok(stream) if !end => {
             if let Err(error) = pump(body, stream, Reason::INTERNAL_ERROR).await {
                 tracing::debug!(%error, "an answer did not reach its client");

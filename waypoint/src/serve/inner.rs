@@ -13,7 +13,7 @@ use cairn_exchange::{Connection, clock};
 use parking_lot::Mutex;
 use tokio::time::sleep_until;
 
-use super::line::Line;
+use super::{line::Line, open::Changes};
 use crate::{
     proxy::Proxy,
     snapshot::{
@@ -36,6 +36,8 @@ pub struct Inner {
     pub spoken: Option<Spoken>,
     /// What the connection and the exchange on it tell each other; HTTP/1 only.
     pub line: Option<Arc<Line>>,
+    /// What it is told of changes of its service.
+    pub changes: Changes,
     /// Requests under way.
     active: AtomicU32,
     /// When there was last one, in milliseconds since the connection was opened.
@@ -56,6 +58,7 @@ impl Inner {
             source,
             spoken: None,
             line: None,
+            changes: Changes::default(),
             active: AtomicU32::new(0),
             idle_since: AtomicU64::new(0),
             last: Mutex::new(None),
@@ -93,6 +96,16 @@ impl Inner {
         self.active.fetch_add(1, Ordering::AcqRel);
     }
 
+    /// Whether something is under way on it: a request, or bytes.
+    pub fn is_busy(&self) -> bool {
+        self.active.load(Ordering::Acquire) > 0
+    }
+
+    /// Whether its requests are tasks of their own.
+    pub fn has_tasks(&self) -> bool {
+        self.spoken == Some(Spoken::Http2)
+    }
+
     /// A request has ended.
     pub fn done(&self) {
         let passed = clock::now().saturating_duration_since(self.connection.opened);
@@ -108,7 +121,7 @@ impl Inner {
             let (idle, most) = self.patience();
             let now = clock::now();
             let since = self.connection.opened + Duration::from_millis(self.idle_since.load(Ordering::Acquire));
-            let busy = self.active.load(Ordering::Acquire) > 0;
+            let busy = self.is_busy();
             let idle_end = idle.map(|idle| if busy { now } else { since } + idle);
             let end = idle_end
                 .into_iter()
@@ -150,6 +163,13 @@ impl Inner {
         let snapshot = self.proxy.snapshot.load_full();
         let serves = snapshot.serves(&self.facts());
         (snapshot, serves)
+    }
+
+    /// The newest configuration and the chain that it has for the connection, whatever it passes.
+    pub fn chain_now(&self) -> (Arc<Snapshot>, Option<Arc<Chain>>) {
+        let (snapshot, serves) = self.serves();
+        let chain = serves.chain().cloned();
+        (snapshot, chain)
     }
 
     /// The newest configuration and the chain that it has for a request of this connection, if that is still one for HTTP.

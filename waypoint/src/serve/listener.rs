@@ -1,21 +1,27 @@
 //! Accepts tunnel connections: TCP, mutual TLS by the terms that istiod sent, then HTTP/2.
 
 use std::{
+    future::poll_fn,
     io,
     net::SocketAddr,
+    pin::{Pin, pin},
     sync::{Arc, atomic::Ordering},
+    task::Poll,
     time::Duration,
 };
 
-use cairn_hbone::{Peer, drain};
+use cairn_hbone::{Peer, ServeError, drain};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
-    time::{sleep, timeout},
+    time::{Sleep, sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::tunnel;
+use super::{
+    trusted::{GRACE, Grounds, Trusted},
+    tunnel,
+};
 use crate::proxy::{Proxy, under};
 
 /// Time for a TLS handshake.
@@ -61,8 +67,7 @@ pub async fn accept(proxy: Arc<Proxy>, listener: TcpListener, mut stop: drain::W
 async fn connection(proxy: Arc<Proxy>, stream: TcpStream, address: SocketAddr) {
     let _counted = under(&proxy.live.tunnels);
     match handshake(&proxy, stream, address).await {
-        Ok((stream, peer)) => {
-            let drain = proxy.drain.clone();
+        Ok((stream, peer, trusted)) => {
             let mut settings = proxy.settings.tunnel_server.clone();
             if let Some(terminate) = &proxy.snapshot.load().terminate {
                 settings.streams.floor = terminate.max_concurrent_streams;
@@ -71,10 +76,12 @@ async fn connection(proxy: Arc<Proxy>, stream: TcpStream, address: SocketAddr) {
                     settings.keepalive.timeout = timeout;
                 }
             }
-            let served = cairn_hbone::serve(stream, Arc::new(peer), &settings, drain, |connect| {
+            // Its own drain, for the day on which its peer is believed no more.
+            let (ending, watch) = drain::channel();
+            let served = cairn_hbone::serve(stream, Arc::new(peer), &settings, watch, |connect| {
                 tokio::spawn(tunnel::serve(proxy.clone(), connect));
             });
-            if let Err(error) = served.await {
+            if let Err(error) = until_distrusted(served, &trusted, ending, proxy.drain.clone()).await {
                 tracing::debug!(%error, client = %address, "tunnel connection ended");
             }
         }
@@ -83,6 +90,36 @@ async fn connection(proxy: Arc<Proxy>, stream: TcpStream, address: SocketAddr) {
             tracing::info!(%error, client = %address, "tunnel connection refused");
         }
     }
+}
+
+/// Serves until the connection has ended; ends it in good order when the proxy drains, and within [`GRACE`] when its peer is believed no
+/// more. The proxy's drain counts it as long as it lasts.
+async fn until_distrusted(
+    served: impl Future<Output = Result<(), ServeError>>,
+    trusted: &Trusted,
+    ending: drain::Trigger,
+    drain: drain::Watch,
+) -> Result<(), ServeError> {
+    let mut served = pin!(served);
+    let mut drained = drain.into_drained();
+    let mut grace: Option<Pin<Box<Sleep>>> = None;
+    poll_fn(|cx| {
+        if !ending.is_started() && Pin::new(&mut drained).poll(cx).is_ready() {
+            ending.start();
+        }
+        if grace.is_none() && trusted.poll_distrusted(cx).is_ready() {
+            ending.start();
+            grace = Some(Box::pin(sleep(GRACE)));
+        }
+        if let Poll::Ready(ended) = served.as_mut().poll(cx) {
+            return Poll::Ready(ended);
+        }
+        match &mut grace {
+            Some(grace) => grace.as_mut().poll(cx).map(Ok),
+            None => Poll::Pending,
+        }
+    })
+    .await
 }
 
 /// Why a connection did not become a tunnel.
@@ -104,7 +141,8 @@ async fn handshake(
     proxy: &Proxy,
     stream: TcpStream,
     address: SocketAddr,
-) -> Result<(tokio_rustls::server::TlsStream<TcpStream>, Peer), HandshakeError> {
+) -> Result<(tokio_rustls::server::TlsStream<TcpStream>, Peer, Arc<Trusted>), HandshakeError> {
+    let grounds = Grounds::now(proxy);
     let terms = proxy
         .snapshot
         .load()
@@ -122,12 +160,14 @@ async fn handshake(
         .await
         .map_err(|_| HandshakeError::Timeout)?
         .map_err(HandshakeError::Tls)?;
-    let id = match stream.get_ref().1.peer_certificates() {
-        Some(certificates) if !certificates.is_empty() => {
-            Some(cairn_identity::peer_id(certificates).map_err(|error| HandshakeError::Identity(error.to_string()))?)
-        }
-        _ => None,
+    let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let id = match certificates {
+        [] => None,
+        shown => Some(cairn_identity::peer_id(shown).map_err(|error| HandshakeError::Identity(error.to_string()))?),
     };
+    let trusted = proxy
+        .trusted
+        .enter(proxy, &grounds, id.clone(), address, certificates.to_vec());
     Ok((
         stream,
         Peer {
@@ -136,6 +176,7 @@ async fn handshake(
             local_address: canonical(local_address),
             local_id,
         },
+        trusted,
     ))
 }
 

@@ -3,21 +3,22 @@
 //! * `listener` accepts connections, `tunnel` their CONNECT streams;
 //! * `detect` finds out what is spoken where the configuration does not say;
 //! * `http1` and `http2` read requests, `request` follows one through route and filters to its answer (`response`), within its
-//!   `limits` of time; `ask`, `call` and `grpc` make the calls of filters;
+//!   `limits` of time; `ask`, `call` and `grpc` make the calls of filters, `mirrors` send
+//!   copies;
 //! * `body_start` waits for the beginning of a body where a filter decides by it;
 //! * `tcp` decides about connections of bytes (`passage`, `authorize`); `relay` passes them, and those of upgraded requests (`upgrade`);
-//! * `open` looks whether policy still allows what is open.
+//! * `open` looks whether policy still allows what is open, and `trusted` whether the peers of tunnels are believed still.
 
 mod ask;
 mod authorize;
 mod body_start;
-mod call;
+pub(crate) mod call;
 mod date;
 mod denied_by;
 mod detect;
 mod forward;
 mod framing;
-mod grpc;
+pub(crate) mod grpc;
 mod http1;
 mod http2;
 mod inner;
@@ -25,6 +26,7 @@ mod inner_io;
 mod limits;
 mod line;
 pub mod listener;
+mod mirrors;
 pub mod open;
 mod pace;
 mod passage;
@@ -34,11 +36,13 @@ mod request;
 mod response;
 mod server_name;
 mod tcp;
+pub mod trusted;
 mod tunnel;
-mod upgrade;
+pub(crate) mod upgrade;
 
 pub use denied_by::DenyDetail;
 pub use inner::Inner;
 pub use inner_io::Informational;
 pub(crate) use limits::request_end;
+pub use mirrors::Mirrors;
 pub use response::ResponseBody;

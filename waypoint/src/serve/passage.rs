@@ -17,7 +17,7 @@ use tokio::time::timeout_at;
 
 use super::{
     Inner, authorize,
-    open::{self, Asked},
+    open::{self, Asked, Standing, Vigil},
     relay::{End, Relay, Terms},
 };
 use crate::{
@@ -257,8 +257,15 @@ impl Passage {
             interval,
         };
         let mut relay = Relay::new(stream, upstream, held, std::mem::take(&mut self.greeting));
-        let ticket = proxy.open.enter(self.inner.clone(), self.chain.clone(), Asked::default());
-        let end = relay.run(terms, &ticket, |relay| self.progress(relay)).await;
+        let standing = Standing {
+            inner: self.inner.clone(),
+            chain: self.chain.clone(),
+            asked: Asked::bytes(),
+            vigil: Vigil::new(self.exchange.as_ref().map_or(0, |exchange| exchange.snapshot)),
+        };
+        self.inner.busy();
+        proxy.open.enter(&self.inner);
+        let end = relay.run(terms, &standing, |relay| self.progress(relay)).await;
         self.close(end);
     }
 
@@ -285,6 +292,7 @@ impl Passage {
             End::EndpointGone => exchange.flags.insert(ResponseFlags::UPSTREAM_REMOTE_RESET),
             End::Duration => exchange.flags.insert(ResponseFlags::DURATION_TIMEOUT),
             End::Denied => exchange.termination_details = Some(open::DENIED.into()),
+            End::Gone => exchange.termination_details = Some(open::GONE.into()),
         }
         let report = self.report.take();
         if let Some(tcp) = self.tcp() {

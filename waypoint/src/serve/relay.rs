@@ -16,7 +16,7 @@ use cairn_exchange::clock::{self, Instant};
 use cairn_hbone::TunnelStream;
 use tokio::io::AsyncWrite as _;
 
-use super::open::Ticket;
+use super::open::{Over, Standing};
 use crate::upstream::UpstreamIo;
 
 /// How a connection ended.
@@ -34,6 +34,8 @@ pub enum End {
     Duration,
     /// Policy allows it no more.
     Denied,
+    /// Its service is gone.
+    Gone,
 }
 
 /// How long a connection may last.
@@ -103,7 +105,7 @@ impl Relay {
     }
 
     /// Passes bytes until both sides have ended, or one of them or the terms have cut it; then both are ended in the same way.
-    pub async fn run(&mut self, terms: Terms, ticket: &Ticket, mut tell: impl FnMut(&Self)) -> End {
+    pub async fn run(&mut self, terms: Terms, standing: &Standing, mut tell: impl FnMut(&Self)) -> End {
         let mut seen = (0, 0);
         let mut last_moved = clock::now();
         let end = loop {
@@ -116,8 +118,9 @@ impl Relay {
             .into_iter()
             .flatten()
             .min();
-            let done = poll_fn(|cx| match ticket.poll_denied(cx) {
-                Poll::Ready(()) => Poll::Ready(End::Denied),
+            let done = poll_fn(|cx| match standing.poll_over(cx) {
+                Poll::Ready(Over::Denied) => Poll::Ready(End::Denied),
+                Poll::Ready(Over::Gone) => Poll::Ready(End::Gone),
                 Poll::Pending => self.poll(cx),
             });
             let ended = match wake {
@@ -189,7 +192,7 @@ impl Relay {
         let (client, endpoint) = (self.client.take(), self.endpoint.take());
         match end {
             End::Clean => {}
-            End::ClientGone | End::EndpointGone | End::Idle | End::Duration | End::Denied => {
+            End::ClientGone | End::EndpointGone | End::Idle | End::Duration | End::Denied | End::Gone => {
                 if let Some(client) = client {
                     client.reset(h2::Reason::CONNECT_ERROR);
                 }

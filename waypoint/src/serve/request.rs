@@ -3,30 +3,34 @@
 //! The request sees one configuration, taken when its head has been read; endpoints are read anew at each attempt. Where something
 //! decides against the request, the answer says so in Envoy's words, and the record tells why.
 
+mod admit;
+mod answer;
+
 use std::{future::ready, net::SocketAddr, pin::pin, sync::Arc};
 
-use bytes::{Bytes, BytesMut};
-use cairn_exchange::{Exchange, Protocol, RequestHead, ResponseFlags, Scheme};
-use cairn_filters::{LocalReply, OnRoute, ResponseHead, Run, Verdict};
-use cairn_policy::{
-    headers::{TraceReason, incoming::Arrival, is_upgrade, upgrade_kind, with_trace_reason},
-    route::{Facts, Found, RouteAction, request_location},
-};
+use bytes::Bytes;
+use cairn_exchange::{Exchange, Protocol, RequestHead, ResponseFlags};
+use cairn_filters::{LocalReply, OnRoute, Verdict};
+use cairn_policy::route::{Facts, RouteAction, request_location};
 use futures_util::future::Either;
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, header, uri::PathAndQuery};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, header};
 use http_body::Body as _;
-use hyper::upgrade::OnUpgrade;
 use parking_lot::Mutex;
 
+pub use self::answer::{answered_early, finish_head};
+use self::{admit::head_of, answer::local};
 use super::{
-    Inner, ResponseBody, ask, body_start, date, forward,
+    Inner, ResponseBody, ask,
+    body_start::{self, collect},
+    forward,
     limits::{Limits, within},
     reply,
     response::Tail,
+    upgrade::Client,
 };
 use crate::{
     body::{Incoming, RequestSource},
-    snapshot::{Chain, ChainKind, HttpChain, HttpSettings, Snapshot},
+    snapshot::{Chain, ChainKind, HttpChain, Snapshot},
     upstream::InformationalRelay,
 };
 
@@ -43,7 +47,7 @@ pub struct Arrived {
     /// Body.
     pub body: Incoming,
     /// The client's side of an upgrade that it asks for.
-    pub upgrade: Option<OnUpgrade>,
+    pub upgrade: Option<Client>,
     /// Where informational answers go.
     pub relay: Option<Arc<InformationalRelay>>,
     /// What its reader knows beside it: how the names of fields were spelled, where that is kept.
@@ -61,7 +65,7 @@ pub struct Journey<'a> {
     /// One random number for all choices about it.
     pub random: u64,
     /// The client's side of an upgrade.
-    pub upgrade: Option<OnUpgrade>,
+    pub upgrade: Option<Client>,
     /// Where informational answers go.
     pub relay: Option<Arc<InformationalRelay>>,
     /// How the names of fields were spelled, where that is kept.
@@ -76,7 +80,7 @@ struct Begun {
     chain: Arc<Chain>,
     tail: Box<Tail>,
     body: Incoming,
-    upgrade: Option<OnUpgrade>,
+    upgrade: Option<Client>,
     relay: Option<Arc<InformationalRelay>>,
     extensions: http::Extensions,
     scheme_given: bool,
@@ -163,56 +167,6 @@ impl Begun {
     }
 }
 
-/// Whether an HTTP/1.0 client wants its connection to go on.
-fn asks_to_keep_alive(headers: &HeaderMap) -> bool {
-    let options = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok());
-    options
-        .flat_map(|value| value.split(','))
-        .any(|option| option.trim().eq_ignore_ascii_case("keep-alive"))
-}
-
-/// Takes a request apart into the form that all protocols share; the error is Envoy's reason for 400.
-fn head_of(method: Method, uri: Uri, mut headers: HeaderMap) -> Result<RequestHead, &'static str> {
-    let parts = uri.into_parts();
-    let host = join(&mut headers);
-    let authority = match (parts.authority, host) {
-        (Some(authority), _) => HeaderValue::try_from(authority.as_str()).unwrap_or(HeaderValue::from_static("")),
-        (None, Some(host)) => host,
-        (None, None) => return Err("missing_host_header"),
-    };
-    let scheme = match parts.scheme {
-        Some(scheme) if scheme == http::uri::Scheme::HTTPS => Scheme::Https,
-        _ => Scheme::Http,
-    };
-    let path = parts.path_and_query.unwrap_or(PathAndQuery::from_static("/"));
-    Ok(RequestHead {
-        method,
-        path,
-        authority,
-        scheme,
-        headers,
-    })
-}
-
-/// The host header; several are joined, as Envoy does.
-fn join(headers: &mut HeaderMap) -> Option<HeaderValue> {
-    let mut all = headers.get_all(header::HOST).iter();
-    let first = all.next()?.clone();
-    let host = if all.next().is_none() {
-        first
-    } else {
-        let joined: Vec<_> = headers.get_all(header::HOST).iter().map(HeaderValue::as_bytes).collect();
-        HeaderValue::from_bytes(&joined.join(&b','))
-            // Header values joined by a comma are a header value.
-            .unwrap_or(first)
-    };
-    headers.remove(header::HOST);
-    Some(host)
-}
-
 impl<'a> Journey<'a> {
     async fn go(mut self, scheme_given: bool, body: Incoming) -> Response<ResponseBody> {
         if let Err(reply) = self.admit(scheme_given) {
@@ -225,6 +179,11 @@ impl<'a> Journey<'a> {
         }
         let mut body = body;
         let mut route = self.choose_route();
+        if let (Some(trace), Some(found)) = (&mut self.tail.trace, route.found)
+            && let Some(decorator) = &found.route.decorator
+        {
+            trace.decorate(decorator.operation.clone());
+        }
         if let Some((reply, close)) = self.decode_in_time(&mut route, &mut body).await {
             return self.reply_of_filter(*reply, close, route);
         }
@@ -361,75 +320,6 @@ impl<'a> Journey<'a> {
         }
     }
 
-    /// What is done to every request before a filter sees it; an error is the answer.
-    fn admit(&mut self, scheme_given: bool) -> Result<(), Box<LocalReply>> {
-        let settings = &self.http.settings;
-        let exchange = &mut self.tail.exchange;
-        if exchange.protocol == Protocol::Http10 && !settings.accept_http10 {
-            exchange.flags.insert(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
-            return Err(Box::new(LocalReply::new(
-                StatusCode::UPGRADE_REQUIRED,
-                ResponseFlags::NONE,
-                "low_version",
-                "Upgrade Required",
-            )));
-        }
-        let connection = exchange.connection.clone();
-        let Some(head) = exchange.request.as_mut() else {
-            return Ok(());
-        };
-        // hyper ends such a connection; HTTP/1.0 clients are told so all the same, as by Envoy.
-        self.tail.ends_connection = exchange.protocol == Protocol::Http10 && !asks_to_keep_alive(&head.headers);
-        if head.authority.is_empty() && exchange.protocol != Protocol::Http10 {
-            return Err(Box::new(reply::bad_request("missing_host_header")));
-        }
-        // HTTP/1 counts them while it reads.
-        if head.headers.len() > settings.max_request_headers {
-            exchange.flags.insert(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
-            let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
-            return Err(Box::new(LocalReply::new(
-                status,
-                ResponseFlags::NONE,
-                "http2.too_many_headers",
-                Bytes::new(),
-            )));
-        }
-        underscores(settings.underscores, &mut head.headers)?;
-        // An offer to go on in HTTP/2, which some clients make with every request: not taken, and no reason to refuse.
-        if upgrade_kind(&head.headers).is_some_and(|kind| kind.eq_ignore_ascii_case("h2c")) {
-            head.headers.remove(header::UPGRADE);
-            head.headers.remove("http2-settings");
-        }
-        if let Some(kind) = upgrade_kind(&head.headers).filter(|_| is_upgrade(&head.headers)) {
-            let served = (settings.websocket && kind.eq_ignore_ascii_case("websocket"))
-                || settings.upgrades.iter().any(|other| kind.eq_ignore_ascii_case(other));
-            if !served {
-                return Err(Box::new(LocalReply::new(
-                    StatusCode::FORBIDDEN,
-                    ResponseFlags::NONE,
-                    "upgrade_failed",
-                    Bytes::new(),
-                )));
-            }
-            self.upgrading = true;
-        }
-        let arrival = Arrival {
-            tls: false,
-            scheme_given,
-            port: connection.service_port,
-            remote: connection.remote_address.ip(),
-        };
-        let origin = settings.incoming.prepare(head, arrival, || {
-            let id = uuid::Uuid::new_v4();
-            let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
-            HeaderValue::from_str(id.hyphenated().encode_lower(&mut text)).unwrap_or(HeaderValue::from_static(""))
-        });
-        // The header has no port.
-        exchange.client_address = (origin.address != arrival.remote).then(|| SocketAddr::new(origin.address, 0));
-        trace_reason(settings, &mut head.headers);
-        normalize(settings, head)
-    }
-
     /// Makes the body available to attempts.
     fn keep(&mut self, body: Incoming) {
         if body.is_end_stream() {
@@ -447,237 +337,6 @@ impl<'a> Journey<'a> {
         }
         self.tail.source = Some(source);
     }
-
-    /// Answers with our own words.
-    pub fn reply(self, reply: LocalReply) -> Response<ResponseBody> {
-        self.reply_closing(reply, false)
-    }
-
-    /// Answers an exchange that lasted too long on its way to this route.
-    pub fn reply_expired(self, reply: LocalReply, found: Found<'_>) -> Response<ResponseBody> {
-        let close = self.upgrading;
-        self.reply_beside_route(reply, found, close)
-    }
-
-    fn reply_closing(self, reply: LocalReply, close: bool) -> Response<ResponseBody> {
-        let grpc = self.tail.exchange.is_grpc();
-        local(self.tail, Some(self.http), reply, grpc, close)
-    }
-
-    /// Answers for a filter. The route that the request would have taken is told all the same; the route's edits are not made.
-    /// A client that waits for its upgrade has not ended its request.
-    fn reply_of_filter(mut self, reply: LocalReply, close: bool, route: OnRoute<'_>) -> Response<ResponseBody> {
-        let close = close || self.upgrading;
-        let Some(found) = route.found else {
-            return self.reply_closing(reply, close);
-        };
-        if let Some(name) = route.cluster() {
-            self.tail.exchange.cluster = self.snapshot.clusters.get(name).map(|cluster| cluster.facts.clone());
-        }
-        self.reply_beside_route(reply, found, close)
-    }
-
-    /// Answers for the connection, not for the route: none of its edits are made, only its name is told.
-    fn reply_beside_route(mut self, reply: LocalReply, found: Found<'_>, close: bool) -> Response<ResponseBody> {
-        let grpc = self.tail.exchange.is_grpc();
-        let (mut head, body) = begin_reply(&mut self.tail, reply, grpc);
-        forward::name_operation(&mut head, found);
-        end_reply(self.tail, Some(self.http), head, body, close)
-    }
-
-    /// Answers with what the route says, edited as it says.
-    pub fn reply_by_route(mut self, reply: LocalReply, found: Found<'_>) -> Response<ResponseBody> {
-        let grpc = self.tail.exchange.is_grpc();
-        let (mut head, body) = begin_reply(&mut self.tail, reply, grpc);
-        forward::edit_response(&mut head, &mut self.tail, found, None);
-        end_reply(self.tail, Some(self.http), head, body, false)
-    }
-}
-
-/// Writes into the request id whether the request is traced, so that every proxy on its way decides alike.
-fn trace_reason(settings: &HttpSettings, headers: &mut HeaderMap) {
-    let (Some(share), true) = (settings.trace_sampling, settings.request_id_trace_reason) else {
-        return;
-    };
-    let client = headers.contains_key("x-client-trace-id");
-    let forced = headers.contains_key("x-envoy-force-trace");
-    let Some(id) = headers.get_mut("x-request-id") else { return };
-    let reason = TraceReason::decide(id, client, forced, share);
-    if reason != TraceReason::of(id) {
-        *id = with_trace_reason(id, reason);
-    }
-}
-
-/// What a chain does to paths.
-fn normalize(settings: &HttpSettings, head: &mut RequestHead) -> Result<(), Box<LocalReply>> {
-    use cairn_policy::path::Normalized;
-    match settings.path.apply(&head.path) {
-        Normalized::Same => Ok(()),
-        Normalized::Changed(path) => {
-            head.path = path;
-            Ok(())
-        }
-        Normalized::Redirect(path) => {
-            let location = HeaderValue::try_from(path.as_str()).unwrap_or(HeaderValue::from_static("/"));
-            let reply = LocalReply::new(
-                StatusCode::TEMPORARY_REDIRECT,
-                ResponseFlags::NONE,
-                "path_normalization_redirect",
-                Bytes::new(),
-            );
-            Err(Box::new(reply.with_header(header::LOCATION, location)))
-        }
-        Normalized::Reject => Err(Box::new(reply::bad_request("path_normalization_failed"))),
-    }
-}
-
-/// Header names with underscores, as the chain wants them.
-fn underscores(setting: crate::snapshot::chain::Underscores, headers: &mut HeaderMap) -> Result<(), Box<LocalReply>> {
-    use crate::snapshot::chain::Underscores;
-    if setting == Underscores::Allow {
-        return Ok(());
-    }
-    let found: Vec<_> = headers.keys().filter(|name| name.as_str().contains('_')).cloned().collect();
-    match setting {
-        Underscores::Reject if !found.is_empty() => {
-            let flags = ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR;
-            let details = "http1.unexpected_underscore";
-            Err(Box::new(LocalReply::new(
-                StatusCode::BAD_REQUEST,
-                flags,
-                details,
-                "Bad Request",
-            )))
-        }
-        _ => {
-            for name in found {
-                headers.remove(name);
-            }
-            Ok(())
-        }
-    }
-}
-
-/// Reads a whole body, and the trailers behind it.
-pub(super) async fn collect(
-    body: &mut Incoming,
-    limit: usize,
-    limits: Option<&Limits>,
-) -> Result<(Bytes, Option<HeaderMap>), Box<LocalReply>> {
-    let too_large = || {
-        let status = StatusCode::PAYLOAD_TOO_LARGE;
-        Box::new(LocalReply::new(
-            status,
-            ResponseFlags::NONE,
-            "request_payload_too_large",
-            "Payload Too Large",
-        ))
-    };
-    let mut whole = BytesMut::new();
-    let mut trailers = None;
-    while let Some(frame) = std::future::poll_fn(|cx| std::pin::Pin::new(&mut *body).poll_frame(cx)).await {
-        let frame = frame.map_err(|_| Box::new(reply::bad_request("http1.codec_error")))?;
-        if let Some(limits) = limits {
-            limits.moved();
-        }
-        match frame.into_data() {
-            Ok(data) if whole.len() + data.len() > limit => return Err(too_large()),
-            Ok(data) if whole.is_empty() => whole = BytesMut::from(data),
-            Ok(data) => whole.extend_from_slice(&data),
-            Err(frame) => trailers = frame.into_trailers().ok(),
-        }
-    }
-    Ok((whole.freeze(), trailers))
-}
-
-/// Answers with our own words; `close` ends the connection behind the answer.
-fn local(mut tail: Box<Tail>, http: Option<&HttpChain>, reply: LocalReply, grpc: bool, close: bool) -> Response<ResponseBody> {
-    let (head, body) = begin_reply(&mut tail, reply, grpc);
-    end_reply(tail, http, head, body, close)
-}
-
-fn begin_reply(tail: &mut Tail, reply: LocalReply, grpc: bool) -> (ResponseHead, Bytes) {
-    let reply = tail.inner.proxy.settings.deny_detail.tell(reply, &tail.inner.connection);
-    tail.exchange.because(reply.flags, reply.details.clone());
-    reply::render(reply, grpc)
-}
-
-fn end_reply(
-    mut tail: Box<Tail>,
-    http: Option<&HttpChain>,
-    head: ResponseHead,
-    body: Bytes,
-    close: bool,
-) -> Response<ResponseBody> {
-    // A request whose body was not read to its end cannot be followed by another on HTTP/1.
-    let close = close || tail.source.as_ref().is_some_and(|source| source.lock().ended.is_none());
-    let is_head = tail
-        .exchange
-        .request
-        .as_ref()
-        .is_some_and(|request| request.method == Method::HEAD);
-    let mut response = finish_head(&mut tail, http, head);
-    if close && tail.exchange.protocol != Protocol::Http2 {
-        response
-            .headers_mut()
-            .insert(header::CONNECTION, HeaderValue::from_static("close"));
-    }
-    let body = if is_head {
-        Incoming::Empty
-    } else {
-        Incoming::whole(body, None)
-    };
-    response.map(|()| ResponseBody::new(body, tail))
-}
-
-/// The last things done to the head of every answer.
-pub fn finish_head(tail: &mut Tail, http: Option<&HttpChain>, mut head: ResponseHead) -> Response<()> {
-    match http {
-        Some(http) => {
-            http.settings
-                .server
-                .prepare(&mut head.headers, head.status == StatusCode::SWITCHING_PROTOCOLS);
-            let exchange = &mut tail.exchange;
-            tail.run
-                .with(|run: &mut Run| http.filters.encode_head(run, exchange, &mut head));
-        }
-        None => {
-            head.headers.insert(header::SERVER, HeaderValue::from_static("istio-envoy"));
-        }
-    }
-    head.headers.insert(header::DATE, date::now());
-    tail.exchange.status = Some(head.status);
-    tail.exchange.grpc_status = super::response::grpc_status(&head.headers);
-    if let Some(http) = http {
-        for name in http.access_logs.response_headers() {
-            if let Some(value) = head.headers.get(name) {
-                tail.exchange.response_headers.push((name.clone(), value.clone()));
-            }
-        }
-    }
-    let elapsed = tail.exchange.elapsed();
-    tail.exchange.moments.first_sent = Some(elapsed);
-    if tail.ends_connection {
-        head.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-    }
-    let mut response = Response::new(());
-    *response.status_mut() = head.status;
-    *response.headers_mut() = head.headers;
-    response
-}
-
-/// Tells of a request that was answered before it became one.
-pub fn answered_early(inner: &Arc<Inner>, status: StatusCode, details: &'static str) {
-    let (snapshot, chain) = inner.http_chain();
-    let name = chain
-        .as_ref()
-        .map_or_else(|| inner.connection.authority.clone(), |chain| chain.name.clone());
-    let mut exchange = Exchange::begin(Protocol::Http11, inner.connection.clone(), name, snapshot.version);
-    exchange.status = Some(status);
-    exchange.because(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, details);
-    let mut tail = Tail::begin(inner.clone(), exchange);
-    tail.chain = chain;
-    tail.finish(false);
 }
 
 /// Where the client wanted to go, for clusters that send there.

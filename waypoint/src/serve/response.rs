@@ -13,12 +13,14 @@ use std::{
 use bytes::Bytes;
 use cairn_exchange::{Exchange, RequestHead, ResponseFlags};
 use cairn_filters::Run;
+use cairn_telemetry::trace::Trace;
 use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 
 use super::{
     Inner,
     limits::{Expired, Limits},
+    open::{self, Asked, Vigil},
     pace::Pace,
 };
 use crate::{
@@ -53,12 +55,18 @@ pub struct Tail {
     pub source: Option<Arc<Mutex<RequestSource>>>,
     /// The connection to the endpoint.
     pub lease: Option<Leased>,
-    /// The request as filters saw it, where it is going to be open for long.
+    /// The request as filters saw it, where the route has made another of it.
     pub asked: Option<Box<RequestHead>>,
+    /// Whether it may stay open.
+    pub vigil: Vigil,
+    /// Its trace, where the chain traces.
+    pub trace: Option<Box<Trace>>,
     /// How long it may last.
     pub limits: Option<Arc<Limits>>,
     /// The client's connection ends behind the answer.
     pub ends_connection: bool,
+    /// With so many bytes the client has the whole answer, whether its end was seen or not.
+    pub length: Option<u64>,
     /// Everything is settled.
     settled: bool,
 }
@@ -117,7 +125,7 @@ impl RunCell {
 
 impl Leased {
     /// Gives the connection back; `clean` when both sides of the exchange ended well.
-    fn settle(self, clean: bool, near: u64) {
+    pub fn settle(self, clean: bool, near: u64) {
         let Active { endpoint, cluster } = &self.active;
         if let (Lease::Http1(connection), true) = (self.lease, clean) {
             endpoint.state.connections.put_http1(connection, &cluster.settings, near);
@@ -172,6 +180,12 @@ impl Tail {
         }
     }
 
+    /// Ready when policy denies what it has let in before.
+    fn poll_denied(&self, cx: &Context<'_>, waits: bool) -> Poll<()> {
+        let asked = || Asked::request(&self.exchange, self.asked.as_deref());
+        self.vigil.poll_denied(cx, &self.inner, self.chain.as_ref(), asked, waits)
+    }
+
     /// The exchange is over; `clean` when the connection to the endpoint may be used again.
     pub fn finish(mut self: Box<Self>, clean: bool) {
         self.settle(clean);
@@ -179,6 +193,7 @@ impl Tail {
 
     fn settle(&mut self, clean: bool) {
         self.settled = true;
+        self.vigil.end(&self.inner);
         if let Some(limits) = &self.limits {
             limits.finish();
         }
@@ -213,6 +228,13 @@ impl Tail {
                 proxy.istio.report_http(&view(&self.exchange), Default::default());
             }
             http.access_logs.log(&view(&self.exchange));
+        }
+        if let (Some(trace), Some(chain)) = (self.trace.take(), &self.chain)
+            && let ChainKind::Http(HttpChain {
+                tracer: Some(tracer), ..
+            }) = &chain.kind
+        {
+            tracer.finish(*trace, &self.exchange, &proxy.settings.node);
         }
         if let Some(observer) = &proxy.observer {
             observer(&self.exchange);
@@ -266,6 +288,13 @@ impl ResponseBody {
         BodyError::Timeout
     }
 
+    /// Policy denies the exchange now.
+    fn deny(&mut self) -> BodyError {
+        self.incoming = Incoming::Empty;
+        self.fail(ResponseFlags::NONE, open::DENIED);
+        BodyError::Denied
+    }
+
     fn end(&mut self, clean: bool) {
         if let Some(tail) = self.tail.take() {
             tail.finish(clean);
@@ -300,6 +329,11 @@ impl Body for ResponseBody {
             if let Poll::Ready(expired) = limits.poll(cx) {
                 return Poll::Ready(Some(Err(this.expire(expired))));
             }
+        }
+        if let Some(tail) = &this.tail
+            && tail.poll_denied(cx, next.is_pending()).is_ready()
+        {
+            return Poll::Ready(Some(Err(this.deny())));
         }
         match ready!(next) {
             None => {
@@ -356,11 +390,14 @@ impl Body for ResponseBody {
 }
 
 impl GivenUp for ResponseBody {
-    /// Over when the exchange lasts too long, or the client takes nothing for too long.
+    /// Over when the exchange lasts too long, policy denies it now, or the client takes nothing for too long.
     fn poll_given_up(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
         let limits = self.tail.as_ref().and_then(|tail| tail.limits.as_deref());
         if let Some(Poll::Ready(expired)) = limits.map(|limits| limits.poll(cx)) {
             return Poll::Ready(self.expire(expired));
+        }
+        if self.tail.as_ref().is_some_and(|tail| tail.poll_denied(cx, true).is_ready()) {
+            return Poll::Ready(self.deny());
         }
         ready!(self.stall.poll(cx, Duration::from_millis(self.patience_ms.into())));
         self.expire(Expired::Idle);
@@ -416,12 +453,16 @@ impl Drop for Tail {
     /// The client went away, or its connection was given up: hyper and h2 drop what they cannot deliver, and there is no other sign
     /// of it.
     fn drop(&mut self) {
+        if !self.settled && self.length == Some(self.exchange.counts.sent) {
+            self.settle(false);
+        }
         if !self.settled {
             self.exchange.details = None;
             let stalled = self.inner.line.as_ref().is_some_and(|line| line.is_stalled());
             let expired = self.limits.as_ref().and_then(|limits| limits.expired());
             let (flags, details) = match expired.or(stalled.then_some(Expired::Idle)) {
                 Some(expired) => expired.told(),
+                None if self.inner.changes.is_ended() => (ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION, open::GONE),
                 None => (
                     ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION,
                     "downstream_remote_disconnect",
@@ -438,6 +479,7 @@ impl Tail {
     pub fn begin(inner: Arc<Inner>, exchange: Exchange) -> Box<Self> {
         inner.proxy.live.exchanges.fetch_add(1, Ordering::Relaxed);
         inner.busy();
+        let vigil = Vigil::new(exchange.snapshot);
         Box::new(Self {
             inner,
             exchange,
@@ -446,8 +488,11 @@ impl Tail {
             source: None,
             lease: None,
             asked: None,
+            vigil,
+            trace: None,
             limits: None,
             ends_connection: false,
+            length: None,
             settled: false,
         })
     }

@@ -84,7 +84,7 @@ fn begin(proxy: Arc<Proxy>, connect: Connect) -> Next {
     }
     match serves {
         Serves::Nobody(why) => {
-            refuse(&inner, connect, StatusCode::SERVICE_UNAVAILABLE, why);
+            refuse(&inner, connect, StatusCode::SERVICE_UNAVAILABLE, why.why());
             Next::NOTHING
         }
         Serves::Http(_) => Next(Some(Box::pin(http(inner, connect)))),

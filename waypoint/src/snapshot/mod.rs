@@ -66,8 +66,21 @@ pub enum Serves {
     Tcp(Arc<Chain>),
     /// It depends on what the client speaks: HTTP for HTTP/1.1 and HTTP/2, else TCP.
     Detect,
-    /// Nobody; the text says why.
-    Nobody(&'static str),
+    /// Nobody.
+    Nobody(Unserved),
+}
+
+/// Why nobody serves a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unserved {
+    /// Nothing is known of services yet.
+    NotYet,
+    /// There is no such service, or no longer.
+    NoService,
+    /// What chooses its chain is beyond us.
+    Unsupported,
+    /// Its chain is missing: it could never be applied.
+    NotApplied,
 }
 
 // === impl Snapshot ===
@@ -88,7 +101,7 @@ impl Snapshot {
     /// What serves an inner connection, given what is known of it.
     pub fn serves(&self, facts: &Facts<'_>) -> Serves {
         let Some(matcher) = &self.matcher else {
-            return Serves::Nobody("the configuration of services has not arrived yet");
+            return Serves::Nobody(Unserved::NotYet);
         };
         let mut outcome = matcher.find(facts);
         let other;
@@ -105,10 +118,10 @@ impl Snapshot {
         }
         match outcome {
             Outcome::Detect => Serves::Detect,
-            Outcome::Refused => Serves::Nobody("what chooses the chain of this service is not supported: see /unsupported"),
-            Outcome::Nothing => Serves::Nobody("no service of this waypoint has this address and port"),
+            Outcome::Refused => Serves::Nobody(Unserved::Unsupported),
+            Outcome::Nothing => Serves::Nobody(Unserved::NoService),
             Outcome::Chain(name) => match self.chains.get(name) {
-                None => Serves::Nobody("the chain of this service could not be applied"),
+                None => Serves::Nobody(Unserved::NotApplied),
                 Some(chain) => match chain.kind {
                     ChainKind::Http(_) => Serves::Http(chain.clone()),
                     ChainKind::Tcp(_) => Serves::Tcp(chain.clone()),
@@ -154,6 +167,18 @@ impl Serves {
         match self {
             Serves::Http(chain) | Serves::Tcp(chain) => Some(chain),
             Serves::Detect | Serves::Nobody(_) => None,
+        }
+    }
+}
+
+impl Unserved {
+    /// For people.
+    pub fn why(self) -> &'static str {
+        match self {
+            Unserved::NotYet => "the configuration of services has not arrived yet",
+            Unserved::NoService => "no service of this waypoint has this address and port",
+            Unserved::Unsupported => "what chooses the chain of this service is not supported: see /unsupported",
+            Unserved::NotApplied => "the chain of this service could not be applied",
         }
     }
 }

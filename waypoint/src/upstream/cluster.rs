@@ -7,7 +7,7 @@ use cairn_exchange::ClusterFacts;
 use cairn_policy::{
     balance::{DEFAULT_OVERPROVISIONING, RingSize, SlowStart},
     outlier::OutlierSettings,
-    route::HashPolicy,
+    route::{HashPolicy, Mirror},
 };
 use http::{HeaderName, HeaderValue};
 use parking_lot::Mutex;
@@ -114,6 +114,8 @@ pub struct ClusterSettings {
     pub lb: LbPolicy,
     /// Parts of requests that a hash is made from, instead of those that the route names.
     pub hash_policies: Vec<HashPolicy>,
+    /// Who gets copies of its requests, before those of routes.
+    pub mirrors: Vec<Mirror>,
     /// Consistent hashing.
     pub hashing: Hashing,
     /// Whether localities share by weight.
@@ -309,6 +311,7 @@ impl Default for ClusterSettings {
             discovery: Discovery::Static,
             lb: LbPolicy::LeastRequest(LeastRequest::default()),
             hash_policies: Vec::new(),
+            mirrors: Vec::new(),
             hashing: Hashing::default(),
             locality_weighted: false,
             panic_threshold: 50.0,

@@ -138,6 +138,16 @@ impl Connector {
         &self.names
     }
 
+    /// Trust has changed: tunnels that were made before take no more streams, and end with their last one.
+    pub fn trust_changed(&self) {
+        self.tunnels.retain(|_| false);
+    }
+
+    /// Fingerprint of the terms under which tunnels to such an endpoint are made now, and of the trust that they rest on.
+    pub fn tunnel_terms(&self, snapshot: &Snapshot, target: &Target) -> u64 {
+        snapshot.tunnel_terms(target) ^ self.identity.trust_mark()
+    }
+
     /// Tunnels and streams now.
     pub fn stats(&self) -> cairn_hbone::PoolStats {
         self.tunnels.stats()

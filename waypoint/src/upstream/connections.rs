@@ -3,13 +3,8 @@
 //! A connection is used only for requests whose [`Key`] it was made under: the fingerprint of the cluster's transport settings and the
 //! client's identity. Idle connections stand in a few stacks so that cores do not wait for each other; the most recently used goes
 //! first, and one that was idle for too long is closed by whoever comes by, or by the sweep.
-//!
-//! Where the cluster's limit of connections is reached, requests wait for one in the order in which they came; the first connection under
-//! a key is made whatever the limit, so that nobody waits for ever. A connection counts from its making to its end, which its own
-//! task tells ([`Permit`]).
 
 use std::{
-    collections::VecDeque,
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, AtomicU32, Ordering},
@@ -25,9 +20,11 @@ use cairn_exchange::{
 use hyper::client::conn::http1::SendRequest;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
-use tokio::sync::oneshot;
 
-use super::{Cluster, ClusterSettings, ConnectError, Counted, EndpointState, Level, Resource};
+use super::{
+    Cluster, ClusterSettings, EndpointState, Level,
+    queue::{Permit, Queues, Turn},
+};
 use crate::body::RequestBody;
 
 /// Stacks of idle connections per endpoint.
@@ -52,65 +49,6 @@ pub struct Key {
     pub purpose: Option<Arc<super::Purpose>>,
     /// Under whose limits.
     pub level: Level,
-}
-
-/// The right to have a connection; it is given back when the connection has ended.
-#[derive(Debug)]
-pub struct Permit {
-    counted: Option<Counted>,
-    endpoint: Weak<EndpointState>,
-    key: Key,
-}
-
-/// What comes to a request that needs a connection.
-#[derive(Debug)]
-pub enum Turn<C> {
-    /// One that is there.
-    Use(C),
-    /// It may make one.
-    Open(Permit),
-    /// It has to wait.
-    Wait(Waiting),
-}
-
-/// What a request that has waited gets.
-#[derive(Debug)]
-pub enum Waited {
-    /// Something may have become free.
-    Again,
-    /// The connection that several waited for did not come about.
-    Failed(ConnectError),
-}
-
-/// A place in the queue for a connection.
-#[derive(Debug)]
-pub struct Waiting {
-    turn: oneshot::Receiver<Waited>,
-    endpoint: Weak<EndpointState>,
-    key: Key,
-    /// It has been its turn.
-    done: bool,
-}
-
-/// A shared connection that is being made; whoever waits for it is told how that ends.
-#[derive(Debug)]
-pub struct Opening {
-    endpoint: Weak<EndpointState>,
-    key: Key,
-    failure: Option<ConnectError>,
-}
-
-/// Connections under one key, and requests that wait for one.
-#[derive(Debug)]
-struct Queue {
-    key: Key,
-    /// Connections that are there or being made.
-    open: u32,
-    /// Shared connections that are being made.
-    opening: u32,
-    waiting: VecDeque<oneshot::Sender<Waited>>,
-    /// How many of those that wait have gone away.
-    left: usize,
 }
 
 /// An HTTP/1.1 connection that is in nobody's hands.
@@ -160,11 +98,8 @@ pub struct Http2Lease {
 pub struct Connections {
     http1: [Mutex<Vec<Http1>>; STACKS],
     http2: Mutex<SmallVec<[Arc<Http2>; 1]>>,
-    queues: Mutex<SmallVec<[Queue; 1]>>,
-    /// Requests in queues.
-    waiting: AtomicU32,
-    /// Connections under all keys.
-    open: AtomicU32,
+    /// Who may make one, and who waits.
+    pub(super) queues: Queues,
 }
 
 // === impl Http1 ===
@@ -226,7 +161,7 @@ impl Connections {
     /// An idle connection, the right to make one, or a place in the queue.
     pub fn turn_http1(endpoint: &Arc<EndpointState>, cluster: &Cluster, key: &Key, near: u64) -> Turn<Http1> {
         let this = &endpoint.connections;
-        let waiting = match this.open(endpoint, cluster, key, |_| None) {
+        let waiting = match this.queues.open(endpoint, cluster, key, |_| None) {
             Turn::Wait(waiting) => waiting,
             turn => return turn,
         };
@@ -243,121 +178,12 @@ impl Connections {
         let this = &endpoint.connections;
         let settings = &cluster.settings;
         let room = settings.http2_max_concurrent_streams.unwrap_or(HTTP2_SPREAD).max(1);
-        this.open(endpoint, cluster, key, |queue| {
+        this.queues.open(endpoint, cluster, key, |queue| {
             if let Some(lease) = Self::take_http2(endpoint, key, settings) {
                 return Some(Ok(lease));
             }
-            let expected = u64::from(queue.opening) * u64::from(room);
-            (expected > queue.waiting.len() as u64).then_some(Err(()))
+            queue.will_have_room(room).then_some(Err(()))
         })
-    }
-
-    /// The first connection of a key, or one more within the limits; else a place in the queue. `before` may know of something better:
-    /// one that is there, or that it pays to wait.
-    fn open<C>(
-        &self,
-        endpoint: &Arc<EndpointState>,
-        cluster: &Cluster,
-        key: &Key,
-        before: impl FnOnce(&Queue) -> Option<Result<C, ()>>,
-    ) -> Turn<C> {
-        let mut queues = self.queues.lock();
-        let at = queues.iter().position(|queue| queue.key == *key).unwrap_or_else(|| {
-            queues.push(Queue {
-                key: key.clone(),
-                open: 0,
-                opening: 0,
-                waiting: VecDeque::new(),
-                left: 0,
-            });
-            queues.len() - 1
-        });
-        // It was found, or put there.
-        let queue = &mut queues[at];
-        let wait = match before(queue) {
-            Some(Ok(connection)) => return Turn::Use(connection),
-            Some(Err(())) => true,
-            None => false,
-        };
-        if !wait && let Some(counted) = self.count(cluster, key.level, queue.open == 0) {
-            queue.open += 1;
-            self.open.fetch_add(1, Ordering::Relaxed);
-            return Turn::Open(Permit {
-                counted: Some(counted),
-                endpoint: Arc::downgrade(endpoint),
-                key: key.clone(),
-            });
-        }
-        let (told, turn) = oneshot::channel();
-        queue.waiting.push_back(told);
-        self.waiting.fetch_add(1, Ordering::SeqCst);
-        Turn::Wait(Waiting {
-            turn,
-            endpoint: Arc::downgrade(endpoint),
-            key: key.clone(),
-            done: false,
-        })
-    }
-
-    fn count(&self, cluster: &Cluster, level: Level, first: bool) -> Option<Counted> {
-        let breakers = &cluster.settings.breakers;
-        let counted = Counted::within(&cluster.state, breakers, level, Resource::Connection).filter(|_| {
-            let open = self.open.load(Ordering::Relaxed);
-            breakers.connections_per_endpoint.is_none_or(|most| open < most)
-        });
-        counted.or_else(|| first.then(|| Counted::anyway(&cluster.state, level, Resource::Connection)))
-    }
-
-    /// Tells the first who waits for a connection under this key that there may be one.
-    fn wake(&self, key: &Key) {
-        if self.waiting.load(Ordering::SeqCst) > 0
-            && let Some(queue) = self.queues.lock().iter_mut().find(|queue| queue.key == *key)
-        {
-            queue.wake(&self.waiting, 1);
-        }
-    }
-
-    fn closed(&self, key: &Key) {
-        self.open.fetch_sub(1, Ordering::Relaxed);
-        let mut queues = self.queues.lock();
-        if let Some(at) = queues.iter().position(|queue| queue.key == *key) {
-            let queue = &mut queues[at];
-            queue.open = queue.open.saturating_sub(1);
-            queue.wake(&self.waiting, 1);
-            if queue.open == 0 && queue.opening == 0 && queue.waiting.is_empty() {
-                queues.swap_remove(at);
-            }
-        }
-    }
-
-    /// A shared connection under this key is being made.
-    pub fn opening(endpoint: &Arc<EndpointState>, key: &Key) -> Opening {
-        if let Some(queue) = endpoint.connections.queues.lock().iter_mut().find(|queue| queue.key == *key) {
-            queue.opening += 1;
-        }
-        Opening {
-            endpoint: Arc::downgrade(endpoint),
-            key: key.clone(),
-            failure: None,
-        }
-    }
-
-    fn opened(&self, key: &Key, failure: Option<&ConnectError>) {
-        let mut queues = self.queues.lock();
-        let Some(queue) = queues.iter_mut().find(|queue| queue.key == *key) else {
-            return;
-        };
-        queue.opening = queue.opening.saturating_sub(1);
-        match failure {
-            Some(error) if queue.opening == 0 => {
-                queue.left = 0;
-                for waiting in queue.waiting.drain(..) {
-                    self.waiting.fetch_sub(1, Ordering::SeqCst);
-                    let _ = waiting.send(Waited::Failed(error.clone()));
-                }
-            }
-            _ => queue.wake(&self.waiting, usize::MAX),
-        }
     }
 
     /// Puts a connection back whose exchange has ended well.
@@ -370,7 +196,7 @@ impl Connections {
             return;
         };
         connection.in_use = None;
-        let key = (self.waiting.load(Ordering::SeqCst) > 0).then(|| connection.key.clone());
+        let key = self.queues.anybody_waits().then(|| connection.key.clone());
         {
             let mut stack = stack.lock();
             if stack.len() >= MAX_IDLE {
@@ -379,7 +205,7 @@ impl Connections {
             stack.push(connection);
         }
         if let Some(key) = key {
-            self.wake(&key);
+            self.queues.wake(&key);
         }
     }
 
@@ -497,96 +323,7 @@ impl Drop for Http2Lease {
             *self.connection.idle_since.lock() = now();
         }
         if let Some(endpoint) = self.endpoint.upgrade() {
-            endpoint.connections.wake(&self.connection.key);
-        }
-    }
-}
-
-// === impl Queue ===
-
-impl Queue {
-    /// Tells the first `most` that it may be their turn.
-    fn wake(&mut self, count: &AtomicU32, most: usize) {
-        let mut woken = 0;
-        while woken < most
-            && let Some(first) = self.waiting.pop_front()
-        {
-            count.fetch_sub(1, Ordering::SeqCst);
-            // One who has gone away is nobody's turn.
-            if first.send(Waited::Again).is_ok() {
-                woken += 1;
-            } else {
-                self.left = self.left.saturating_sub(1);
-            }
-        }
-    }
-
-    /// One has gone away. Their places are cleared when they are half of all.
-    fn left(&mut self, count: &AtomicU32) {
-        self.left += 1;
-        if self.left * 2 >= self.waiting.len() {
-            let before = self.waiting.len();
-            self.waiting.retain(|waiting| !waiting.is_closed());
-            let cleared = u32::try_from(before - self.waiting.len()).unwrap_or(u32::MAX);
-            count.fetch_sub(cleared, Ordering::SeqCst);
-            self.left = 0;
-        }
-    }
-}
-
-// === impl Waiting ===
-
-impl Waiting {
-    /// Waits. How long is the request's own affair.
-    pub async fn turn(mut self) -> Waited {
-        let waited = (&mut self.turn).await.unwrap_or(Waited::Again);
-        self.done = true;
-        waited
-    }
-}
-
-impl Drop for Waiting {
-    /// Whoever goes away when it was just its turn passes it on.
-    fn drop(&mut self) {
-        self.turn.close();
-        if self.done {
-            return;
-        }
-        let Some(endpoint) = self.endpoint.upgrade() else { return };
-        let connections = &endpoint.connections;
-        if self.turn.try_recv().is_ok() {
-            connections.wake(&self.key);
-        } else if let Some(queue) = connections.queues.lock().iter_mut().find(|queue| queue.key == self.key) {
-            queue.left(&connections.waiting);
-        }
-    }
-}
-
-// === impl Opening ===
-
-impl Opening {
-    /// It did not come about.
-    pub fn failed(mut self, error: &ConnectError) {
-        self.failure = Some(error.clone());
-    }
-}
-
-impl Drop for Opening {
-    fn drop(&mut self) {
-        if let Some(endpoint) = self.endpoint.upgrade() {
-            endpoint.connections.opened(&self.key, self.failure.as_ref());
-        }
-    }
-}
-
-// === impl Permit ===
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        // First the count: who is woken looks at it.
-        self.counted = None;
-        if let Some(endpoint) = self.endpoint.upgrade() {
-            endpoint.connections.closed(&self.key);
+            endpoint.connections.queues.wake(&self.connection.key);
         }
     }
 }

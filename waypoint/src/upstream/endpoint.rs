@@ -110,7 +110,7 @@ pub struct LocalityGroup {
     /// Weight among the localities of the priority, for locality-weighted balancing.
     pub weight: u32,
     /// Its endpoints.
-    pub endpoints: Vec<Arc<Endpoint>>,
+    pub endpoints: Arc<[Arc<Endpoint>]>,
 }
 
 // === impl Target ===

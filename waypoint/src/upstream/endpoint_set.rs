@@ -154,7 +154,10 @@ impl EndpointSet {
     fn arranged(localities: Vec<Vec<Arc<LocalityGroup>>>, arrangement: Arrangement, dropped: u32) -> Self {
         let all: Vec<Arc<[Arc<Endpoint>]>> = localities
             .iter()
-            .map(|groups| groups.iter().flat_map(|group| group.endpoints.iter().cloned()).collect())
+            .map(|groups| match groups.as_slice() {
+                [group] => group.endpoints.clone(),
+                groups => groups.iter().flat_map(|group| group.endpoints.iter().cloned()).collect(),
+            })
             .collect();
         let health: Vec<PriorityHealth> = all.iter().map(|all| count(all)).collect();
         let shares = priority_shares(&health, arrangement.overprovisioning, arrangement.panic_threshold);
@@ -191,10 +194,14 @@ impl EndpointSet {
 }
 
 fn count(all: &[Arc<Endpoint>]) -> PriorityHealth {
-    let count = |of: fn(&Endpoint) -> bool| u32::try_from(all.iter().filter(|endpoint| of(endpoint)).count()).unwrap_or(u32::MAX);
+    let (mut healthy, mut degraded) = (0, 0);
+    for endpoint in all {
+        healthy += u32::from(endpoint.is_healthy());
+        degraded += u32::from(endpoint.is_degraded());
+    }
     PriorityHealth {
-        healthy: count(Endpoint::is_healthy),
-        degraded: count(Endpoint::is_degraded),
+        healthy,
+        degraded,
         total: u32::try_from(all.len()).unwrap_or(u32::MAX),
     }
 }

@@ -18,6 +18,7 @@ use std::{
 use bytes::Bytes;
 use cairn_exchange::{Protocol, RequestHead};
 use cairn_filters::ResponseHead;
+use cairn_policy::headers::upgrade_kind;
 use futures_util::{
     FutureExt as _,
     future::{Either, select},
@@ -26,19 +27,19 @@ use futures_util::{
 use h2::{Reason, SendStream};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use http_body::Body as _;
-use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::{task::AbortHandle, time::sleep};
 
 use super::{
     Cluster, ConnectError, Connected, Connector, Counted, Endpoint, Resource, Toward, UpstreamProtocol,
-    connections::{Connections, Http1, Http2Lease, Key, Permit, Turn, Waited},
+    connections::{Connections, Http1, Http2Lease, Key},
+    queue::{Permit, Queues, Turn, Waited},
 };
 use crate::{
     body::{Incoming, RequestBody, RequestSource},
     pump::pump,
-    serve::{Informational, request_end},
+    serve::{Informational, request_end, upgrade},
     snapshot::Snapshot,
 };
 
@@ -102,7 +103,7 @@ pub struct Answer {
     /// Our end of that connection.
     pub local_address: Option<SocketAddr>,
     /// The byte stream after a 101.
-    pub upgrade: Option<OnUpgrade>,
+    pub upgrade: Option<upgrade::Endpoint>,
     /// How the names of its fields were spelled, where that is kept.
     pub spelling: http::Extensions,
 }
@@ -155,10 +156,13 @@ impl Attempt<'_> {
     pub async fn send(&self, request: &RequestHead, body: RequestBody) -> Result<(Answer, Counted), AttemptError> {
         let http2 = match self.cluster.settings.protocol {
             UpstreamProtocol::Http1 => false,
-            UpstreamProtocol::Http2 => !self.upgrade,
+            UpstreamProtocol::Http2 => true,
             UpstreamProtocol::Downstream => self.downstream == Protocol::Http2,
         };
-        if http2 {
+        if http2 && self.upgrade {
+            // In a box: it is rare, and the others need no place for it.
+            Box::pin(self.send_extended(request, &body)).await
+        } else if http2 {
             self.send_http2(request, body).await
         } else {
             self.send_http1(request, body).await
@@ -251,7 +255,8 @@ impl Attempt<'_> {
             };
             match answered {
                 Ok(mut answer) => {
-                    let upgrade = (answer.status() == StatusCode::SWITCHING_PROTOCOLS).then(|| hyper::upgrade::on(&mut answer));
+                    let upgrade = (answer.status() == StatusCode::SWITCHING_PROTOCOLS)
+                        .then(|| upgrade::Endpoint::Http1(hyper::upgrade::on(&mut answer)));
                     let local_address = connection.local_address;
                     let (parts, body) = answer.into_parts();
                     let answer = Answer {
@@ -397,6 +402,62 @@ impl Attempt<'_> {
         Ok((answer, counted))
     }
 
+    /// Asks for a switch by an extended CONNECT (RFC 8441). As by Envoy, whether or not the endpoint has said that it knows it: one that
+    /// does not answers with an error, and nothing else that we could say means the same.
+    async fn send_extended(&self, request: &RequestHead, body: &RequestBody) -> Result<(Answer, Counted), AttemptError> {
+        if !body.is_end_stream() {
+            return Err(AttemptError::Unsendable("an upgrade with a body".to_owned()));
+        }
+        let unsendable = || AttemptError::Unsendable("an upgrade to nothing".to_owned());
+        let kind = upgrade_kind(&request.headers).ok_or_else(unsendable)?;
+        let mut message = Self::http2_message(request)?;
+        *message.method_mut() = Method::CONNECT;
+        for name in [header::CONNECTION, header::UPGRADE, header::CONTENT_LENGTH] {
+            message.headers_mut().remove(name);
+        }
+        message.extensions_mut().insert(h2::ext::Protocol::from(kind));
+        let (lease, mut sender) = self.http2().await?;
+        let counted = self.request().ok_or(AttemptError::Overflow)?;
+        let local_address = lease.local_address();
+        let (answer, mut send) = sender.send_request(message, false).map_err(|error| {
+            lease.retire();
+            AttemptError::from(error)
+        })?;
+        let answer = self.in_time(answer).await.ok_or(AttemptError::Late)?.map_err(|error| {
+            if error.is_go_away() || error.is_io() {
+                lease.retire();
+            }
+            AttemptError::from(error)
+        })?;
+        let (parts, recv) = answer.into_parts();
+        let mut head = ResponseHead {
+            status: parts.status,
+            headers: parts.headers,
+        };
+        let (body, upgrade) = if head.status == StatusCode::OK {
+            head.status = StatusCode::SWITCHING_PROTOCOLS;
+            head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            if let Some(kind) = request.headers.get(header::UPGRADE) {
+                head.headers.insert(header::UPGRADE, kind.clone());
+            }
+            head.headers.remove(header::CONTENT_LENGTH);
+            (Incoming::Empty, Some(upgrade::Endpoint::Http2(upgrade::stream(send, recv))))
+        } else {
+            // Nothing more comes from us; an endpoint that has ended the stream already need not hear it.
+            let _ = send.send_data(Bytes::new(), true);
+            (Incoming::http2(recv), None)
+        };
+        let answer = Answer {
+            head,
+            body,
+            lease: Lease::Http2(lease, None),
+            local_address,
+            upgrade,
+            spelling: http::Extensions::new(),
+        };
+        Ok((answer, counted))
+    }
+
     /// A connection that takes another request: one that is there, or a new one.
     async fn http2(&self) -> Result<(Http2Lease, h2::client::SendRequest<Bytes>), AttemptError> {
         if let Some(lease) = Connections::take_http2(&self.endpoint.state, &self.key, &self.cluster.settings) {
@@ -443,7 +504,7 @@ impl Attempt<'_> {
     }
 
     async fn open_http2(&self, permit: Permit) -> Result<Http2Lease, AttemptError> {
-        let opening = Connections::opening(&self.endpoint.state, &self.key);
+        let opening = Queues::opening(&self.endpoint.state, &self.key);
         let connected = match self.connect(b"h2").await {
             Ok(connected) => connected,
             Err(error) => {

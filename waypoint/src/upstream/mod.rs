@@ -16,6 +16,7 @@ mod latency;
 mod monitor;
 mod outlier;
 mod proxy_protocol;
+pub mod queue;
 mod transport;
 
 pub use balance::{Avoid, Picking};

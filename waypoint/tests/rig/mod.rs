@@ -110,6 +110,11 @@ impl Rig {
     pub async fn start_with(change: impl FnOnce(&mut DataSettings)) -> Self {
         let authority = Authority::new("rig").unwrap();
         let identity = Identity::fixed(authority.issue(&id("waypoint")).unwrap());
+        Self::start_as(authority, identity, change).await
+    }
+
+    /// With an identity of which the test knows more.
+    pub async fn start_as(authority: Authority, identity: Identity, change: impl FnOnce(&mut DataSettings)) -> Self {
         // Tests of several processes may run at once: the process number tells their networks apart.
         let net = [
             (std::process::id() % 120 + 100) as u8,
@@ -215,7 +220,7 @@ impl Rig {
         snapshot.version = self.version.get();
         snapshot.terminate = Some(Arc::new(Terminate {
             addresses: vec![self.address],
-            tls: ServerTerms::hbone(["spiffe://cluster.local/"]),
+            tls: ServerTerms::hbone(config.trust_domains.iter().map(|domain| format!("spiffe://{domain}/"))),
             max_concurrent_streams: config.streams.unwrap_or(100),
             keepalive: None,
             rbac: config.guard.clone(),
@@ -451,8 +456,9 @@ pub fn echo_app(name: &'static str) -> App {
 }
 
 /// A configuration: chains by address, and clusters.
-#[derive(Default)]
 pub struct Config {
+    /// Whose clients are believed.
+    trust_domains: Vec<String>,
     places: Vec<(SocketAddr, Node)>,
     chains: Vec<Chain>,
     clusters: Vec<Cluster>,
@@ -464,7 +470,28 @@ pub struct Config {
     tunnel_logs: cairn_telemetry::access_log::AccessLog,
 }
 
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            trust_domains: vec!["cluster.local".into()],
+            places: Vec::new(),
+            chains: Vec::new(),
+            clusters: Vec::new(),
+            streams: None,
+            guard: Default::default(),
+            tunnel_logs: Default::default(),
+        }
+    }
+}
+
 impl Config {
+    /// Clients of these trust domains are believed.
+    #[must_use]
+    pub fn trusting(self, domains: &[&str]) -> Self {
+        let trust_domains = domains.iter().map(|domain| (*domain).to_owned()).collect();
+        Self { trust_domains, ..self }
+    }
+
     /// An HTTP service with default routes to a cluster of its own.
     #[must_use]
     pub fn http(self, service: &str, endpoints: &[SocketAddr]) -> Self {
@@ -682,6 +709,7 @@ fn http_chain(cluster: &str) -> HttpChain {
         filters: FilterChain::default(),
         routes: routes(vec![default_route(cluster)]),
         access_logs: Default::default(),
+        tracer: None,
         metrics: true,
         shared: None,
     }

@@ -15,8 +15,8 @@ use super::{Endpoints, TUNNEL_CLUSTERS};
 use crate::{
     config::{
         any::{Unknown, type_name, unpack},
+        assignment::Assignment,
         dns,
-        endpoint::{self, Assignment},
         report::{Malformed, Notes},
     },
     upstream::{ClusterSettings, Discovery, DnsTerms, OriginalDestination},
@@ -35,7 +35,7 @@ pub(super) fn endpoints(
     let fixed = |names: &mut Vec<_>, notes: &mut Notes| {
         assignment.map_or(Ok(Assignment::default()), |assignment| {
             notes.within("load_assignment", |notes| {
-                let compiled = endpoint::compile_assignment(assignment, notes)?;
+                let compiled = Assignment::compile(assignment, notes)?;
                 names.clone_from(&compiled.names);
                 Ok(compiled)
             })

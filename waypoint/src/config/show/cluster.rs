@@ -36,6 +36,7 @@ fn write_settings(out: &mut String, settings: &ClusterSettings) -> fmt::Result {
         discovery,
         lb,
         hash_policies,
+        mirrors,
         hashing,
         locality_weighted,
         panic_threshold,
@@ -110,6 +111,9 @@ fn write_settings(out: &mut String, settings: &ClusterSettings) -> fmt::Result {
     }
     if *balance_factor > 0 {
         write!(out, "; at most {balance_factor} % of the average load")?;
+    }
+    if !mirrors.is_empty() {
+        write!(out, "; copies to {} mirrors of its own", mirrors.len())?;
     }
     if !hash_policies.is_empty() {
         write!(out, "; {} hash policies of its own", hash_policies.len())?;
@@ -338,7 +342,7 @@ fn write_outlier(out: &mut String, outlier: &OutlierSettings) -> fmt::Result {
 fn write_endpoints(out: &mut String, set: &EndpointSet) -> fmt::Result {
     for (number, priority) in set.priorities.iter().enumerate() {
         for group in &priority.localities {
-            for endpoint in &group.endpoints {
+            for endpoint in group.endpoints.iter() {
                 let Locality { region, zone, sub_zone } = &*group.locality;
                 let place: Vec<_> = [region, zone, sub_zone]
                     .into_iter()

@@ -3,7 +3,7 @@
 use std::fmt::{self, Write};
 
 use cairn_policy::{
-    headers::HeaderEdits,
+    headers::{HeaderEdits, Mutation},
     matcher::{
         HeaderMatch, HeaderMatcher, HeaderName, MetadataMatcher, PathMatch, PathMatcher, QueryMatch, QueryMatcher, StringMatch,
         StringMatcher,
@@ -11,8 +11,8 @@ use cairn_policy::{
     rate_limit::RateLimits,
     retry::RetryPolicy,
     route::{
-        Domain, Forward, Fraction, HashPolicy, HashSource, HostRewrite, PathRewrite, Redirect, RedirectPath, Route, RouteAction,
-        RouteMatch, RouteTable, Target, VirtualHost,
+        Domain, Forward, Fraction, HashPolicy, HashSource, HostRewrite, Mirror, MirrorTarget, PathRewrite, Redirect,
+        RedirectPath, Route, RouteAction, RouteMatch, RouteTable, Target, VirtualHost,
     },
     timeout::RouteTimeouts,
 };
@@ -262,17 +262,7 @@ fn write_forward(out: &mut String, forward: &Forward) -> fmt::Result {
         )?;
     }
     for mirror in mirrors {
-        let suffix = if mirror.shadow_host_suffix {
-            ", host with -shadow"
-        } else {
-            ""
-        };
-        writeln!(
-            out,
-            "        copies of {} requests to {}{suffix}",
-            share(mirror.fraction),
-            mirror.cluster
-        )?;
+        write_mirror(out, mirror)?;
     }
     for policy in hash_policies {
         writeln!(out, "        endpoint by {}", hash_words(policy))?;
@@ -407,6 +397,37 @@ fn write_edits(out: &mut String, of: &str, edits: &HeaderEdits, depth: usize) ->
     }
     for edit in edits.additions() {
         writeln!(out, "{:depth$}{of} {edit:?}", "")?;
+    }
+    Ok(())
+}
+
+fn write_mirror(out: &mut String, mirror: &Mirror) -> fmt::Result {
+    let Mirror {
+        to,
+        fraction,
+        shadow_host_suffix,
+        host_rewrite,
+        edits,
+        trace_sampled: _,
+    } = mirror;
+    write!(out, "        copies of {} requests to ", share(*fraction))?;
+    match to {
+        MirrorTarget::Cluster(name) => write!(out, "{name}")?,
+        MirrorTarget::Header(name) => write!(out, "the cluster that header {name} names")?,
+    }
+    match host_rewrite {
+        Some(host) => write!(out, ", host {}", String::from_utf8_lossy(host.as_bytes()))?,
+        None if *shadow_host_suffix => write!(out, ", host with -shadow")?,
+        None => {}
+    }
+    writeln!(out)?;
+    for edit in edits {
+        match edit {
+            Mutation::Edit(edits) => write_edits(out, "request", edits, 10)?,
+            Mutation::RemoveMatching(matcher) => {
+                writeln!(out, "          request without headers whose names match {matcher:?}")?
+            }
+        }
     }
     Ok(())
 }
