@@ -11,6 +11,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use cairn_exchange::SpiffeId;
@@ -20,6 +21,7 @@ use foldhash::fast::RandomState;
 use http::HeaderMap;
 use papaya::HashMap;
 use rustls::{ClientConfig, pki_types::CertificateDer};
+use tokio::time::timeout;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
@@ -29,6 +31,8 @@ use crate::{
 
 /// Sets of identities that are remembered.
 const MOST_EXPECTED: usize = 16_384;
+/// How long a connection waits for the first certificate.
+const CERTIFICATE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The tunnels of one pod.
 #[derive(Debug)]
@@ -36,6 +40,7 @@ pub struct Tunnels {
     pool: Pool,
     inner: Pool,
     expected: Arc<Expected>,
+    identity: Identity,
 }
 
 /// Who may answer at the end of a tunnel, by number.
@@ -88,14 +93,23 @@ impl Tunnels {
         let through = Through {
             pool: pool.clone(),
             expected: expected.clone(),
-            identity,
+            identity: identity.clone(),
         };
         let inner = Pool::new(settings.clone(), through);
-        Self { pool, inner, expected }
+        Self {
+            pool,
+            inner,
+            expected,
+            identity,
+        }
     }
 
     /// Opens a stream at `address`.
     pub async fn open(&self, address: SocketAddr, tunnel: &TunnelTo, headers: HeaderMap) -> Result<Opened, OpenError> {
+        // The first connection may come before the certificate; what fails without one says so.
+        if self.identity.current().is_none() {
+            let _ready = timeout(CERTIFICATE_TIMEOUT, self.identity.ready()).await;
+        }
         let destination = Destination {
             address,
             trust: self.expected.number(&tunnel.expect, None),
