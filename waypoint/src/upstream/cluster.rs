@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use cairn_exchange::ClusterFacts;
 use cairn_policy::{
-    balance::{DEFAULT_OVERPROVISIONING, RingSize, SlowStart},
+    balance::{DEFAULT_OVERPROVISIONING, RingSize, SlowStart, SubsetRules},
     outlier::OutlierSettings,
     route::{HashPolicy, Mirror},
 };
@@ -116,6 +116,8 @@ pub struct ClusterSettings {
     pub hash_policies: Vec<HashPolicy>,
     /// Who gets copies of its requests, before those of routes.
     pub mirrors: Vec<Mirror>,
+    /// How endpoints are put together in subsets, of which requests ask for one.
+    pub subsets: Option<Arc<SubsetRules>>,
     /// Consistent hashing.
     pub hashing: Hashing,
     /// Whether localities share by weight.
@@ -301,6 +303,7 @@ impl ClusterSettings {
             // Envoy rounds to whole percents.
             panic_threshold: self.panic_threshold.round() as u32,
             overprovisioning: overprovisioning.unwrap_or(DEFAULT_OVERPROVISIONING),
+            subsets: self.subsets.clone(),
         }
     }
 }
@@ -312,6 +315,7 @@ impl Default for ClusterSettings {
             lb: LbPolicy::LeastRequest(LeastRequest::default()),
             hash_policies: Vec::new(),
             mirrors: Vec::new(),
+            subsets: None,
             hashing: Hashing::default(),
             locality_weighted: false,
             panic_threshold: 50.0,

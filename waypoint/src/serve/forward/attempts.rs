@@ -18,7 +18,6 @@ use cairn_exchange::clock;
 use cairn_policy::{
     outlier::{Report, status_of_grpc},
     retry::{Outcome, RetryPlan, RetryPolicy},
-    route::Mirror,
 };
 use http::HeaderValue;
 
@@ -65,8 +64,6 @@ pub(super) struct Attempts<'c> {
     retrying: Option<Counted>,
     /// The cluster's limits have kept the request from another try.
     pub(super) overflowed: bool,
-    /// Who gets copies with the first attempt, and how long they may take.
-    copies: (&'c [Mirror], Option<Duration>),
 }
 
 impl<'c> Attempts<'c> {
@@ -83,15 +80,6 @@ impl<'c> Attempts<'c> {
             sent: AtomicBool::new(false),
             retrying: None,
             overflowed: false,
-            copies: (&[], None),
-        }
-    }
-
-    /// The same with copies for these mirrors, which may take as long as the request's answer.
-    pub(super) fn copied_to(self, mirrors: &'c [Mirror], timeout: Option<Duration>) -> Self {
-        Self {
-            copies: (mirrors, timeout),
-            ..self
         }
     }
 
@@ -118,9 +106,6 @@ impl<'c> Attempts<'c> {
                 .next(fastrand::u64(..), avoid)
                 .ok_or_else(|| Box::new(nobody()))?,
         };
-        if let (mirrors @ [_, ..], timeout) = std::mem::take(&mut self.copies) {
-            mirrors::begin(journey, mirrors, timeout);
-        }
         let tail = &mut journey.tail;
         let original = request::original(&tail.inner);
         tail.exchange.attempts += 1;
