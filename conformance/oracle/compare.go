@@ -110,7 +110,7 @@ func compare(args []string) error {
 	})
 	if p.scenarios == "" && p.runner.Only == "" && p.istio == recordedIstio && err == nil { // only a full run can tell
 		for _, l := range lists {
-			for _, line := range l.Stale() {
+			for _, line := range l.Stale("") {
 				fmt.Println(line)
 				total.complaints++
 			}

@@ -85,6 +85,11 @@ impl ResponseFlags {
     /// No flag.
     pub const NONE: Self = Self(0);
 
+    /// As a number: the bits are Envoy's.
+    pub fn bits(self) -> u64 {
+        self.0
+    }
+
     /// Adds the flags of `other`.
     pub fn insert(&mut self, other: Self) {
         self.0 |= other.0;

@@ -7,13 +7,14 @@
 //! allocates nothing but what `out` needs and never fails.
 
 mod fact;
-mod fields;
+pub(crate) mod fields;
+mod noted;
 mod operator;
 mod parse;
 mod span;
-mod state;
+pub(crate) mod state;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod time;
 mod unrecorded;
 mod value;
@@ -60,7 +61,7 @@ pub struct View<'a> {
     /// Objects of the filter state, by key, or by `key:field` for `%FILTER_STATE(key:FIELD:field)%`. What it does not know is looked
     /// for in the record: `io.istio.peer_principal`, `io.istio.local_principal`, `downstream_peer_obj`, `upstream_peer_obj`, ….
     pub filter_state: Option<FilterState<'a>>,
-    /// Metadata, by origin, namespace and path.
+    /// Metadata, by origin, namespace and path. Without it there is what the record has: what filters have noted.
     pub metadata: Option<Metadata<'a>>,
 }
 
@@ -103,6 +104,24 @@ impl Template {
     /// Compiles a format string.
     pub fn parse(text: &str) -> Result<Self, FormatError> {
         parse::template(text, parse::Unknown::Refused).map(|parts| Self { parts })
+    }
+
+    /// The template of one piece of dynamic metadata.
+    pub fn of_metadata(namespace: &str, path: impl IntoIterator<Item = String>) -> Self {
+        let operator = Operator::Metadata {
+            of: MetadataOf::Dynamic,
+            namespace: namespace.into(),
+            path: path.into_iter().map(String::into_boxed_str).collect(),
+        };
+        let token = format!("DYNAMIC_METADATA({namespace})").into();
+        Self {
+            parts: [Part::Operator {
+                operator,
+                max: None,
+                token,
+            }]
+            .into(),
+        }
     }
 
     /// Compiles the format string of a log. Formatters add operators to Envoy, and versions do: one that has no name here is accepted
@@ -156,11 +175,7 @@ impl Template {
     /// The operators that are accepted but always absent, as they were written.
     pub fn unrecorded(&self) -> impl Iterator<Item = &str> {
         self.parts.iter().filter_map(|part| match part {
-            Part::Operator {
-                operator: Operator::Unrecorded,
-                token,
-                ..
-            } => Some(&**token),
+            Part::Operator { operator, token, .. } if operator.lacks() => Some(&**token),
             Part::Operator { .. } | Part::Literal(_) => None,
         })
     }
@@ -218,9 +233,11 @@ impl<'a> View<'a> {
     /// The code of a gRPC exchange: the answer's own, else what its HTTP status stands for (gRPC's http-grpc-status-mapping);
     /// `None` when the request is not gRPC or nothing was answered.
     pub fn grpc_code(&self) -> Option<u32> {
-        if !self.is_grpc() {
-            return None;
-        }
+        if self.is_grpc() { self.answered_grpc_code() } else { None }
+    }
+
+    /// The same of any exchange.
+    pub(crate) fn answered_grpc_code(&self) -> Option<u32> {
         self.exchange.grpc_status.or_else(|| {
             Some(match self.exchange.status?.as_u16() {
                 400 => 13,

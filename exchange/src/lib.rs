@@ -2,13 +2,16 @@
 //!
 //! Nothing here opens a socket, waits, or knows where configuration comes from.
 
+pub mod cel;
 pub mod clock;
 mod filter_state;
 mod flags;
 pub mod format;
 mod metadata;
 mod record;
+pub mod regex;
 mod spiffe;
+mod trace;
 mod workload;
 
 pub use filter_state::FilterState;
@@ -19,4 +22,5 @@ pub use record::{
     is_grpc_content_type,
 };
 pub use spiffe::{InvalidSpiffeId, SpiffeId};
+pub use trace::TraceIds;
 pub use workload::Workload;

@@ -42,16 +42,19 @@ impl DynamicMetadata {
     /// The value at a path of keys, the first of which was noted.
     pub fn get(&self, namespace: &str, path: &[Box<str>]) -> Option<&Value> {
         let (key, rest) = path.split_first()?;
-        let entry = self
-            .entries
-            .iter()
-            .find(|entry| *entry.namespace == *namespace && *entry.key == **key)?;
         rest.iter()
-            .try_fold(&*entry.value, |value, key| value.as_object()?.get(&**key))
+            .try_fold(self.entry(namespace, key)?, |value, key| value.as_object()?.get(&**key))
+    }
+
+    /// The value that was noted under a key.
+    pub fn entry(&self, namespace: &str, key: &str) -> Option<&Value> {
+        let mut entries = self.entries.iter();
+        let entry = entries.find(|entry| *entry.namespace == *namespace && *entry.key == *key)?;
+        Some(&entry.value)
     }
 
     /// All that was noted in a namespace, by key.
-    pub fn namespace<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = (&'a str, &'a Value)> {
+    pub fn namespace<'a, 'n>(&'a self, namespace: &'n str) -> impl Iterator<Item = (&'a str, &'a Value)> + use<'a, 'n> {
         let of = self.entries.iter().filter(move |entry| *entry.namespace == *namespace);
         of.map(|entry| (&*entry.key, &*entry.value))
     }

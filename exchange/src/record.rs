@@ -12,7 +12,7 @@ use std::{
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, uri::PathAndQuery};
 
-use crate::{DynamicMetadata, FilterState, ResponseFlags, SpiffeId, clock::Instant, workload::Workload};
+use crate::{DynamicMetadata, FilterState, ResponseFlags, SpiffeId, TraceIds, clock::Instant, workload::Workload};
 
 /// What is spoken inside a tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -208,6 +208,10 @@ pub struct Exchange {
     pub shadow: Vec<ShadowDecision>,
     /// What filters have noted.
     pub metadata: DynamicMetadata,
+    /// Its span, where the chain traces and what the request says of a trace could be read.
+    pub trace: Option<TraceIds>,
+    /// Whether the chain has decided that it is traced; what the request brought may say otherwise.
+    pub traceable: bool,
     /// Whether an AUDIT policy matched: `access_log_hint`.
     pub audited: bool,
     /// Bytes and messages.
@@ -265,6 +269,8 @@ impl Exchange {
             transport_failure: None,
             shadow: Vec::new(),
             metadata: DynamicMetadata::default(),
+            trace: None,
+            traceable: false,
             audited: false,
             counts: Counts::default(),
             moments: Moments::default(),

@@ -71,6 +71,7 @@ mod tests {
         let policy = Policy {
             permissions: vec![Condition::Path(StringMatcher::prefix(path))],
             principals: vec![Condition::Always],
+            condition: None,
         };
         Rules::new(action, BTreeMap::from([("ns[app]-policy[a]-rule[0]".to_owned(), policy)]))
     }

@@ -22,6 +22,7 @@ use tokio::{runtime::Runtime, time::sleep};
 
 use crate::{
     config::compiler::Sources,
+    export::{Exports, Post},
     proxy::{DataSettings, Live, Observer, Proxy},
     recorder::Recorder,
     serve::{
@@ -73,6 +74,8 @@ pub struct Engine {
     pub listening: drain::Trigger,
     /// The last exchanges, where they are kept.
     pub recorder: Option<Arc<Recorder>>,
+    /// Carries traces and logs to collectors.
+    post: Arc<Post>,
     /// Whether idle connections are looked over.
     sweeping: AtomicBool,
 }
@@ -116,9 +119,11 @@ impl Engine {
         let istio = IstioStats::new(&registry, cairn_telemetry::istio::Settings::new(parts.version));
         let (connections, connections_watch) = drain::channel();
         let (listening, _) = drain::channel();
+        let post = Arc::new(Post::default());
         let sources = Sources {
             secrets: Secrets::watched_on(&tokio::runtime::Handle::current()),
             names: Names::on(tokio::runtime::Handle::current()),
+            exports: Exports::new(tokio::runtime::Handle::current(), &registry, post.clone()),
         };
         let pool = cairn_hbone::PoolSettings {
             windows: parts.settings.tunnel_server.windows.clone(),
@@ -147,6 +152,7 @@ impl Engine {
             live: Live::default(),
             mirrors: Default::default(),
         });
+        post.serve(Arc::downgrade(&proxy));
         // On the runtime for everything that is not a connection.
         tokio::spawn(open::watch(Arc::downgrade(&proxy)));
         tokio::spawn(trusted::watch(Arc::downgrade(&proxy)));
@@ -161,6 +167,7 @@ impl Engine {
             connections,
             listening,
             recorder,
+            post,
             sweeping: AtomicBool::new(false),
         }
     }
@@ -193,6 +200,7 @@ impl Engine {
             )
         })?;
         let local = socket.local_addr()?;
+        self.post.connect_here();
         tokio::spawn(listener::accept(self.proxy.clone(), socket, self.listening.watch()));
         if !self.sweeping.swap(true, Ordering::Relaxed) {
             tokio::spawn(sweep(self.proxy.clone()));

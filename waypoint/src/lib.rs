@@ -15,6 +15,7 @@ pub mod config;
 pub mod consumer;
 pub mod engine;
 pub mod explain;
+pub mod export;
 pub mod logging;
 pub mod proxy;
 mod pump;

@@ -1,7 +1,7 @@
 //! What all connections of the proxy share.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -12,7 +12,7 @@ use std::{
 use arc_swap::ArcSwap;
 use cairn_hbone::drain;
 use cairn_identity::Identity;
-use cairn_telemetry::IstioStats;
+use cairn_telemetry::{IstioStats, trace::NodeFacts};
 
 use crate::{
     recorder::RecorderSettings,
@@ -45,23 +45,14 @@ pub struct DataSettings {
     pub peak_ewma: bool,
     /// Where it is logged which endpoints are taken out and back.
     pub outlier_log: Option<std::path::PathBuf>,
-    /// Who the proxy is to services that its filters ask.
-    pub node: Node,
+    /// Who the proxy is to services that its filters ask, and to collectors: the cluster is `waypoint.app`.
+    pub node: NodeFacts,
     /// How many of the last exchanges are kept.
     pub recorder: RecorderSettings,
     /// Whom denials are told in detail.
     pub deny_detail: DenyDetail,
     /// Threads for connections; `None` is one a core.
     pub workers: Option<usize>,
-}
-
-/// Who the proxy is to services that its filters ask.
-#[derive(Clone, Debug, Default)]
-pub struct Node {
-    /// The cluster of its node: `waypoint.app`.
-    pub cluster: Arc<str>,
-    /// Its address.
-    pub address: Option<IpAddr>,
 }
 
 /// Told of each finished request and connection.
@@ -141,7 +132,7 @@ impl Default for DataSettings {
             service_drain: open::DRAIN,
             peak_ewma: false,
             outlier_log: None,
-            node: Node::default(),
+            node: NodeFacts::default(),
             recorder: RecorderSettings::default(),
             deny_detail: DenyDetail::default(),
             workers: None,

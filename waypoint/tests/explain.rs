@@ -142,6 +142,7 @@ fn deny_admin() -> FilterChain {
     let policy = Policy {
         permissions: vec![Condition::Path(StringMatcher::prefix("/admin"))],
         principals: vec![Condition::Always],
+        condition: None,
     };
     let policies = BTreeMap::from([("ns[app]-policy[deny-admin]-rule[0]".to_owned(), policy)]);
     let rbac = Rbac {

@@ -522,6 +522,7 @@ fn custom(provider: &str, path: &str) -> Filter {
     let policy = Policy {
         permissions: vec![Condition::Path(StringMatcher::prefix(path))],
         principals: vec![Condition::Always],
+        condition: None,
     };
     let name = format!("istio-ext-authz-{provider}-ns[app]-policy[a]-rule[0]");
     let rules = Rules::new(Action::Deny, BTreeMap::from([(name, policy)]));
@@ -831,6 +832,7 @@ async fn policies_before_and_behind_the_authorizer_of_a_connection_are_held_in_o
         let policy = Policy {
             permissions: vec![Condition::Always],
             principals: vec![principal],
+            condition: None,
         };
         Rules::new(action, BTreeMap::from([(name.to_owned(), policy)]))
     };

@@ -39,6 +39,7 @@ fn rbac(action: Action, permission: Condition, principal: Condition) -> Rbac {
     let policy = Policy {
         permissions: vec![permission],
         principals: vec![principal],
+        condition: None,
     };
     Rbac {
         rules: Some(Rules::new(action, BTreeMap::from([("policy".to_owned(), policy)]))),

@@ -53,6 +53,7 @@ async fn a_refused_connect_has_a_line_in_the_access_log() {
     let policy = Policy {
         permissions: vec![Condition::Always],
         principals: vec![Condition::Always],
+        condition: None,
     };
     let deny = Rbac {
         rules: Some(Rules::new(Action::Deny, BTreeMap::from([("p".to_owned(), policy)]))),

@@ -337,6 +337,7 @@ async fn policies_see_the_server_name_that_a_client_asks_for() {
     let denied = Policy {
         permissions: vec![Condition::Text(Text::ServerName, StringMatcher::exact("evil.example.com"))],
         principals: vec![Condition::Always],
+        condition: None,
     };
     let filter = Rbac {
         rules: Some(Rules::new(Action::Deny, [("p".to_owned(), denied)].into())),

@@ -49,8 +49,8 @@ func TestAListedCaseThatIsEqualIsComplainedAbout(t *testing.T) {
 func TestACaseThatDiffersByChanceMayBeEqual(t *testing.T) {
 	l := listed(t, "| scenario | case | what differs | why |\n|---|---|---|---|\n| 14-lb | ring-* | by chance, `backend 1 pod` | issue 4 |\n")
 	_, _, complaints := Judge([]*Listed{l}, "14-lb", []string{"ring-one"}, nil)
-	if len(complaints) != 0 || len(l.Stale()) != 0 {
-		t.Error(complaints, l.Stale())
+	if len(complaints) != 0 || len(l.Stale("")) != 0 {
+		t.Error(complaints, l.Stale(""))
 	}
 	unexplained, _, _ := Judge([]*Listed{l}, "14-lb", []string{"ring-one"}, []Difference{{Case: "ring-one", Where: "client status", Got: "503"}})
 	if len(unexplained) != 1 {
@@ -62,7 +62,7 @@ func TestRowsAndPlacesThatNothingMatchesAreStale(t *testing.T) {
 	l := listed(t, table)
 	differences := []Difference{{Case: "unknown-vip", Where: "client tunnel status", Got: "503"}}
 	Judge([]*Listed{l}, "01-http-basic", []string{"unknown-vip"}, differences)
-	stale := strings.Join(l.Stale(), "\n")
+	stale := strings.Join(l.Stale(""), "\n")
 	if !strings.Contains(stale, "client tunnel body") || !strings.Contains(stale, "no case is called 08-* | canary") {
 		t.Error(stale)
 	}

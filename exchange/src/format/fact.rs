@@ -65,7 +65,9 @@ facts! {
     ResponseHeadersBytes "RESPONSE_HEADERS_BYTES";
     ResponseTrailersBytes "RESPONSE_TRAILERS_BYTES";
     Route "ROUTE_NAME";
+    SpanId "SPAN_ID";
     StreamId "STREAM_ID";
+    TraceId "TRACE_ID";
     TerminationDetails "CONNECTION_TERMINATION_DETAILS";
     TransportFailure "UPSTREAM_TRANSPORT_FAILURE_REASON";
     UniqueId "UNIQUE_ID";
@@ -142,6 +144,8 @@ impl Fact {
             Self::ResponseHeadersBytes => Value::Number(view.response.map_or(counts.sent_head, map_bytes)),
             Self::ResponseTrailersBytes => Value::Number(view.trailers.map_or(0, map_bytes)),
             Self::Route => Value::optional(exchange.route.as_deref()),
+            Self::SpanId => exchange.trace.map_or(Value::Absent, |ids| hex(ids.span.into(), 16)),
+            Self::TraceId => exchange.trace.map_or(Value::Absent, |ids| hex(ids.trace, 32)),
             Self::StreamId => view
                 .request()
                 .and_then(|head| head.headers.get("x-request-id"))
@@ -228,3 +232,8 @@ static HOSTNAME: LazyLock<Option<String>> = LazyLock::new(|| {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
     Some(name.trim_end().to_owned())
 });
+
+/// A number of so many digits.
+fn hex<'a>(number: u128, digits: usize) -> Value<'a> {
+    Value::Text(format!("{number:0digits$x}").into_bytes().into())
+}

@@ -73,13 +73,13 @@ pub(super) fn response_value<'a>(fields: &Fields, view: &View<'a>) -> Value<'a> 
     })
 }
 
-pub(super) fn map_bytes(headers: &HeaderMap) -> u64 {
+pub(crate) fn map_bytes(headers: &HeaderMap) -> u64 {
     let bytes = |(name, value): (&HeaderName, &http::HeaderValue)| name.as_str().len() + value.len();
     headers.iter().map(bytes).sum::<usize>() as u64
 }
 
 /// Names and values of the head as Envoy counts them, pseudo-headers among them.
-pub(super) fn request_bytes(head: &RequestHead) -> u64 {
+pub(crate) fn request_bytes(head: &RequestHead) -> u64 {
     let pseudo = [Field::Method, Field::Path, Field::Authority, Field::Scheme]
         .iter()
         .zip([":method", ":path", ":authority", ":scheme"])

@@ -1,6 +1,6 @@
 //! The command operators, and those that are neither a plain fact nor a time span.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::Arc};
 
 use http::HeaderName;
 use percent_encoding::percent_decode;
@@ -9,10 +9,12 @@ use super::{
     MetadataOf, Value, View,
     fact::Fact,
     fields::{Field, Fields, map_field, request_field, response_value},
+    noted::noted,
     span::{Moment, Unit, between},
     state::filter_state,
     time::TimeFormat,
 };
+use crate::cel::Program;
 
 /// An operator with its parameters.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +50,10 @@ pub(super) enum Operator {
         of: MetadataOf,
         namespace: Box<str>,
         path: Box<[Box<str>]>,
+    },
+    Cel {
+        program: Arc<Program>,
+        typed: bool,
     },
     Unrecorded,
 }
@@ -91,26 +97,41 @@ impl Operator {
             Self::Between { from, to, unit } => between(view.exchange, *from, *to, *unit),
             Self::Environment(value) => Value::optional(value.as_deref()),
             Self::FilterState { key, field, lookup } => filter_state(view, key, field.as_deref(), lookup),
-            Self::Metadata { of, namespace, path } => view
-                .metadata
-                .and_then(|metadata| metadata(*of, namespace, path))
-                .unwrap_or(Value::Absent),
+            Self::Metadata { of, namespace, path } => match (view.metadata, of) {
+                (Some(metadata), _) => metadata(*of, namespace, path).unwrap_or(Value::Absent),
+                (None, MetadataOf::Dynamic) => noted(view.exchange, namespace, path),
+                (None, _) => Value::Absent,
+            },
+            Self::Cel { program, typed: false } => program.format(view),
+            Self::Cel { program, typed: true } => program.format_typed(view),
             Self::Unrecorded => Value::Absent,
         }
     }
 
     pub(super) fn response_headers(&self) -> impl Iterator<Item = &HeaderName> {
-        let fields = match self {
-            Self::Response(fields) => Some(fields),
-            _ => None,
+        let (fields, program) = match self {
+            Self::Response(fields) => (Some(fields), None),
+            Self::Cel { program, .. } => (None, Some(program)),
+            _ => (None, None),
         };
-        fields
+        let of_program = program.into_iter().flat_map(|program| program.response_headers());
+        let fields = fields
             .into_iter()
             .flat_map(|fields| [Some(&fields.main), fields.alternative.as_ref()])
             .filter_map(|field| match field {
                 Some(Field::Name(name)) => Some(name),
                 _ => None,
-            })
+            });
+        fields.chain(of_program)
+    }
+
+    /// What it asks for that the record has not: all of it, or some attributes of an expression.
+    pub(super) fn lacks(&self) -> bool {
+        match self {
+            Self::Unrecorded => true,
+            Self::Cel { program, .. } => program.unrecorded().next().is_some(),
+            _ => false,
+        }
     }
 }
 

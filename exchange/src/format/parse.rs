@@ -11,6 +11,7 @@ use super::{
     time::{self, TimeFormat},
     unrecorded,
 };
+use crate::cel::{CelError, Options, Program};
 
 /// Why a format string cannot be compiled.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -61,6 +62,9 @@ pub enum FormatProblem {
         /// What may be given.
         wanted: &'static str,
     },
+    /// An expression that is none.
+    #[error("the expression means nothing: {0}")]
+    Cel(CelError),
     /// A time format with an unknown specifier.
     #[error("the time format has {0:?}, which is no specifier that may be used here")]
     TimeFormat(String),
@@ -189,6 +193,8 @@ impl<'a> Command<'a> {
             return Ok((Operator::Unrecorded, max));
         }
         let operator = match name {
+            "CEL" => self.cel(false)?,
+            "TYPED_CEL" => self.cel(true)?,
             "REQ" => Operator::Request(self.fields()?),
             "RESP" => Operator::Response(self.fields()?),
             "TRAILER" => Operator::Trailer(self.fields()?),
@@ -281,6 +287,18 @@ impl<'a> Command<'a> {
             return Err(FormatProblem::Alternatives);
         }
         Ok(Fields { main, alternative })
+    }
+
+    /// What is well-formed but cannot be done has no value. Whether a formatter turns functions on stands elsewhere; here all are.
+    fn cel(&self, typed: bool) -> Result<Operator, FormatProblem> {
+        match Program::parse(self.required()?, Options::ALL) {
+            Ok(program) => Ok(Operator::Cel {
+                program: program.into(),
+                typed,
+            }),
+            Err(error) if error.is_unsupported() => Ok(Operator::Unrecorded),
+            Err(error) => Err(FormatProblem::Cel(error)),
+        }
     }
 
     fn path(&self) -> Result<Operator, FormatProblem> {

@@ -3,7 +3,7 @@
 use super::{Value, View};
 use crate::{Connection, Workload};
 
-pub(super) fn filter_state<'a>(view: &View<'a>, key: &str, field: Option<&str>, lookup: &str) -> Value<'a> {
+pub(crate) fn filter_state<'a>(view: &View<'a>, key: &str, field: Option<&str>, lookup: &str) -> Value<'a> {
     if let Some(text) = view.filter_state.and_then(|state| state(lookup)) {
         return Value::from_text(text);
     }
@@ -20,6 +20,7 @@ pub(super) fn filter_state<'a>(view: &View<'a>, key: &str, field: Option<&str>, 
         ),
         ("io.istio.peer_principal", None) => Value::optional(connection.peer.as_ref().map(|id| id.as_str())),
         ("io.istio.local_principal", None) => Value::optional(connection.local.as_ref().map(|id| id.as_str())),
+        ("io.istio.connect_authority", None) => Value::optional(Some(&connection.authority)),
         ("envoy.filters.listener.original_dst.local_ip", None) => connection.local_address.map_or(Value::Absent, Value::Address),
         _ => Value::Absent,
     }

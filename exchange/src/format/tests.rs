@@ -51,7 +51,7 @@ fn workload(name: &str) -> Workload {
 }
 
 /// A finished `GET /get?x=1` that went through a tunnel, at 2022-04-01T03:23:12.736Z.
-fn finished() -> Exchange {
+pub(crate) fn finished() -> Exchange {
     let mut exchange = Exchange::begin(Protocol::Http11, Arc::new(connection()), "inbound-vip|80|http|web".into(), 1);
     exchange.wall = std::time::UNIX_EPOCH + Duration::from_millis(1_648_783_392_736);
     let mut headers = HeaderMap::new();
@@ -345,15 +345,47 @@ fn one_operator_alone_keeps_its_type() {
 
 #[test]
 fn a_template_tells_what_it_reads() {
-    let template = Template::parse("%RESP(X-A?X-B)% %RESP(:STATUS)% %REQ(x-c)% %TRACE_ID% %CEL(a.b(c))%").unwrap();
+    let template = Template::parse(
+        "%RESP(X-A?X-B)% %RESP(:STATUS)% %REQ(x-c)% %TRACE_ID% %CEL(xds.node.id)% %CEL(response.headers['x-d'])%",
+    )
+    .unwrap();
     assert_eq!(
         template.response_headers().map(HeaderName::as_str).collect::<Vec<_>>(),
-        ["x-a", "x-b"]
+        ["x-a", "x-b", "x-d"]
     );
-    assert_eq!(template.unrecorded().collect::<Vec<_>>(), ["TRACE_ID", "CEL(a.b(c))"]);
+    assert_eq!(template.unrecorded().collect::<Vec<_>>(), ["TRACE_ID", "CEL(xds.node.id)"]);
     assert_eq!(template.is_literal(), None);
     assert_eq!(Template::parse("50%%").unwrap().is_literal(), Some("50%"));
     assert_eq!(Template::parse("").unwrap().is_literal(), Some(""));
+}
+
+#[test]
+fn an_expression_is_a_text_or_has_its_type_and_is_absent_where_it_fails() {
+    let exchange = finished();
+    let view = View::new(&exchange);
+    for (template, text) in [
+        ("%CEL(request.method)%", "GET"),
+        ("%CEL(request.headers['user-agent']):4%", "curl"),
+        ("%CEL(request.headers['none'])%", "-"),
+        ("%CEL(response.code == 200 ? 'good' : 'bad')% and %CEL(1 + 1)%", "good and 2"),
+        ("%CEL('(' in ['(', '%'])%|%TYPED_CEL(response.code)%", "true|200"),
+    ] {
+        assert_eq!(render(template, &view), text, "{template}");
+    }
+    for (template, kind) in [
+        ("%CEL(response.code)%", Kind::Text),
+        ("%TYPED_CEL(response.code)%", Kind::Raw),
+        ("%TYPED_CEL(request.method)%", Kind::Text),
+        ("%TYPED_CEL(request.none)%", Kind::Absent),
+        ("%TYPED_CEL([1, 'a'])%", Kind::Raw),
+    ] {
+        let template = Template::parse(template).unwrap();
+        assert_eq!(template.evaluate(&view, Absent::Dash).kind(), kind, "{template:?}");
+    }
+    for malformed in ["%CEL(1 +)%", "%CEL(nothing(1))%", "%CEL([1].all(x, x > 0))%", "%CEL()%"] {
+        assert!(Template::parse(malformed).is_err(), "{malformed}");
+        assert!(Template::parse_log(malformed).is_err(), "{malformed}");
+    }
 }
 
 #[test]

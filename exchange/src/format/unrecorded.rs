@@ -32,10 +32,8 @@ pub(super) const PLAIN: &[&str] = &[
     "LOCAL_REPLY_BODY",
     "PACKETS_RETRANSMITTED",
     "ROUNDTRIP_DURATION",
-    "SPAN_ID",
     "TLS_JA3_FINGERPRINT",
     "TLS_JA4_FINGERPRINT",
-    "TRACE_ID",
     "UPSTREAM_CONNECTION_ID",
     "UPSTREAM_CONNECTION_POOL_READY_DURATION",
     "UPSTREAM_DETECTED_CLOSE_TYPE",
@@ -65,13 +63,11 @@ pub(super) const PLAIN: &[&str] = &[
 
 /// Those with parameters, which are not looked at.
 pub(super) const WITH_PARAMETERS: &[&str] = &[
-    "CEL",
     "COALESCE",
     "DOWNSTREAM_PEER_CERT_V_END",
     "DOWNSTREAM_PEER_CERT_V_START",
     "QUERY_PARAMS",
     "SECRET",
-    "TYPED_CEL",
     "UPSTREAM_PEER_CERT_V_END",
     "UPSTREAM_PEER_CERT_V_START",
 ];

@@ -15,4 +15,4 @@ mod request_id;
 pub use edits::{EditAction, HeaderEdit, HeaderEditError, HeaderEdits, ViewOf, record_alone};
 pub use hop::{is_upgrade, remove_hop_by_hop, upgrade_kind};
 pub use mutation::Mutation;
-pub use request_id::{TraceReason, with_trace_reason};
+pub use request_id::{Sampling, TraceReason, with_trace_reason};

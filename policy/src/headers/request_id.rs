@@ -2,7 +2,7 @@
 //!
 //! The same request is sampled alike by every proxy on its way, since all compute the decision from the same id.
 
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue};
 
 /// Where the digit stands in `xxxxxxxx-xxxx-Vxxx-xxxx-xxxxxxxxxxxx`.
 const DIGIT: usize = 14;
@@ -22,6 +22,21 @@ pub enum TraceReason {
     Client,
 }
 
+/// Which requests of a chain are traced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sampling {
+    /// Of those whose clients ask for it, so many of a hundred.
+    pub client: u32,
+    /// By chance, so many of ten thousand.
+    pub random: u32,
+    /// Of all those, so many of a hundred.
+    pub overall: u32,
+    /// The request's id decides; without, every request is traced unless what it brings says otherwise.
+    pub by_request_id: bool,
+    /// The reason is written into the id.
+    pub tell: bool,
+}
+
 // === impl TraceReason ===
 
 impl TraceReason {
@@ -34,15 +49,55 @@ impl TraceReason {
             _ => Self::NotTraced,
         }
     }
+}
 
-    /// The reason of a request: what its id says already, else what its headers ask for, else chance. `per_ten_thousand` is the share
-    /// that is sampled.
-    pub fn decide(id: &HeaderValue, client: bool, forced: bool, per_ten_thousand: u32) -> Self {
-        match Self::of(id) {
-            Self::NotTraced if client => Self::Client,
-            Self::NotTraced if forced => Self::Forced,
-            Self::NotTraced if lot(id).is_some_and(|lot| lot < per_ten_thousand) => Self::Sampled,
+// === impl Sampling ===
+
+impl Sampling {
+    /// The reason of a request: what its id says already, else what its headers ask for, else chance. `chance` is any number.
+    pub fn reason(&self, id: &HeaderValue, client: bool, forced: bool, chance: u32) -> TraceReason {
+        let Some(lot) = lot(id) else {
+            return TraceReason::NotTraced;
+        };
+        let reason = match TraceReason::of(id) {
+            TraceReason::NotTraced if client && chance % 100 < self.client => TraceReason::Client,
+            TraceReason::NotTraced if forced => TraceReason::Forced,
+            TraceReason::NotTraced if lot < self.random => TraceReason::Sampled,
             known => known,
+        };
+        if lot % 100 < self.overall {
+            reason
+        } else {
+            TraceReason::NotTraced
+        }
+    }
+
+    /// Decides whether a request is traced, and writes it into its id, so that every proxy on its way decides alike.
+    pub fn decide(&self, headers: &mut HeaderMap, chance: u32) -> bool {
+        if !self.by_request_id {
+            return true;
+        }
+        let client = headers.contains_key("x-client-trace-id");
+        let forced = headers.contains_key("x-envoy-force-trace");
+        let Some(id) = headers.get_mut("x-request-id") else {
+            return false;
+        };
+        let reason = self.reason(id, client, forced, chance);
+        if self.tell && reason != TraceReason::of(id) {
+            *id = with_trace_reason(id, reason);
+        }
+        reason != TraceReason::NotTraced
+    }
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self {
+            client: 100,
+            random: 10_000,
+            overall: 100,
+            by_request_id: true,
+            tell: true,
         }
     }
 }
@@ -72,7 +127,7 @@ pub fn with_trace_reason(id: &HeaderValue, reason: TraceReason) -> HeaderValue {
 
 #[cfg(test)]
 mod tests {
-    use super::{HeaderValue, TraceReason, with_trace_reason};
+    use super::{HeaderMap, HeaderValue, Sampling, TraceReason, with_trace_reason};
 
     #[test]
     fn the_version_digit_tells_why_a_request_is_traced() {
@@ -95,22 +150,59 @@ mod tests {
         for id in ["", "abc", "0000-0000-4000-8000"] {
             let id = HeaderValue::from_static(id);
             assert_eq!(with_trace_reason(&id, TraceReason::Sampled), id);
-            assert_eq!(TraceReason::decide(&id, false, false, 10_000), TraceReason::NotTraced);
+            assert_eq!(Sampling::default().reason(&id, true, true, 0), TraceReason::NotTraced);
         }
     }
 
     #[test]
     fn chance_is_in_the_first_digits_and_the_same_everywhere() {
         let id = HeaderValue::from_static("00000064-0000-4000-8000-000000000001");
-        for (client, forced, share, reason) in [
-            (false, false, 100, TraceReason::NotTraced),
-            (false, false, 101, TraceReason::Sampled),
-            (false, true, 0, TraceReason::Forced),
-            (true, true, 0, TraceReason::Client),
+        let random = |random| Sampling {
+            random,
+            ..Sampling::default()
+        };
+        let half_of_clients = Sampling { client: 50, ..random(0) };
+        let none = Sampling {
+            overall: 0,
+            ..Sampling::default()
+        };
+        // Who asks for it, the chain's shares, and what comes of it.
+        for (client, forced, sampling, chance, reason) in [
+            (false, false, random(100), 0, TraceReason::NotTraced),
+            (false, false, random(101), 0, TraceReason::Sampled),
+            (false, true, random(0), 0, TraceReason::Forced),
+            (true, true, random(0), 0, TraceReason::Client),
+            (true, false, half_of_clients, 149, TraceReason::Client),
+            (true, false, half_of_clients, 150, TraceReason::NotTraced),
+            (true, true, none, 0, TraceReason::NotTraced),
         ] {
-            assert_eq!(TraceReason::decide(&id, client, forced, share), reason);
+            assert_eq!(sampling.reason(&id, client, forced, chance), reason, "{sampling:?}");
         }
         let decided = with_trace_reason(&id, TraceReason::Forced);
-        assert_eq!(TraceReason::decide(&decided, true, false, 10_000), TraceReason::Forced);
+        assert_eq!(Sampling::default().reason(&decided, true, false, 0), TraceReason::Forced);
+    }
+
+    #[test]
+    fn a_decision_is_told_in_the_id_where_that_is_wanted() {
+        let id = "00000064-0000-4000-8000-000000000001";
+        let decide = |sampling: Sampling, id| {
+            let mut headers = HeaderMap::from_iter([("x-request-id".parse().unwrap(), HeaderValue::from_static(id))]);
+            let traced = sampling.decide(&mut headers, 0);
+            (traced, headers.remove("x-request-id").unwrap())
+        };
+        let marked = HeaderValue::from_static("00000064-0000-9000-8000-000000000001");
+        assert_eq!(decide(Sampling::default(), id), (true, marked));
+        let untold = Sampling {
+            tell: false,
+            ..Sampling::default()
+        };
+        assert_eq!(decide(untold, id), (true, HeaderValue::from_static(id)));
+        let all = Sampling {
+            by_request_id: false,
+            random: 0,
+            ..Sampling::default()
+        };
+        assert_eq!(decide(all, "no-uuid"), (true, HeaderValue::from_static("no-uuid")));
+        assert_eq!(decide(Sampling::default(), "no-uuid").0, false);
     }
 }

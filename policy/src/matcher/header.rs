@@ -1,6 +1,7 @@
 //! Matching one header of a request or an answer.
 //!
-//! Several fields of one name are seen as one value, joined with `,`. Pseudo-headers are read from the parts of the request head
+//! Each of several fields of one name is looked at by itself: one that matches is enough, and an inverted match wants none to.
+//! Joined, `x: a` and `x: b` would escape a rule about `a`. Pseudo-headers are read from the parts of the request head
 //! that hold them; `host` is another name of `:authority`. A missing header fails every match but "must be absent", inverted or
 //! not, unless a missing header is treated as empty.
 
@@ -79,13 +80,19 @@ impl HeaderName {
 impl HeaderMatcher {
     /// Whether the request matches.
     pub fn matches(&self, head: &RequestHead) -> bool {
-        self.matches_value(request_header(head, &self.name).as_deref())
+        match any_value(head, &self.name, |value| self.meets(value)) {
+            Some(met) => met != self.invert,
+            None => self.matches_value(None),
+        }
     }
 
     /// Whether fields match; pseudo-headers are missing there.
     pub fn matches_fields(&self, headers: &HeaderMap) -> bool {
         match &self.name {
-            HeaderName::Field(name) => self.matches_value(joined(headers, name).as_deref()),
+            HeaderName::Field(name) => match any_field(headers, name, |value| self.meets(value)) {
+                Some(met) => met != self.invert,
+                None => self.matches_value(None),
+            },
             _ => self.matches_value(None),
         }
     }
@@ -106,12 +113,16 @@ impl HeaderMatcher {
             // Inverted or not, only a presence match can be satisfied by a header that is missing.
             None => return matches!(self.how, HeaderMatch::Present(present) if present == self.invert),
         };
-        let matches = match &self.how {
+        self.meets(value) != self.invert
+    }
+
+    /// Whether one value has what is asked, before the answer is turned round.
+    fn meets(&self, value: &[u8]) -> bool {
+        match &self.how {
             HeaderMatch::Present(present) => *present,
             HeaderMatch::String(string) => string.matches(value),
             HeaderMatch::Range { start, end } => integer(value).is_some_and(|number| (*start..*end).contains(&number)),
-        };
-        matches != self.invert
+        }
     }
 }
 
@@ -130,6 +141,20 @@ pub fn request_header<'a>(head: &'a RequestHead, name: &HeaderName) -> Option<Co
         HeaderName::Field(name) => return joined(&head.headers, name),
     };
     Some(Cow::Borrowed(value))
+}
+
+/// Whether one of the values of a request's header, pseudo-headers included, has what is asked; `None` when it has none.
+pub(crate) fn any_value(head: &RequestHead, name: &HeaderName, asked: impl FnMut(&[u8]) -> bool) -> Option<bool> {
+    match name {
+        HeaderName::Field(name) => any_field(&head.headers, name, asked),
+        pseudo => request_header(head, pseudo).as_deref().map(asked),
+    }
+}
+
+fn any_field(headers: &HeaderMap, name: &http::HeaderName, mut asked: impl FnMut(&[u8]) -> bool) -> Option<bool> {
+    let mut values = headers.get_all(name).iter();
+    let first = values.next()?;
+    Some(asked(first.as_bytes()) || values.any(|value| asked(value.as_bytes())))
 }
 
 /// All fields of a name as one value; borrowed in the common case that there is one.
@@ -224,15 +249,25 @@ mod tests {
     }
 
     #[test]
-    fn several_fields_are_one_value_joined_with_a_comma() {
-        let matcher = HeaderMatcher {
+    fn each_of_several_fields_is_looked_at_by_itself() {
+        let blue = |invert| HeaderMatcher {
             name: HeaderName::parse("x-a").unwrap(),
-            how: HeaderMatch::String(StringMatcher::exact("1,2, 3")),
-            invert: false,
+            how: HeaderMatch::String(StringMatcher::exact("blue")),
+            invert,
             treat_missing_as_empty: false,
         };
-        assert!(matcher.matches(&head(&[("x-a", "1"), ("x-b", "0"), ("x-a", "2, 3")])));
-        assert!(!matcher.matches(&head(&[("x-a", "1")])));
+        // (fields, one of them is blue)
+        for (fields, found) in [
+            (&[("x-a", "blue"), ("x-b", "0"), ("x-a", "green")][..], true),
+            (&[("x-a", "green"), ("x-a", "blue")][..], true),
+            (&[("x-a", "green"), ("x-a", "red")][..], false),
+            (&[("x-a", "blue,green")][..], false),
+        ] {
+            let head = head(fields);
+            assert_eq!(blue(false).matches(&head), found, "{fields:?}");
+            assert_eq!(blue(true).matches(&head), !found, "none may match: {fields:?}");
+            assert_eq!(blue(false).matches_fields(&head.headers), found, "{fields:?}");
+        }
     }
 
     #[test]

@@ -4,12 +4,13 @@
 //! ports a sorted list; what always or never holds is folded away; what costs least is asked first. None of it changes what
 //! holds: a condition has no effect but its answer.
 
-use std::{collections::HashSet, ops::RangeInclusive};
+use std::{collections::HashSet, ops::RangeInclusive, sync::Arc};
 
+use cairn_exchange::cel::Program;
 use foldhash::fast::RandomState;
 use ipnet::IpNet;
 
-use super::{Address, Condition, Facts, Policy, Text, UriTemplate};
+use super::{Address, Condition, Facts, Policy, Text, UriTemplate, interpret};
 use crate::matcher::{CidrSet, HeaderMatch, HeaderMatcher, HeaderName, MetadataMatcher, StringMatch, StringMatcher};
 
 type Strings = HashSet<Box<[u8]>, RandomState>;
@@ -33,6 +34,7 @@ pub(super) enum Check {
     HeaderIn(HeaderName, Strings),
     Template(UriTemplate),
     Metadata(MetadataMatcher),
+    Expression(Arc<Program>),
 }
 
 /// Alternatives being put together.
@@ -52,8 +54,13 @@ struct Alternatives {
 impl Check {
     /// A policy: one of the permissions and one of the principals.
     pub(super) fn policy(policy: Policy) -> Self {
-        let Policy { permissions, principals } = policy;
-        Self::all([Self::any_of(permissions), Self::any_of(principals)])
+        let Policy {
+            permissions,
+            principals,
+            condition,
+        } = policy;
+        let condition = condition.map_or(Self::Always, Self::Expression);
+        Self::all([Self::any_of(permissions), Self::any_of(principals), condition])
     }
 
     fn new(condition: Condition) -> Self {
@@ -112,10 +119,11 @@ impl Check {
             Self::TextIn(which, set) => facts.text(*which).is_some_and(|text| set.contains(text.as_bytes())),
             Self::Path(matcher) => facts.path().is_some_and(|path| matcher.matches(path.as_bytes())),
             Self::PathIn(set) => facts.path().is_some_and(|path| set.contains(path.as_bytes())),
-            Self::Header(matcher) => matcher.matches_value(facts.header(&matcher.name).as_deref()),
-            Self::HeaderIn(name, set) => facts.header(name).is_some_and(|value| set.contains(&*value)),
+            Self::Header(matcher) => facts.header_matches(matcher),
+            Self::HeaderIn(name, set) => facts.any_header(name, |value| set.contains(value)) == Some(true),
             Self::Template(template) => facts.path().is_some_and(|path| template.matches(path)),
             Self::Metadata(matcher) => matcher.matches(facts.metadata),
+            Self::Expression(program) => interpret::agrees(Some(program), facts),
         }
     }
 
@@ -132,6 +140,7 @@ impl Check {
             },
             Self::Template(_) => 5,
             Self::Metadata(_) => 6,
+            Self::Expression(_) => 7,
             Self::Not(inner) => inner.cost(),
             Self::All(all) | Self::AnyOf(all) => all.iter().map(Self::cost).max().unwrap_or(0).saturating_add(1),
         }

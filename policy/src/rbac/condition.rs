@@ -1,19 +1,22 @@
 //! What a policy asks: trees of conditions, as configuration has them.
 
-use std::ops::RangeInclusive;
+use std::{ops::RangeInclusive, sync::Arc};
 
+use cairn_exchange::cel::Program;
 use ipnet::IpNet;
 
 use super::UriTemplate;
 use crate::matcher::{HeaderMatcher, MetadataMatcher, StringMatcher};
 
-/// One policy: somebody of the principals does something of the permissions.
+/// One policy: somebody of the principals does something of the permissions, and the condition holds.
 #[derive(Clone, Debug, Default)]
 pub struct Policy {
     /// What is done: one of these holds.
     pub permissions: Vec<Condition>,
     /// Who does it: one of these holds.
     pub principals: Vec<Condition>,
+    /// What has to hold besides, as an expression.
+    pub condition: Option<Arc<Program>>,
 }
 
 /// A permission or a principal. Both have nearly the same kinds, and mean the same by them.

@@ -5,10 +5,12 @@
 
 use std::{borrow::Cow, fmt, net::IpAddr};
 
+use cairn_exchange::cel::Program;
+
 use super::{Action, Address, Condition, Facts, Policy, Rules, Text, interpret};
 use crate::{
     matcher::{StringMatch, StringMatcher},
-    miss::{Fact, string_words},
+    miss::{Fact, HIDDEN, is_secret, string_words, without_secrets},
 };
 
 /// How many of the policies that did not match are told.
@@ -153,10 +155,44 @@ impl fmt::Display for PolicyName<'_> {
 fn judge_policy(policy: &Policy, facts: &Facts<'_>) -> Judged {
     let mut judged = any(&policy.permissions, facts);
     judged.and(any(&policy.principals, facts));
+    if let Some(program) = &policy.condition {
+        judged.and(expression(program, facts));
+    }
     judged
 }
 
+/// An expression: what it is, what it came to, and what it looked at.
+fn expression(program: &Program, facts: &Facts<'_>) -> Judged {
+    let Some(story) = facts.view().map(|view| program.explain(&view)) else {
+        return Judged::of(Fact::new(format!("condition {program}"), "true", None), false);
+    };
+    let read = story.read.iter().map(|(name, value)| match value {
+        Some(_) if is_secret(name) => format!("{name} is {HIDDEN}"),
+        Some(value) => format!("{name} is {}", without_secrets(value)),
+        None => format!("{name} is not there"),
+    });
+    let read = read.collect::<Vec<_>>().join(", ");
+    let found = match (story.holds, &*story.result, &*read) {
+        (true, ..) => "true".to_owned(),
+        (false, result, "") => result.to_owned(),
+        (false, result, read) => format!("{result} ({read})"),
+    };
+    Judged::of(
+        Fact::new(format!("condition {program}"), "true", Some(found.into())),
+        story.holds,
+    )
+}
+
 impl Judged {
+    fn of(fact: Fact, holds: bool) -> Self {
+        let (holds, misses) = if holds {
+            (vec![fact], Vec::new())
+        } else {
+            (Vec::new(), vec![fact])
+        };
+        Self { holds, misses }
+    }
+
     fn and(&mut self, other: Self) {
         self.holds.extend(other.holds);
         self.misses.extend(other.misses);
@@ -172,20 +208,7 @@ fn judge(condition: &Condition, facts: &Facts<'_>) -> Judged {
         }),
         Condition::AnyOf(alternatives) => any(alternatives, facts),
         Condition::Not(inner) => not(inner, facts),
-        leaf => {
-            let fact = vec![describe(leaf, facts)];
-            if interpret::holds(leaf, facts) {
-                Judged {
-                    holds: fact,
-                    misses: Vec::new(),
-                }
-            } else {
-                Judged {
-                    holds: Vec::new(),
-                    misses: fact,
-                }
-            }
-        }
+        leaf => Judged::of(describe(leaf, facts), interpret::holds(leaf, facts)),
     }
 }
 

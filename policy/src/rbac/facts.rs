@@ -5,10 +5,10 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use cairn_exchange::{Connection, DynamicMetadata, Exchange, RequestHead};
+use cairn_exchange::{Connection, DynamicMetadata, Exchange, RequestHead, format::View};
 
 use super::{Address, Text};
-use crate::matcher::{HeaderName, request_header};
+use crate::matcher::{HeaderMatcher, HeaderName, any_value, request_header};
 
 /// The facts that conditions ask for.
 #[derive(Clone, Copy)]
@@ -37,6 +37,8 @@ pub struct Facts<'a> {
     pub connect_authority: Option<&'a str>,
     /// What filters have noted.
     pub metadata: &'a DynamicMetadata,
+    /// The whole record, for expressions; there is none before a tunnel is accepted.
+    pub exchange: Option<&'a Exchange>,
 }
 
 // === impl Facts ===
@@ -61,6 +63,7 @@ impl<'a> Facts<'a> {
             local_principal: connection.local.as_ref().map(|local| local.as_str()),
             connect_authority: Some(&connection.authority),
             metadata: &exchange.metadata,
+            exchange: Some(exchange),
         }
     }
 
@@ -80,7 +83,13 @@ impl<'a> Facts<'a> {
             local_principal: None,
             connect_authority: None,
             metadata: DynamicMetadata::NONE,
+            exchange: None,
         }
+    }
+
+    /// What expressions look at.
+    pub(super) fn view(&self) -> Option<View<'a>> {
+        self.exchange.map(View::new)
     }
 
     pub(super) fn address(&self, which: Address) -> Option<IpAddr> {
@@ -111,6 +120,23 @@ impl<'a> Facts<'a> {
         match name {
             HeaderName::Path if !self.has_path => None,
             name => request_header(self.request?, name),
+        }
+    }
+
+    /// Whether one of the values of a header has what is asked; `None` when it has none.
+    pub(super) fn any_header(&self, name: &HeaderName, asked: impl FnMut(&[u8]) -> bool) -> Option<bool> {
+        match name {
+            HeaderName::Path if !self.has_path => None,
+            name => any_value(self.request?, name, asked),
+        }
+    }
+
+    /// Whether a header matches.
+    pub(super) fn header_matches(&self, matcher: &HeaderMatcher) -> bool {
+        match (&matcher.name, self.request) {
+            (HeaderName::Path, _) if !self.has_path => matcher.matches_value(None),
+            (_, Some(head)) => matcher.matches(head),
+            (_, None) => matcher.matches_value(None),
         }
     }
 }

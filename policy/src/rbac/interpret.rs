@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use cairn_exchange::cel::Program;
+
 use super::{Action, Condition, Facts, Policy};
 
 /// Whether a condition holds.
@@ -11,7 +13,7 @@ pub fn holds(condition: &Condition, facts: &Facts<'_>) -> bool {
         Condition::All(all) => all.iter().all(|one| holds(one, facts)),
         Condition::AnyOf(any) => any.iter().any(|one| holds(one, facts)),
         Condition::Not(inner) => !holds(inner, facts),
-        Condition::Header(matcher) => matcher.matches_value(facts.header(&matcher.name).as_deref()),
+        Condition::Header(matcher) => facts.header_matches(matcher),
         Condition::Path(matcher) => facts.path().is_some_and(|path| matcher.matches(path.as_bytes())),
         Condition::Template(template) => facts.path().is_some_and(|path| template.matches(path)),
         Condition::Address(which, net) => facts.address(*which).is_some_and(|address| net.contains(&address)),
@@ -22,12 +24,17 @@ pub fn holds(condition: &Condition, facts: &Facts<'_>) -> bool {
     }
 }
 
+/// Whether an expression holds, where there is one. What is not evaluated before a tunnel is accepted does not.
+pub fn agrees(condition: Option<&Program>, facts: &Facts<'_>) -> bool {
+    condition.is_none_or(|program| facts.view().is_some_and(|view| program.holds(&view)))
+}
+
 /// What rules say: whether it passes, and the policy that matched.
 pub fn decide<'a>(action: Action, policies: &'a BTreeMap<String, Policy>, facts: &Facts<'_>) -> (bool, Option<&'a str>) {
     let any = |conditions: &[Condition]| conditions.iter().any(|one| holds(one, facts));
     let matched = policies
         .iter()
-        .find(|(_, policy)| any(&policy.permissions) && any(&policy.principals));
+        .find(|(_, policy)| any(&policy.permissions) && any(&policy.principals) && agrees(policy.condition.as_deref(), facts));
     let allowed = match action {
         Action::Allow => matched.is_some(),
         Action::Deny => matched.is_none(),

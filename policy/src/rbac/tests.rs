@@ -3,9 +3,13 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
-use cairn_exchange::{DynamicMetadata, RequestHead, Scheme};
+use cairn_exchange::{
+    Connection, DynamicMetadata, Exchange, Protocol, RequestHead, Scheme,
+    cel::{Options, Program},
+};
 use http::{HeaderMap, HeaderValue, Method, uri::PathAndQuery};
 use ipnet::IpNet;
 use proptest::{collection::vec, prelude::*, sample::select};
@@ -73,6 +77,15 @@ impl Sample {
             local_principal: Some("spiffe://cluster.local/ns/app/sa/waypoint"),
             connect_authority: Some("10.96.1.10:80"),
             metadata: DynamicMetadata::NONE,
+            exchange: None,
+        }
+    }
+
+    /// The same with a record for expressions.
+    fn facts_of<'a>(&'a self, record: &'a Exchange) -> Facts<'a> {
+        Facts {
+            exchange: Some(record),
+            ..self.facts()
         }
     }
 }
@@ -110,6 +123,7 @@ fn policy(permission: Condition, principal: Condition) -> Policy {
     Policy {
         permissions: vec![permission],
         principals: vec![principal],
+        condition: None,
     }
 }
 
@@ -240,6 +254,91 @@ fn claims_are_looked_up_where_filters_note_them() {
     }
 }
 
+/// A record, for expressions.
+fn record(sample: &Sample) -> Exchange {
+    let connection = Connection {
+        id: 1,
+        authority: "10.96.1.10:80".into(),
+        local_address: "10.96.1.10:80".parse().ok(),
+        service_port: 80,
+        remote_address: SocketAddr::new(sample.remote, 41_000),
+        peer: None,
+        local: None,
+        source: None,
+        requested_server_name: None,
+        opened: cairn_exchange::clock::now(),
+    };
+    let protocol = if sample.request.is_some() {
+        Protocol::Http11
+    } else {
+        Protocol::Tcp
+    };
+    let mut exchange = Exchange::begin(protocol, connection.into(), "chain".into(), 1);
+    exchange.request.clone_from(&sample.request);
+    exchange
+}
+
+fn with_condition(text: &str) -> Policy {
+    Policy {
+        condition: Some(Program::parse(text, Options::default()).unwrap().into()),
+        ..policy(method("GET"), Condition::Always)
+    }
+}
+
+#[test]
+fn a_condition_has_to_hold_besides() {
+    let exchange = record(&Sample::http("GET", "/a?x=1", &[("x-tenant", "gold")]));
+    let facts = Facts::inside(&exchange);
+    for (text, expected) in [
+        ("request.headers['x-tenant'] == 'gold'", true),
+        ("request.headers['x-tenant'] == 'lead'", false),
+        ("request.headers['x-none'] != 'gold'", false),
+        (
+            "request.url_path == '/a' && source.port == 41000 && destination.port == 80",
+            true,
+        ),
+        ("request.path", false),
+    ] {
+        for action in [Action::Allow, Action::Deny] {
+            let rules = rules(action, &[("p", with_condition(text))]);
+            let decision = rules.decide(&facts);
+            assert_eq!(decision.policy.is_some(), expected, "{text}");
+            assert_eq!(decision.allowed, expected == (action == Action::Allow), "{text}");
+            let (allowed, policy) = interpret::decide(action, rules.plain(), &facts);
+            assert_eq!((allowed, policy.is_some()), (decision.allowed, expected), "{text}");
+        }
+    }
+    // Before a tunnel is accepted there is no record.
+    let unknown = Facts { exchange: None, ..facts };
+    assert!(
+        !rules(Action::Allow, &[("p", with_condition("true"))])
+            .decide(&unknown)
+            .allowed
+    );
+}
+
+#[test]
+fn the_story_of_a_condition_says_what_it_is_and_what_it_found() {
+    let exchange = record(&Sample::http("GET", "/a", &[("x-tenant", "lead"), ("x-api-key", "hush")]));
+    let facts = Facts::inside(&exchange);
+    let text = "request.headers['x-tenant'] == 'gold' && request.headers['x-api-key'] == 'a' && has(request.referer)";
+    let story = rules(Action::Allow, &[("p", with_condition(text))]).explain(&facts);
+    let nearest: Vec<_> = story.nearest.iter().map(|story| story.sentence()).collect();
+    assert_eq!(
+        nearest,
+        [concat!(
+            r#"p matches except condition request.headers["x-tenant"] == "gold" && request.headers["x-api-key"] == "a" "#,
+            r#"&& has(request.referer): true vs false (request.headers["x-tenant"] is "lead", "#,
+            r#"request.headers["x-api-key"] is (hidden), request.referer is not there)"#
+        )]
+    );
+    let story = rules(Action::Allow, &[("p", with_condition("request.method == 'GET'"))]).explain(&facts);
+    assert_eq!(
+        story.matched.unwrap().sentence(),
+        r#"p matches: method is GET; condition request.method == "GET" is true"#
+    );
+}
+
 #[test]
 fn an_ipv4_client_in_ipv6_form_is_the_ipv4_client() {
     let mut sample = Sample::tcp();
@@ -368,9 +467,27 @@ fn condition() -> impl Strategy<Value = Condition> {
     })
 }
 
+fn expression() -> impl Strategy<Value = Arc<Program>> {
+    let texts = vec![
+        "request.method == 'GET'",
+        "request.headers['x-tenant'] == 'gold'",
+        "request.headers['x-none'] == 'a' || source.port > 0",
+        "request.path",
+    ];
+    select(texts).prop_map(|text| Program::parse(text, Options::default()).unwrap().into())
+}
+
 fn policies() -> impl Strategy<Value = BTreeMap<String, Policy>> {
-    let policy =
-        (vec(condition(), 1..4), vec(condition(), 1..4)).prop_map(|(permissions, principals)| Policy { permissions, principals });
+    let policy = (
+        vec(condition(), 1..4),
+        vec(condition(), 1..4),
+        proptest::option::weighted(0.2, expression()),
+    )
+        .prop_map(|(permissions, principals, condition)| Policy {
+            permissions,
+            principals,
+            condition,
+        });
     proptest::collection::btree_map("[a-d]", policy, 0..4)
 }
 
@@ -431,8 +548,10 @@ proptest! {
     fn compiled_rules_decide_as_the_plain_ones(action in action(), policies in policies(), samples in vec(sample(), 1..8)) {
         let compiled = Rules::new(action, policies.clone());
         for sample in samples {
-            let (allowed, policy) = interpret::decide(action, &policies, &sample.facts());
-            let decision = compiled.decide(&sample.facts());
+            let record = record(&sample);
+            let facts = sample.facts_of(&record);
+            let (allowed, policy) = interpret::decide(action, &policies, &facts);
+            let decision = compiled.decide(&facts);
             prop_assert_eq!((decision.allowed, decision.policy.map(|name| &**name)), (allowed, policy), "{:?}", sample);
         }
     }
@@ -441,7 +560,8 @@ proptest! {
     fn a_story_tells_what_was_decided(action in action(), policies in policies(), samples in vec(sample(), 1..8)) {
         let compiled = Rules::new(action, policies.clone());
         for sample in samples {
-            let facts = sample.facts();
+            let record = record(&sample);
+            let facts = sample.facts_of(&record);
             let story = compiled.explain(&facts);
             let decision = compiled.decide(&facts);
             prop_assert_eq!(story.allowed, decision.allowed);

@@ -12,7 +12,7 @@ use foldhash::fast::RandomState;
 use smallvec::SmallVec;
 
 use super::{Facts, Route};
-use crate::matcher::{HeaderMatch, HeaderMatcher, HeaderName, PathMatch, StringMatch, request_header};
+use crate::matcher::{HeaderMatch, HeaderMatcher, HeaderName, PathMatch, StringMatch, any_value};
 
 /// With fewer routes than this, asking each is as quick.
 const WORTHWHILE: usize = 16;
@@ -148,8 +148,10 @@ impl Bucket {
             lists.push(&self.plain);
         }
         for (name, values) in &self.by_header {
-            let list = request_header(head, name).and_then(|value| values.get(&*value));
-            lists.extend(list.map(Vec::as_slice));
+            any_value(head, name, |value| {
+                lists.extend(values.get(value).map(Vec::as_slice));
+                false // each of several fields counts
+            });
         }
     }
 }

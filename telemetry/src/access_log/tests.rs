@@ -360,14 +360,17 @@ fn a_log_tells_what_to_keep_of_the_answer() {
         filter: Filter::Always,
         file: files.open("/dev/stderr").unwrap(),
     };
-    let json = vec![("a".to_owned(), JsonValue::List(vec![text("%RESP(x-a)% %TRACE_ID%")]))];
+    let json = vec![(
+        "a".to_owned(),
+        JsonValue::List(vec![text("%RESP(x-a)% %TLS_JA3_FINGERPRINT%")]),
+    )];
     let log = AccessLog::new([
         sink(LogFormat::istio_text()),
         sink(LogFormat::Json(JsonFormat::new(json, false).unwrap())),
     ]);
     let names: Vec<_> = log.response_headers().map(|name| name.as_str()).collect();
     assert_eq!(names, ["x-envoy-upstream-service-time", "x-a"]);
-    assert_eq!(log.unrecorded().collect::<Vec<_>>(), ["TRACE_ID"]);
+    assert_eq!(log.unrecorded().collect::<Vec<_>>(), ["TLS_JA3_FINGERPRINT"]);
     assert!(!log.is_empty() && AccessLog::default().is_empty());
     assert_eq!(Template::parse(DEFAULT_TEXT_FORMAT).unwrap().unrecorded().count(), 0);
 }

@@ -21,9 +21,10 @@ use crate::{
     consumer::{self, Progress, Watched},
     engine::{Engine, Parts, Runtimes},
     logging,
-    proxy::{DataSettings, Node},
+    proxy::DataSettings,
     settings::{ANNOTATIONS, Environment, Pod, Ports, Settings},
 };
+use cairn_telemetry::trace::NodeFacts;
 
 /// Certificates that are taken back, when istiod publishes such a list.
 const REVOCATION_FILE: &str = "/var/run/secrets/istio/crl/ca-crl.pem";
@@ -93,7 +94,9 @@ async fn run(settings: Settings, arguments: &Arguments, logging: logging::Handle
     let identity = Identity::start_with(settings.identity, options);
     let node = &settings.istiod.node;
     let data_settings = DataSettings {
-        node: Node {
+        node: NodeFacts {
+            id: node.id.as_str().into(),
+            zone: node.locality.as_ref().map_or("", |locality| &locality.zone).into(),
             cluster: arguments.value("serviceCluster").unwrap_or(&node.cluster).into(),
             // TYPE~ADDRESS~POD~DOMAIN
             address: node.id.split('~').nth(1).and_then(|address| address.parse().ok()),

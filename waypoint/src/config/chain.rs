@@ -46,7 +46,10 @@ use super::{
     structure, tcp,
     value::duration,
 };
-use crate::snapshot::{Chain, ChainKind, Refusal, ServerNameUse};
+use crate::{
+    export::Exports,
+    snapshot::{Chain, ChainKind, Refusal, ServerNameUse},
+};
 
 /// How often `istio.stats` reports open TCP connections unless told otherwise.
 const TCP_REPORTING: Duration = Duration::from_secs(5);
@@ -111,6 +114,8 @@ pub(crate) struct Context {
     kept: HashMap<(&'static str, Vec<u8>), usize>,
     /// Where access logs are written; `None` when nothing is served.
     pub log_files: Option<LogFiles>,
+    /// The ways to collectors.
+    pub exports: Exports,
 }
 
 // === impl Context ===
@@ -140,7 +145,7 @@ pub(crate) fn compile(
     listener: &str,
     name: &str,
     bytes: &Bytes,
-    log_files: Option<&LogFiles>,
+    (log_files, exports): (Option<&LogFiles>, &Exports),
     live: &Arc<Live>,
     extensions: &Arc<Extensions>,
     own_limits: &Arc<OwnLimits>,
@@ -163,6 +168,7 @@ pub(crate) fn compile(
     }
     let mut context = Context {
         log_files: log_files.cloned(),
+        exports: exports.clone(),
         live: live.clone(),
         extension_configs: extensions.clone(),
         own_limits: own_limits.clone(),
@@ -224,6 +230,8 @@ pub(crate) fn compile(
         chain: _,
         kept: _,
         log_files: _,
+        exports: _,
+        own_limits: _,
     } = context;
     Ok(Compiled {
         chain: Arc::new(chain),

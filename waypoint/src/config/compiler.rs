@@ -26,7 +26,7 @@ use super::{
     store::Store,
     workload,
 };
-use crate::{recorder::Recorder, snapshot::Snapshot, upstream::dns::Names, workloads::Workloads};
+use crate::{export::Exports, recorder::Recorder, snapshot::Snapshot, upstream::dns::Names, workloads::Workloads};
 
 pub use super::answer::{
     ADDRESSES, Applied, CLUSTERS, ENDPOINTS, EXTENSIONS, LISTENERS, PROXY_CONFIG, Resource, SECRETS, WORKLOADS,
@@ -48,6 +48,8 @@ pub struct Sources {
     pub secrets: Secrets,
     /// Addresses of names.
     pub names: Names,
+    /// Ways to collectors of traces and logs.
+    pub exports: Exports,
 }
 
 /// The one writer.
@@ -100,6 +102,7 @@ impl Compiler {
     /// Feeds what connections of a running proxy take from elsewhere than a snapshot.
     pub fn feeding(mut self, sources: Sources) -> Self {
         self.clusters.look_up_in(sources.names.clone());
+        self.listeners.export_to(sources.exports.clone());
         self.sources = sources;
         self
     }

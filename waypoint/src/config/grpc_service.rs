@@ -69,6 +69,20 @@ pub(crate) fn compile(
     }))
 }
 
+/// Compiles a collector of traces or logs. Nobody waits for its cluster, and what of it is not done is listed and refuses nothing.
+pub(crate) fn collector(
+    service: EnvoyService,
+    timeout: Option<Duration>,
+    notes: &mut Notes,
+) -> Result<Option<GrpcService>, Malformed> {
+    let mut aside = Notes::of("");
+    let compiled = compile(service, timeout, &mut Context::default(), &mut aside);
+    for item in aside.into_list() {
+        notes.ignore(&item.field, item.what);
+    }
+    compiled.map_err(|error| notes.malformed(&error.field, error.what))
+}
+
 fn header_of(header: EnvoyHeader, notes: &mut Notes) -> Result<(HeaderName, HeaderValue), Malformed> {
     const FIELD: &str = "initial_metadata";
     let EnvoyHeader { key, value, raw_value } = header;

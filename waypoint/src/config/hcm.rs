@@ -38,7 +38,7 @@ use super::{
     http_filters,
     protocol_options::{self, Http1, Http2},
     report::{Malformed, Notes, ignore_set, refuse_set, unneeded},
-    route,
+    route, tracer,
     value::{self, limit},
 };
 use crate::snapshot::{HttpChain, HttpSettings, chain::Underscores};
@@ -62,6 +62,8 @@ pub(crate) struct Taken {
     pub route_specifier: Option<RouteSpecifier>,
     /// Its logs.
     pub access_log: Vec<AccessLog>,
+    /// Its traces.
+    pub tracing: Option<Tracing>,
     /// PINGs on HTTP/2 connections.
     pub keepalive: Option<KeepaliveSettings>,
 }
@@ -73,6 +75,7 @@ pub(crate) fn compile(manager: HttpConnectionManager, context: &mut Context, not
         http_filters,
         route_specifier,
         access_log,
+        tracing,
         keepalive,
     } = take(manager, Where::Inside, notes)?;
     if keepalive.is_some() {
@@ -102,11 +105,18 @@ pub(crate) fn compile(manager: HttpConnectionManager, context: &mut Context, not
         None => return Err(notes.malformed("route_config", "is missing")),
     };
     filters.drop_inert(context);
+    let tracer = match tracing {
+        Some(tracing) => Some(notes.within("tracing", |notes| {
+            tracer::compile(tracing, &mut settings.sampling, context, notes)
+        })?),
+        None => None,
+    };
     Ok(HttpChain {
         settings,
         filters: FilterChain::of(filters.chain),
         routes,
         access_logs: access_log::compile(access_log, context.log_files.as_ref(), notes)?,
+        tracer,
         metrics: filters.metrics,
         shared: None,
     })
@@ -223,7 +233,6 @@ pub(crate) fn take(manager: HttpConnectionManager, at: Where, notes: &mut Notes)
         stream_error_on_invalid_http_message,
     );
     check_codec(codec_type, notes)?;
-    let trace_sampling = tracing_of(tracing, notes);
 
     let mut settings = HttpSettings {
         path: PathNormalization {
@@ -240,7 +249,6 @@ pub(crate) fn take(manager: HttpConnectionManager, at: Where, notes: &mut Notes)
         },
         server: server_header(server_header_transformation, &server_name, notes)?,
         proxy_100_continue,
-        trace_sampling,
         ..HttpSettings::default()
     };
     if let Some(kilobytes) = max_request_headers_kb {
@@ -270,6 +278,7 @@ pub(crate) fn take(manager: HttpConnectionManager, at: Where, notes: &mut Notes)
         http_filters,
         route_specifier,
         access_log,
+        tracing,
         keepalive,
     })
 }
@@ -281,18 +290,6 @@ fn check_codec(codec: i32, notes: &mut Notes) -> Result<(), Malformed> {
         Err(_) => return Err(notes.malformed("codec_type", format!("{codec} is not known"))),
     }
     Ok(())
-}
-
-/// Without a provider nothing is traced, whatever tags istiod has written (contract runtime §7.6).
-/// The share that is sampled by chance is told in the request id all the same.
-fn tracing_of(tracing: Option<Tracing>, notes: &mut Notes) -> Option<u32> {
-    let tracing = tracing?;
-    if let Some(provider) = &tracing.provider {
-        notes.ignore("tracing.provider", format!("traces to {} are not sent yet", provider.name));
-    }
-    let percent = tracing.random_sampling.map_or(100.0, |percent| percent.value);
-    // Envoy's own unit: one in ten thousand; a percentage out of range is cut.
-    Some((percent * 100.0).clamp(0.0, 10_000.0) as u32)
 }
 
 fn escaped_slashes(action: i32, notes: &Notes) -> Result<EscapedSlashes, Malformed> {
@@ -458,8 +455,8 @@ fn request_id(extension: Option<RequestIdExtension>, settings: &mut HttpSettings
             pack_trace_reason,
             use_request_id_for_trace_sampling,
         } = unpack(&any, Unknown::Ignored, notes)?;
-        unneeded!(use_request_id_for_trace_sampling);
-        settings.request_id_trace_reason = pack_trace_reason != Some(false);
+        settings.sampling.tell = pack_trace_reason != Some(false);
+        settings.sampling.by_request_id = use_request_id_for_trace_sampling != Some(false);
         Ok(())
     })
 }

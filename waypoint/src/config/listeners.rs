@@ -27,7 +27,10 @@ use super::{
     store::Pending,
     terminate, wire,
 };
-use crate::snapshot::{Chain, Table, Terminate, matcher::Node};
+use crate::{
+    export::Exports,
+    snapshot::{Chain, Table, Terminate, matcher::Node},
+};
 
 /// The listener that accepts tunnels.
 const TERMINATE: &str = "connect_terminate";
@@ -38,6 +41,7 @@ const MAIN: &str = "main_internal";
 #[derive(Debug, Default)]
 pub(crate) struct Listeners {
     log_files: Option<LogFiles>,
+    exports: Exports,
     live: Arc<Live>,
     extensions: Arc<Extensions>,
     own_limits: Arc<OwnLimits>,
@@ -97,6 +101,11 @@ impl Listeners {
             log_files,
             ..Self::default()
         }
+    }
+
+    /// Traces and logs go to collectors these ways.
+    pub(crate) fn export_to(&mut self, exports: Exports) {
+        self.exports = exports;
     }
 
     /// Takes over listeners. What is wrong with any of those sent, now or since before, is added to `errors`.
@@ -216,8 +225,8 @@ impl Listeners {
     }
 
     fn compile_chain(&self, name: &str, bytes: &Bytes) -> Result<chain::Compiled, Malformed> {
-        let files = self.log_files.as_ref();
-        chain::compile(MAIN, name, bytes, files, &self.live, &self.extensions, &self.own_limits)
+        let outputs = (self.log_files.as_ref(), &self.exports);
+        chain::compile(MAIN, name, bytes, outputs, &self.live, &self.extensions, &self.own_limits)
     }
 
     /// Takes over extension configurations; chains that name one are compiled anew. They are only ever replaced.

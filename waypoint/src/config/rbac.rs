@@ -18,7 +18,10 @@ use cairn_proto::envoy::{
 
 pub(crate) use condition::metadata;
 
-use super::report::{Malformed, Notes, ignore_set, refuse_set, unneeded};
+use super::{
+    cel,
+    report::{Malformed, Notes, ignore_set, refuse_set, unneeded},
+};
 
 /// What the result of shadow rules that only ask whether an external authorizer is to be called begins with (contract xds §6.7):
 /// unlike those of a dry run they decide something, so that what of them cannot be evaluated refuses.
@@ -167,8 +170,18 @@ fn compile_policy(policy: EnvoyPolicy, layer: Layer, notes: &mut Notes) -> Resul
         checked_condition,
         cel_config,
     } = policy;
-    unneeded!(cel_config);
-    refuse_set!(notes, condition, checked_condition);
+    // Envoy reads the checked one only where there is no other.
+    let expression = condition
+        .map(|condition| ("condition", condition))
+        .or_else(|| checked_condition.map(|condition| ("checked_condition", cel::checked(condition))));
+    let condition = match expression {
+        None => None,
+        Some((field, _)) if layer == Layer::Tunnel => {
+            notes.refuse(field, "is not evaluated before a tunnel is accepted");
+            None
+        }
+        Some((field, expression)) => cel::deciding(field, expression, cel::options(cel_config), notes)?,
+    };
     Ok(Policy {
         permissions: condition::each("permissions", permissions, notes, |one, notes| {
             condition::permission(one, layer, notes)
@@ -176,5 +189,6 @@ fn compile_policy(policy: EnvoyPolicy, layer: Layer, notes: &mut Notes) -> Resul
         principals: condition::each("principals", principals, notes, |one, notes| {
             condition::principal(one, layer, notes)
         })?,
+        condition,
     })
 }

@@ -404,6 +404,8 @@ fn redirect(action: RedirectAction, notes: &mut Notes) -> Result<Redirect, Malfo
     };
     let path = match path_rewrite_specifier {
         None => None,
+        // istiod always writes one of them; an empty one keeps the path.
+        Some(PathRewriteSpecifier::PathRedirect(path) | PathRewriteSpecifier::PrefixRewrite(path)) if path.is_empty() => None,
         Some(PathRewriteSpecifier::PathRedirect(path)) => Some(RedirectPath::Full(path.into())),
         Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => Some(RedirectPath::Rewrite(PathRewrite::Prefix(prefix.into()))),
         Some(PathRewriteSpecifier::RegexRewrite(rewrite)) => Some(RedirectPath::Rewrite(PathRewrite::Regex(substitution(

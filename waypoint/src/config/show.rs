@@ -15,6 +15,8 @@ use std::{
 };
 
 use cairn_filters::Filter;
+use cairn_policy::headers::Sampling;
+use cairn_telemetry::trace::{Provider, Tracer};
 
 use crate::snapshot::{
     Chain, ChainKind, HttpChain, HttpSettings, ServerNameUse, Snapshot, TcpChain, Terminate,
@@ -254,6 +256,7 @@ fn write_http(out: &mut String, chain: &HttpChain) -> fmt::Result {
         filters,
         routes,
         access_logs,
+        tracer,
         metrics,
         shared: _,
     } = chain;
@@ -270,6 +273,9 @@ fn write_http(out: &mut String, chain: &HttpChain) -> fmt::Result {
         "    filters: {names}; metrics: {}; access logs: {logs}",
         if *metrics { "yes" } else { "none" }
     )?;
+    if let Some(tracer) = tracer.as_ref().filter(|tracer| !matches!(tracer.provider, Provider::None)) {
+        write_tracer(out, tracer, &settings.sampling)?;
+    }
     for filter in filters.iter() {
         if let Filter::Rbac(filter) = filter {
             rbac::write(out, filter, 2)?;
@@ -278,13 +284,26 @@ fn write_http(out: &mut String, chain: &HttpChain) -> fmt::Result {
     route::write_table(out, routes)
 }
 
+fn write_tracer(out: &mut String, tracer: &Tracer, sampling: &Sampling) -> fmt::Result {
+    let provider = match &tracer.provider {
+        Provider::None => "nobody",
+        Provider::OpenTelemetry { .. } => "OpenTelemetry",
+        Provider::Zipkin { .. } => "Zipkin",
+    };
+    let share = if sampling.by_request_id {
+        format!("{} of ten thousand", sampling.random)
+    } else {
+        "all".to_owned()
+    };
+    writeln!(out, "    traces: to {provider}, {share}, {} tags", tracer.tags.len())
+}
+
 /// Prints what differs from the defaults of Envoy.
 fn write_settings(out: &mut String, settings: &HttpSettings) -> fmt::Result {
     let HttpSettings {
         path,
         incoming,
         server,
-        request_id_trace_reason,
         websocket,
         upgrades,
         http2_extended_connect,
@@ -304,7 +323,7 @@ fn write_settings(out: &mut String, settings: &HttpSettings) -> fmt::Result {
         http2_max_concurrent_streams,
         http2_stream_window,
         http2_connection_window,
-        trace_sampling: _,
+        sampling,
     } = settings;
     let mut words = vec![format!("path {path:?}"), format!("server {server:?}")];
     let mut flag = |on: bool, word: &str| {
@@ -319,7 +338,7 @@ fn write_settings(out: &mut String, settings: &HttpSettings) -> fmt::Result {
     flag(*proxy_100_continue, "100-continue passed on");
     flag(*suppress_envoy_headers, "no x-envoy-*");
     flag(!incoming.generate_request_id, "no request id");
-    flag(!*request_id_trace_reason, "no trace reason in request id");
+    flag(!sampling.tell, "no trace reason in request id");
     flag(incoming.append_forwarded_port, "x-forwarded-port");
     flag(incoming.forward_client_cert, "x-forwarded-client-cert kept");
     flag(*underscores == Underscores::Reject, "underscores refused");

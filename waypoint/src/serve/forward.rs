@@ -8,7 +8,7 @@ mod failure;
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
-use cairn_exchange::{ResponseFlags, clock};
+use cairn_exchange::{Protocol, ResponseFlags, clock};
 use cairn_filters::{LocalReply, ResponseHead};
 use cairn_policy::{
     balance::Criteria,
@@ -17,7 +17,10 @@ use cairn_policy::{
     route::{Forward, Found, HashFacts, HashPolicy, HashSource, RequestHash, WeightedCluster},
     timeout::RouteTimeouts,
 };
-use http::{HeaderName, HeaderValue, Response, StatusCode, header::SET_COOKIE};
+use http::{
+    HeaderName, HeaderValue, Response, StatusCode,
+    header::{CONTENT_LENGTH, SET_COOKIE},
+};
 use tokio::time::sleep;
 
 pub use self::attempts::tell_outliers;
@@ -33,7 +36,10 @@ use super::{
     response::{Active, Leased, Tail},
     upgrade,
 };
-use crate::upstream::{Answer, Cluster, Counted, Discovery, Level, Picking};
+use crate::{
+    body::Incoming,
+    upstream::{Answer, Cluster, Counted, Discovery, Level, Picking},
+};
 
 const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
 const DROPPED: HeaderName = HeaderName::from_static("x-envoy-drop-overload");
@@ -65,7 +71,15 @@ pub async fn forward(mut journey: Journey<'_>, found: Found<'_>, to: &Forward) -
     };
     limit(&mut journey, to, timeouts.global);
     let limits = journey.tail.limits.clone();
-    cluster.resolved().await;
+    // In a box: most clusters have nothing to wait for.
+    if cluster.waits_for_names()
+        && let Err(late) = within(limits.as_deref(), pin!(Box::pin(cluster.resolved()))).await
+    {
+        return match is_timeout_of_route(&late) {
+            true => journey.reply_by_route(late, found),
+            false => journey.reply_expired(late, found),
+        };
+    }
     let level = if to.high_priority { Level::High } else { Level::Default };
     let picking = Picking::new(&cluster)
         .hashed(hash)
@@ -117,6 +131,10 @@ pub async fn forward(mut journey: Journey<'_>, found: Found<'_>, to: &Forward) -
     }
     match answered {
         Ok(Ok((mut answer, counts))) => {
+            if attempts.used_up {
+                let flags = &mut journey.tail.exchange.flags;
+                flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
+            }
             for cookie in cookies {
                 answer.head.headers.append(SET_COOKIE, cookie);
             }
@@ -229,14 +247,18 @@ fn edits_request(found: Found<'_>, to: &Forward, weighted: Option<&WeightedClust
 
 /// Edits an answer as route and virtual host say.
 pub fn edit_response(head: &mut ResponseHead, tail: &mut Tail, found: Found<'_>, weighted: Option<&WeightedCluster>) {
+    tail.exchange.status = Some(head.status); // edits may tell it
     for edits in found.response_edits(weighted) {
         edits.apply_to_response(&mut head.headers, &tail.exchange, &record_alone);
     }
-    name_operation(head, found);
+    name_operation(head, tail, found);
 }
 
-/// Tells the client which operation its route is.
-pub fn name_operation(head: &mut ResponseHead, found: Found<'_>) {
+/// Tells the client which operation its route is, where the chain traces.
+pub fn name_operation(head: &mut ResponseHead, tail: &Tail, found: Found<'_>) {
+    if !tail.trace.as_ref().is_some_and(|trace| trace.tells_operation()) {
+        return;
+    }
     if let Some(decorator) = found.route.decorator.as_ref().filter(|decorator| decorator.propagate) {
         head.headers.insert(DECORATOR, decorator.operation.clone());
     }
@@ -280,6 +302,11 @@ fn answer_client(
     }
     let mut tail = journey.tail;
     tail.lease = Some(Leased { lease, counted, active });
+    // A client of HTTP/1 has its answer with the last byte of its length; the end of the endpoint's stream is not waited for.
+    if matches!(body, Incoming::Http2(_)) && tail.exchange.protocol != Protocol::Http2 {
+        let length = response.headers().get(CONTENT_LENGTH);
+        tail.length = length.and_then(|length| length.to_str().ok()?.parse().ok());
+    }
     match (switched, journey.upgrade, upgrade) {
         (true, Some(client), Some(endpoint)) => {
             upgrade::pass(client, endpoint, tail);

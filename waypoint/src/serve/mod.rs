@@ -12,13 +12,13 @@
 mod ask;
 mod authorize;
 mod body_start;
-mod call;
+pub(crate) mod call;
 mod date;
 mod denied_by;
 mod detect;
 mod forward;
 mod framing;
-mod grpc;
+pub(crate) mod grpc;
 mod http1;
 mod http2;
 mod inner;

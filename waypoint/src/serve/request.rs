@@ -179,6 +179,11 @@ impl<'a> Journey<'a> {
         }
         let mut body = body;
         let mut route = self.choose_route();
+        if let (Some(trace), Some(found)) = (&mut self.tail.trace, route.found)
+            && let Some(decorator) = &found.route.decorator
+        {
+            trace.decorate(decorator.operation.clone());
+        }
         if let Some((reply, close)) = self.decode_in_time(&mut route, &mut body).await {
             return self.reply_of_filter(*reply, close, route);
         }

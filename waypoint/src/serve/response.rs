@@ -13,6 +13,7 @@ use std::{
 use bytes::Bytes;
 use cairn_exchange::{Exchange, RequestHead, ResponseFlags};
 use cairn_filters::Run;
+use cairn_telemetry::trace::Trace;
 use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 
@@ -58,10 +59,14 @@ pub struct Tail {
     pub asked: Option<Box<RequestHead>>,
     /// Whether it may stay open.
     pub vigil: Vigil,
+    /// Its trace, where the chain traces.
+    pub trace: Option<Box<Trace>>,
     /// How long it may last.
     pub limits: Option<Arc<Limits>>,
     /// The client's connection ends behind the answer.
     pub ends_connection: bool,
+    /// With so many bytes the client has the whole answer, whether its end was seen or not.
+    pub length: Option<u64>,
     /// Everything is settled.
     settled: bool,
 }
@@ -223,6 +228,13 @@ impl Tail {
                 proxy.istio.report_http(&view(&self.exchange), Default::default());
             }
             http.access_logs.log(&view(&self.exchange));
+        }
+        if let (Some(trace), Some(chain)) = (self.trace.take(), &self.chain)
+            && let ChainKind::Http(HttpChain {
+                tracer: Some(tracer), ..
+            }) = &chain.kind
+        {
+            tracer.finish(*trace, &self.exchange, &proxy.settings.node);
         }
         if let Some(observer) = &proxy.observer {
             observer(&self.exchange);
@@ -441,6 +453,9 @@ impl Drop for Tail {
     /// The client went away, or its connection was given up: hyper and h2 drop what they cannot deliver, and there is no other sign
     /// of it.
     fn drop(&mut self) {
+        if !self.settled && self.length == Some(self.exchange.counts.sent) {
+            self.settle(false);
+        }
         if !self.settled {
             self.exchange.details = None;
             let stalled = self.inner.line.as_ref().is_some_and(|line| line.is_stalled());
@@ -474,8 +489,10 @@ impl Tail {
             lease: None,
             asked: None,
             vigil,
+            trace: None,
             limits: None,
             ends_connection: false,
+            length: None,
             settled: false,
         })
     }

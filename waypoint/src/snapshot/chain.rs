@@ -3,8 +3,8 @@
 use std::{any::Any, sync::Arc, time::Duration};
 
 use cairn_filters::{FilterChain, ext_authz::network::OfConnections};
-use cairn_policy::{rate_limit::TokenBucket, rbac, route::RouteTable};
-use cairn_telemetry::access_log::AccessLog;
+use cairn_policy::{headers::Sampling, rate_limit::TokenBucket, rbac, route::RouteTable};
+use cairn_telemetry::{access_log::AccessLog, trace::Tracer};
 
 /// A compiled chain.
 #[derive(Debug)]
@@ -52,6 +52,8 @@ pub struct HttpChain {
     pub routes: RouteTable,
     /// Access logs.
     pub access_logs: AccessLog,
+    /// Traces, where the chain has any.
+    pub tracer: Option<Box<Tracer>>,
     /// Whether Istio's metrics are recorded (the filter `istio.stats`).
     pub metrics: bool,
     /// Live things that filters of this chain share over all configurations with the same content.
@@ -79,10 +81,8 @@ pub struct HttpSettings {
     pub incoming: cairn_policy::headers::incoming::Incoming,
     /// What becomes of the `server` header of answers.
     pub server: cairn_policy::headers::outgoing::ServerHeader,
-    /// Whether the trace reason is written into the request id.
-    pub request_id_trace_reason: bool,
-    /// Share of the requests, of ten thousand, that are traced by chance; `None` where nothing is traced.
-    pub trace_sampling: Option<u32>,
+    /// What request ids have to do with tracing, and which requests are traced, where any are.
+    pub sampling: Sampling,
     /// Whether `Upgrade: websocket` is served.
     pub websocket: bool,
     /// HTTP/2 clients may ask for upgrades by extended CONNECT.
@@ -208,8 +208,7 @@ impl Default for HttpSettings {
             path: Default::default(),
             incoming: Default::default(),
             server: Default::default(),
-            request_id_trace_reason: true,
-            trace_sampling: None,
+            sampling: Sampling::default(),
             websocket: false,
             http2_extended_connect: false,
             upgrades: Vec::new(),

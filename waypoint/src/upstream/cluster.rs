@@ -223,28 +223,32 @@ impl Cluster {
     /// Waits for the first answer of DNS, at most for the time of a connection. Clusters whose endpoints do not come from DNS never
     /// wait.
     pub async fn resolved(&self) {
-        if !matches!(self.settings.discovery, Discovery::StrictDns(_) | Discovery::LogicalDns(_)) {
+        if !self.waits_for_names() {
             return;
         }
-        let is_resolved = || {
-            let endpoints = self.state.endpoints.load();
-            endpoints.known || endpoints.iter().next().is_some()
-        };
         let wait = async {
             loop {
                 let found = self.state.found.notified();
                 tokio::pin!(found);
                 found.as_mut().enable();
-                if is_resolved() {
+                if self.is_resolved() {
                     return;
                 }
                 found.await;
             }
         };
-        if !is_resolved() {
-            // Without an answer the request is told that there is no endpoint.
-            let _ = timeout(self.settings.connect_timeout, wait).await;
-        }
+        // Without an answer the request is told that there is no endpoint.
+        let _ = timeout(self.settings.connect_timeout, wait).await;
+    }
+
+    /// Whether DNS has not answered yet.
+    pub fn waits_for_names(&self) -> bool {
+        matches!(self.settings.discovery, Discovery::StrictDns(_) | Discovery::LogicalDns(_)) && !self.is_resolved()
+    }
+
+    fn is_resolved(&self) -> bool {
+        let endpoints = self.state.endpoints.load();
+        endpoints.known || endpoints.iter().next().is_some()
     }
 
     /// Its name.

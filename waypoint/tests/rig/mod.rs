@@ -709,6 +709,7 @@ fn http_chain(cluster: &str) -> HttpChain {
         filters: FilterChain::default(),
         routes: routes(vec![default_route(cluster)]),
         access_logs: Default::default(),
+        tracer: None,
         metrics: true,
         shared: None,
     }

@@ -1,8 +1,11 @@
 //! Objects as operators write them, on the configuration of a real istiod.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
+use cairn_exchange::{Connection, Exchange, Protocol, RequestHead, Scheme, clock};
+use cairn_filters::{NoServices, OnRoute, Run, Verdict};
+use http::{HeaderName, HeaderValue, Method, uri::PathAndQuery};
 
 use crate::{
     config::{
@@ -127,6 +130,7 @@ fn an_object_with_anything_wrong_in_it_is_refused_and_the_last_good_one_stays() 
             "[{global: {service: a, domain: x}, by: [{path: true}]}]",
             "[0].global.service: `a` is no host:port",
         ),
+        ("[{local: {requests: 1, per: 1s}, by: [{cel: 'request.('}]}]", "[0]: "),
         ("[{global: {service: 'a:1', domain: ''}, by: [{path: true}]}]", "[0]: "),
     ] {
         let refused = bench.compiler.limit(Some(object)).unwrap_err().to_string();
@@ -157,7 +161,72 @@ fn a_limit_of_one_route_counts_there_alone() {
     };
     for route in &http.routes.hosts()[0].routes {
         let on = route.overrides.contains_key("cairn.dev/rate-limits[0]");
-        assert_eq!(on, route.name.as_ref() == Some(name), "{:?}", route.name);
+        assert_eq!(on, route.name.as_ref() == Some(&name), "{:?}", route.name);
     }
     assert_eq!(bench.own(OTHER).len(), 0, "no such route there");
+}
+
+/// What the filters of a chain say to a request of this user: the status of a denial.
+fn asked(chain: &Chain, user: Option<&'static str>) -> Option<u16> {
+    let ChainKind::Http(http) = &chain.kind else {
+        panic!("it is HTTP")
+    };
+    let connection = Connection {
+        id: 1,
+        authority: "10.96.1.10:80".into(),
+        local_address: "10.96.1.10:80".parse().ok(),
+        service_port: 80,
+        remote_address: "10.244.0.9:41000".parse().unwrap(),
+        peer: None,
+        local: None,
+        source: None,
+        requested_server_name: None,
+        opened: clock::now(),
+    };
+    let mut exchange = Exchange::begin(Protocol::Http11, Arc::new(connection), chain.name.clone(), 1);
+    exchange.request = Some(RequestHead {
+        method: Method::GET,
+        path: PathAndQuery::from_static("/a?b"),
+        authority: HeaderValue::from_static("web"),
+        scheme: Scheme::Http,
+        headers: user
+            .map(|user| (HeaderName::from_static("x-user"), HeaderValue::from_static(user)))
+            .into_iter()
+            .collect(),
+    });
+    let mut run = Run::default();
+    match http
+        .filters
+        .decode_head(&mut run, &mut exchange, &OnRoute::new(None, None), &NoServices)
+    {
+        Verdict::Continue => None,
+        Verdict::Reply(reply) => Some(reply.status.as_u16()),
+        Verdict::Stop(_) => panic!("nobody is asked"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_are_told_apart_count_apart() {
+    for by in ["{header: x-user}", "{cel: \"request.headers['x-user']\"}"] {
+        let mut bench = Bench::new();
+        let object = format!("[{{by: [{by}], local: {{requests: 1, per: 1m, burst: 2}}, status: 420}}]");
+        bench.compiler.limit(Some(&object)).unwrap();
+        let web = bench.chain(WEB);
+        for (user, answer) in [
+            ("ann", None),
+            ("ann", None),
+            ("ann", Some(420)),
+            ("ben", None),
+            ("ann", Some(420)),
+        ] {
+            assert_eq!(asked(&web, Some(user)), answer, "{by} {user}");
+        }
+        // Another service has a count of its own, and a change of the object that leaves a limit as it is leaves its counts.
+        assert_eq!(asked(&bench.chain(OTHER), Some("ann")), None, "{by}");
+        let more = format!("{}, {{local: {{requests: 100, per: 1s}}}}]", object.trim_end_matches(']'));
+        bench.compiler.limit(Some(&more)).unwrap();
+        assert_eq!(asked(&bench.chain(WEB), Some("ann")), Some(420), "{by}");
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert_eq!(asked(&bench.chain(WEB), Some("ann")), None, "{by}");
+    }
 }

@@ -30,7 +30,11 @@ use cairn_proto::{
             v3::Int32Range,
         },
     },
-    google::api::expr::v1alpha1::Expr,
+    google::api::expr::v1alpha1::{
+        CheckedExpr, Constant, Expr,
+        constant::ConstantKind,
+        expr::{ExprKind, Ident, Select},
+    },
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, uri::PathAndQuery};
 
@@ -298,13 +302,82 @@ fn what_envoy_rejects_is_malformed_and_says_where() {
     }
 }
 
+fn expression(kind: ExprKind) -> Expr {
+    Expr {
+        id: 0,
+        expr_kind: Some(kind),
+    }
+}
+
+fn truth(value: bool) -> Expr {
+    expression(ExprKind::ConstExpr(Constant {
+        constant_kind: Some(ConstantKind::BoolValue(value)),
+    }))
+}
+
+/// `xds.node`
+fn unknown() -> Expr {
+    let name = "xds".into();
+    expression(ExprKind::SelectExpr(Box::new(Select {
+        operand: Some(Box::new(expression(ExprKind::IdentExpr(Ident { name })))),
+        field: "node".into(),
+        test_only: false,
+    })))
+}
+
+fn with_condition(condition: Expr) -> EnvoyPolicy {
+    EnvoyPolicy {
+        condition: Some(condition),
+        ..policy(Rule::Any(true), Identifier::Any(true))
+    }
+}
+
 #[test]
-fn presence_decides_and_a_condition_refuses() {
-    let with_condition = EnvoyPolicy {
-        condition: Some(Expr::default()),
+fn a_condition_decides_where_there_is_a_record() {
+    let checked = |value: bool, other: Option<Expr>| EnvoyPolicy {
+        condition: other,
+        checked_condition: Some(CheckedExpr {
+            expr: Some(truth(value)),
+            ..CheckedExpr::default()
+        }),
         ..policy(Rule::Any(true), Identifier::Any(true))
     };
-    assert_eq!(outcome(rules(with_condition.clone()), Layer::Http).as_deref(), Ok("refused"));
+    let exchange = exchange("10.96.1.10:80", CLIENT);
+    for (policy, allowed) in [
+        (with_condition(truth(true)), true),
+        (with_condition(truth(false)), false),
+        (checked(true, None), true),
+        (checked(false, None), false),
+        // Envoy asks only the other one where there are both.
+        (checked(false, Some(truth(true))), true),
+    ] {
+        let mut notes = Notes::of("x");
+        let rbac = both(Some(rules(policy)), None, "", Layer::Http, &mut notes).unwrap();
+        assert_eq!(rbac.decide(&Facts::inside(&exchange)).denied().is_none(), allowed);
+        assert!(notes.into_list().is_empty());
+    }
+    assert_eq!(
+        outcome(rules(with_condition(truth(true))), Layer::Tunnel).as_deref(),
+        Ok("refused")
+    );
+    assert_eq!(
+        outcome(rules(with_condition(truth(true))), Layer::Network).as_deref(),
+        Ok("done")
+    );
+    assert_eq!(
+        outcome(rules(with_condition(unknown())), Layer::Http).as_deref(),
+        Ok("refused")
+    );
+    let error = outcome(rules(with_condition(Expr::default())), Layer::Http).unwrap_err();
+    assert_eq!(
+        error,
+        "rules.policies[p].condition: the expression means nothing: a part of it is empty"
+    );
+}
+
+#[test]
+fn presence_decides_and_what_cannot_be_evaluated_refuses() {
+    let with_condition = with_condition(unknown());
     for (enforced, shadow, prefix, refuses, listed) in [
         (None, None, "", false, 0),
         (Some(EnvoyRules::default()), None, "", false, 0),

@@ -25,7 +25,6 @@ use super::failure::{Failure, denied, failure_of, nobody, unresolved};
 use crate::{
     body::RequestBody,
     serve::{
-        mirrors,
         open::Asked,
         passage,
         request::{self, Journey},
@@ -64,6 +63,8 @@ pub(super) struct Attempts<'c> {
     retrying: Option<Counted>,
     /// The cluster's limits have kept the request from another try.
     pub(super) overflowed: bool,
+    /// The answer would be tried again, were there retries left.
+    pub(super) used_up: bool,
 }
 
 impl<'c> Attempts<'c> {
@@ -80,6 +81,7 @@ impl<'c> Attempts<'c> {
             sent: AtomicBool::new(false),
             retrying: None,
             overflowed: false,
+            used_up: false,
         }
     }
 
@@ -107,6 +109,10 @@ impl<'c> Attempts<'c> {
                 .ok_or_else(|| Box::new(nobody()))?,
         };
         let tail = &mut journey.tail;
+        if let (Some(tracer), Some(trace)) = (&journey.http.tracer, &mut tail.trace) {
+            tracer.attempt(trace, &mut tail.exchange, &tail.inner.proxy.settings.node);
+        }
+        let tail = &mut journey.tail;
         let original = request::original(&tail.inner);
         tail.exchange.attempts += 1;
         tail.exchange.upstream = Some(passage::describe(&endpoint, journey.snapshot, original));
@@ -114,6 +120,9 @@ impl<'c> Attempts<'c> {
             None => RequestBody::empty(),
             Some(source) => RequestBody::next_attempt(source),
         };
+        if let (Some(tracer), Some(trace)) = (&journey.http.tracer, &mut tail.trace) {
+            tracer.attempt(trace, &mut tail.exchange, &tail.inner.proxy.settings.node);
+        }
         self.begun = clock::now();
         self.sent.store(false, Relaxed);
         let active = Active::begin(endpoint.clone(), cluster.clone());
@@ -197,7 +206,10 @@ impl<'c> Attempts<'c> {
             grpc_status,
         };
         self.last_unsent = false;
-        self.decide(journey, cluster, &outcome, Some(headers))
+        let again = self.decide(journey, cluster, &outcome, Some(headers));
+        self.used_up =
+            again.is_none() && self.tried_again() && !self.overflowed && self.plan.wants(self.policy, &outcome).is_some();
+        again
     }
 
     /// Whether a failed attempt is made again, and after what pause.

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use cairn_exchange::{Protocol, RequestHead, ResponseFlags, Scheme};
 use cairn_filters::LocalReply;
-use cairn_policy::headers::{TraceReason, incoming::Arrival, is_upgrade, upgrade_kind, with_trace_reason};
+use cairn_policy::headers::{incoming::Arrival, is_upgrade, upgrade_kind};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header, uri::PathAndQuery};
 
 use super::Journey;
@@ -78,8 +78,21 @@ impl Journey<'_> {
         });
         // The header has no port.
         exchange.client_address = (origin.address != arrival.remote).then(|| SocketAddr::new(origin.address, 0));
-        trace_reason(settings, &mut head.headers);
-        normalize(settings, head)
+        normalize(settings, head)?;
+        self.trace();
+        Ok(())
+    }
+
+    /// Begins the request's trace.
+    fn trace(&mut self) {
+        let (Some(tracer), Some(head)) = (&self.http.tracer, &mut self.tail.exchange.request) else {
+            return;
+        };
+        let traced = self.http.settings.sampling.decide(&mut head.headers, self.random as u32);
+        let trace = tracer.begin(&mut head.headers, traced);
+        self.tail.exchange.traceable = traced;
+        self.tail.exchange.trace = trace.ids();
+        self.tail.trace = Some(Box::new(trace));
     }
 }
 
@@ -131,20 +144,6 @@ fn join(headers: &mut HeaderMap) -> Option<HeaderValue> {
     };
     headers.remove(header::HOST);
     Some(host)
-}
-
-/// Writes into the request id whether the request is traced, so that every proxy on its way decides alike.
-fn trace_reason(settings: &HttpSettings, headers: &mut HeaderMap) {
-    let (Some(share), true) = (settings.trace_sampling, settings.request_id_trace_reason) else {
-        return;
-    };
-    let client = headers.contains_key("x-client-trace-id");
-    let forced = headers.contains_key("x-envoy-force-trace");
-    let Some(id) = headers.get_mut("x-request-id") else { return };
-    let reason = TraceReason::decide(id, client, forced, share);
-    if reason != TraceReason::of(id) {
-        *id = with_trace_reason(id, reason);
-    }
 }
 
 /// What a chain does to paths.

@@ -52,7 +52,7 @@ impl Journey<'_> {
     fn reply_beside_route(mut self, reply: LocalReply, found: Found<'_>, close: bool) -> Response<ResponseBody> {
         let grpc = self.tail.exchange.is_grpc();
         let (mut head, body) = begin_reply(&mut self.tail, reply, grpc);
-        forward::name_operation(&mut head, found);
+        forward::name_operation(&mut head, &self.tail, found);
         end_reply(self.tail, Some(self.http), head, body, close)
     }
 
@@ -130,7 +130,8 @@ pub fn finish_head(tail: &mut Tail, http: Option<&HttpChain>, mut head: Response
     tail.exchange.status = Some(head.status);
     tail.exchange.grpc_status = grpc_status(&head.headers);
     if let Some(http) = http {
-        for name in http.access_logs.response_headers() {
+        let traced = http.tracer.iter().flat_map(|tracer| tracer.response_headers());
+        for name in http.access_logs.response_headers().chain(traced) {
             if let Some(value) = head.headers.get(name) {
                 tail.exchange.response_headers.push((name.clone(), value.clone()));
             }

@@ -1,14 +1,14 @@
-//! Regular expressions of configuration: RE2's dialect, whole-string matches, bounded size.
+//! Regular expressions of configuration: RE2's dialect, whole strings or any part of them, bounded size.
 //!
-//! `regex` gives what RE2 promises: time linear in the input. Its dialect differs in details, which [`super::re2`] translates; what
+//! `regex` gives what RE2 promises: time linear in the input. Its dialect differs in details, which `re2` translates; what
 //! RE2 refuses is refused here too where it could mean something else. A compiled expression may take [`REGEX_SIZE_LIMIT`] bytes;
-//! larger ones are refused when configuration is read, never at a request.
+//! larger ones are refused when configuration is read, never at a request. Matchers, routes and CEL share it.
+
+mod re2;
 
 use std::{fmt, sync::Arc};
 
 use regex::bytes;
-
-use super::re2;
 
 /// Bytes that a compiled regular expression may take.
 ///
@@ -17,6 +17,9 @@ pub const REGEX_SIZE_LIMIT: usize = 2 << 20;
 
 /// Bytes of the tables that an expression builds while it matches; with more to keep it matches slower, still in linear time.
 const TABLE_LIMIT: usize = 512 << 10;
+
+/// Bytes that a set of them may take, and its tables.
+const SET_SIZE_LIMIT: usize = 8 << 20;
 
 /// Characters that a regular expression may have before it is compiled.
 const PATTERN_LIMIT: usize = 64 << 10;
@@ -59,6 +62,19 @@ pub struct Regex {
     whole: bytes::Regex,
 }
 
+/// A compiled regular expression that may match any part of a string.
+#[derive(Clone)]
+pub struct RegexSearch {
+    pattern: Arc<str>,
+    anywhere: bytes::Regex,
+}
+
+/// Regular expressions that must match a whole string, asked together: one pass over the string tells which of them do.
+#[derive(Clone)]
+pub struct RegexSet {
+    set: bytes::RegexSet,
+}
+
 /// A regular expression with what to put in the place of each match.
 #[derive(Clone, Debug)]
 pub struct RegexRewrite {
@@ -94,7 +110,7 @@ impl Regex {
     }
 
     /// What every match begins with, as far as the pattern's ordinary characters tell.
-    pub(crate) fn literal_prefix(&self) -> &str {
+    pub fn literal_prefix(&self) -> &str {
         re2::literal_prefix(&self.pattern)
     }
 
@@ -107,6 +123,70 @@ impl Regex {
 impl fmt::Debug for Regex {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Regex({:?})", self.pattern)
+    }
+}
+
+// === impl RegexSearch ===
+
+impl RegexSearch {
+    /// Compiles a pattern.
+    pub fn new(pattern: &str) -> Result<Self, RegexError> {
+        Ok(Self {
+            pattern: pattern.into(),
+            anywhere: compile(pattern, &translate(pattern)?)?,
+        })
+    }
+
+    /// As configured.
+    pub fn pattern(&self) -> &str {
+        &self.pattern
+    }
+
+    /// Whether a part of `value` matches.
+    pub fn matches(&self, value: &[u8]) -> bool {
+        self.anywhere.is_match(value)
+    }
+}
+
+impl fmt::Debug for RegexSearch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RegexSearch({:?})", self.pattern)
+    }
+}
+
+// === impl RegexSet ===
+
+impl RegexSet {
+    /// Puts expressions together; they are known by their place. Many large ones may take too much memory together.
+    pub fn new<'r>(expressions: impl IntoIterator<Item = &'r Regex>) -> Result<Self, RegexError> {
+        let patterns: Vec<_> = expressions.into_iter().map(|regex| regex.whole.as_str()).collect();
+        let set = bytes::RegexSetBuilder::new(&patterns)
+            .size_limit(SET_SIZE_LIMIT)
+            .dfa_size_limit(SET_SIZE_LIMIT)
+            .build();
+        let too_large = |_| RegexError::TooLarge {
+            pattern: format!("{} expressions", patterns.len()),
+            limit: SET_SIZE_LIMIT,
+        };
+        Ok(Self {
+            set: set.map_err(too_large)?,
+        })
+    }
+
+    /// Whether one matches all of `value`.
+    pub fn any(&self, value: &[u8]) -> bool {
+        self.set.is_match(value)
+    }
+
+    /// Calls `f` with the place of each that matches all of `value`.
+    pub fn each(&self, value: &[u8], f: impl FnMut(usize)) {
+        self.set.matches(value).into_iter().for_each(f);
+    }
+}
+
+impl fmt::Debug for RegexSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RegexSet({})", self.set.len())
     }
 }
 
@@ -235,7 +315,7 @@ fn parse_substitution(substitution: &str, groups: usize) -> Result<Box<[Piece]>,
 
 #[cfg(test)]
 mod tests {
-    use super::{REGEX_SIZE_LIMIT, Regex, RegexError, RegexRewrite};
+    use super::{REGEX_SIZE_LIMIT, Regex, RegexError, RegexRewrite, RegexSearch, RegexSet};
 
     #[test]
     fn an_expression_that_would_take_too_much_memory_is_refused() {
@@ -266,6 +346,30 @@ mod tests {
         for (value, matches) in [("a", true), ("bc", true), ("ac", false), ("abc", false), ("a\n", false)] {
             assert_eq!(regex.matches(value.as_bytes()), matches, "{value}");
         }
+    }
+
+    #[test]
+    fn a_search_finds_any_part() {
+        let search = RegexSearch::new("b+c").unwrap();
+        for (value, matches) in [("abbcd", true), ("bc", true), ("ac", false), ("", false)] {
+            assert_eq!(search.matches(value.as_bytes()), matches, "{value}");
+        }
+    }
+
+    #[test]
+    fn a_set_tells_which_of_its_expressions_match_the_whole() {
+        let all: Vec<_> = ["a.*", ".*b", "ab", "b"].map(|pattern| Regex::new(pattern).unwrap()).into();
+        let set = RegexSet::new(&all).unwrap();
+        for (value, places) in [("ab", &[0, 1, 2][..]), ("b", &[1, 3]), ("c", &[]), ("ba", &[])] {
+            let mut found = Vec::new();
+            set.each(value.as_bytes(), |place| found.push(place));
+            assert_eq!(found, places, "{value}");
+            assert_eq!(set.any(value.as_bytes()), !places.is_empty(), "{value}");
+        }
+        let large: Vec<_> = (0..100)
+            .map(|n| Regex::new(&format!("(x{n}[a-z]{{1,500}}){{1,3}}")).unwrap())
+            .collect();
+        assert!(matches!(RegexSet::new(&large), Err(RegexError::TooLarge { .. })));
     }
 
     #[test]
