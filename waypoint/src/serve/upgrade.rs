@@ -37,7 +37,7 @@ pub enum ClientSide {
     Http2(RecvStream, oneshot::Receiver<SendStream<Bytes>>),
 }
 
-/// The endpoint's side of a switch.
+/// The endpoint's side of a switch; in a box where answers have its place.
 pub enum Endpoint {
     /// Its connection.
     Http1(OnUpgrade),
@@ -75,7 +75,7 @@ pub fn stream(send: SendStream<Bytes>, recv: RecvStream) -> TunnelStream {
 
 /// Passes bytes once both connections have been switched, and settles the exchange at their end. What limits the stream's silence
 /// and life goes on to.
-pub fn pass(client: Client, endpoint: Endpoint, mut tail: Box<Tail>) {
+pub fn pass(client: Client, endpoint: Box<Endpoint>, mut tail: Box<Tail>) {
     tokio::spawn(async move {
         let proxy = tail.inner.proxy.clone();
         let _counted = under(&proxy.live.streams);
@@ -119,7 +119,7 @@ pub fn pass(client: Client, endpoint: Endpoint, mut tail: Box<Tail>) {
 }
 
 /// The bytes of both sides, once their connections have let go of them.
-async fn switched(client: Client, endpoint: Endpoint, limits: Option<Arc<Limits>>) -> Option<(Relay, Terms)> {
+async fn switched(client: Client, endpoint: Box<Endpoint>, limits: Option<Arc<Limits>>) -> Option<(Relay, Terms)> {
     let ((client, held), (endpoint, greeting)) = tokio::try_join!(client.switched(), endpoint.switched()).ok()?;
     let relay = Relay::new(client, endpoint, held, greeting);
     let terms = Terms {

@@ -3,8 +3,9 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use cairn_exchange::{Connection, Exchange, Protocol, RequestHead, Scheme, clock};
+use cairn_exchange::{Connection, DynamicMetadata, Exchange, Protocol, RequestHead, Scheme, clock};
 use cairn_filters::{NoServices, OnRoute, Run, Verdict};
+use cairn_policy::route::Facts;
 use http::{HeaderName, HeaderValue, Method, uri::PathAndQuery};
 
 use crate::{
@@ -194,11 +195,14 @@ fn asked(chain: &Chain, user: Option<&'static str>) -> Option<u16> {
             .into_iter()
             .collect(),
     });
+    let head = exchange.request.clone().unwrap();
+    let facts = Facts {
+        random: 0,
+        metadata: DynamicMetadata::NONE,
+    };
+    let route = OnRoute::new(http.routes.find(&head, facts), None);
     let mut run = Run::default();
-    match http
-        .filters
-        .decode_head(&mut run, &mut exchange, &OnRoute::new(None, None), &NoServices)
-    {
+    match http.filters.decode_head(&mut run, &mut exchange, &route, &NoServices) {
         Verdict::Continue => None,
         Verdict::Reply(reply) => Some(reply.status.as_u16()),
         Verdict::Stop(_) => panic!("nobody is asked"),

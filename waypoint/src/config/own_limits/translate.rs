@@ -47,8 +47,8 @@ use crate::config::compiler::{CLUSTERS, Resource};
 
 /// Requests that are told apart at once, where the limit does not say.
 const DISTINCT: u32 = 1000;
-/// The most of them: each takes memory.
-const MOST_DISTINCT: u32 = 100_000;
+/// The most of them: they are looked through.
+const MOST_DISTINCT: u32 = 5_000;
 /// How long a connection to a service that counts may take, in seconds.
 const CONNECT_SECONDS: i64 = 1;
 
