@@ -52,7 +52,7 @@ pub(super) struct Attempts<'c> {
     /// Under whose limits.
     level: Level,
     /// Tries elsewhere after one of which nothing was sent, beyond what the policy allowed.
-    unsent: u32,
+    unsent: u8,
     /// Nothing was sent the last time.
     last_unsent: bool,
     /// When the last attempt began.
@@ -222,7 +222,11 @@ impl<'c> Attempts<'c> {
         if by_policy.is_some() || self.overflowed {
             return by_policy;
         }
-        if failure.unsent && self.unsent + self.plan.made < UNSENT_TRIES && self.picking.has_others() && can_repeat(journey) {
+        if failure.unsent
+            && u32::from(self.unsent) + self.plan.made < UNSENT_TRIES
+            && self.picking.has_others()
+            && can_repeat(journey)
+        {
             self.retry(cluster)?;
             self.unsent += 1;
             return Some(Duration::ZERO);
@@ -269,7 +273,7 @@ impl<'c> Attempts<'c> {
 
     /// Whether anything was tried more than once.
     pub(super) fn tried_again(&self) -> bool {
-        self.plan.made + self.unsent > 0
+        self.plan.made + u32::from(self.unsent) > 0
     }
 }
 
