@@ -9,7 +9,7 @@ use http::HeaderMap;
 use smallvec::SmallVec;
 
 use crate::{
-    contract::{BodyNeed, BodyStart, HttpFilter, Needs, ResponseHead, Slot, Verdict},
+    contract::{BodyNeed, BodyRefusal, BodyStart, HttpFilter, Needs, ResponseHead, Slot, Verdict},
     cors,
     fault::Fault,
     grpc_stats,
@@ -290,6 +290,19 @@ impl FilterChain {
                 Filter::Rbac(_) | Filter::HeaderMutation(_) | Filter::Fault(_) | Filter::Cors | Filter::Other(_) => {}
             }
         }
+    }
+
+    /// Why nothing more of the request's body can go on.
+    pub fn refused_body(&self, run: &Run) -> Option<BodyRefusal> {
+        let refused = |(filter, slot): (&Filter, &Slot)| match filter {
+            Filter::Other(filter) if !matches!(slot, Slot::Off) => filter.refused_body(slot),
+            _ => None,
+        };
+        self.filters
+            .iter()
+            .map(|placed| &placed.filter)
+            .zip(&run.slots)
+            .find_map(refused)
     }
 
     /// The request's trailers.

@@ -78,6 +78,15 @@ pub struct LocalReply {
     pub as_it_is: bool,
 }
 
+/// Why the rest of a request's body is refused: the answer is 400, as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BodyRefusal {
+    /// Why, in Envoy's words for logs.
+    pub details: &'static str,
+    /// And for the client.
+    pub body: &'static str,
+}
+
 /// The head of an answer.
 #[derive(Debug)]
 pub struct ResponseHead {
@@ -129,6 +138,11 @@ pub trait HttpFilter: Any + fmt::Debug + Send + Sync {
 
     /// A piece of the request's body passes ([`BodyNeed::Observe`]).
     fn decode_data(&self, _slot: &mut Slot, _data: &mut Bytes, _end: bool) {}
+
+    /// Why nothing more of the request's body can go on, after what was seen of it; the request is answered with that.
+    fn refused_body(&self, _slot: &Slot) -> Option<BodyRefusal> {
+        None
+    }
 
     /// Whether it wants the whole body of this request, and how much of it at most; asked after `decode_head`.
     fn whole_body(&self, _slot: &Slot) -> Option<usize> {

@@ -9,7 +9,7 @@ use cairn_exchange::Exchange;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::{
-    contract::{BodyNeed, HttpFilter, Needs, ResponseHead, Slot, Verdict},
+    contract::{BodyNeed, BodyRefusal, HttpFilter, Needs, ResponseHead, Slot, Verdict},
     on_route::Scope,
 };
 
@@ -22,6 +22,12 @@ const ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encodin
 const TRAILERS: u8 = 0x80;
 /// Characters of base64 that stand for bytes together.
 const GROUP: usize = 4;
+
+/// The answer to text that is no base64.
+const NO_BASE64: BodyRefusal = BodyRefusal {
+    details: "grpc_base_64_decode_failed",
+    body: "Bad gRPC-web request, invalid base64 data.",
+};
 
 /// The filter.
 #[derive(Clone, Copy, Debug, Default)]
@@ -109,6 +115,13 @@ impl HttpFilter for GrpcWeb {
         let decoded = decoded(&mut kept.rest, data, end).filter(|_| !kept.broken);
         kept.broken = decoded.is_none();
         *data = decoded.unwrap_or_default();
+    }
+
+    fn refused_body(&self, slot: &Slot) -> Option<BodyRefusal> {
+        match slot {
+            Slot::Other(kept) if kept.downcast_ref::<Kept>().is_some_and(|kept| kept.broken) => Some(NO_BASE64),
+            _ => None,
+        }
     }
 
     fn encode_head(&self, slot: &mut Slot, _: &mut Exchange, head: &mut ResponseHead) {

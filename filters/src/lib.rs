@@ -34,7 +34,7 @@ pub mod services;
 pub mod set_filter_state;
 
 pub use chain::{Filter, FilterChain, Placed, Run};
-pub use contract::{BodyNeed, BodyStart, HttpFilter, LocalReply, Needs, ResponseHead, Resume, Slot, Verdict};
+pub use contract::{BodyNeed, BodyRefusal, BodyStart, HttpFilter, LocalReply, Needs, ResponseHead, Resume, Slot, Verdict};
 pub use on_route::{OnRoute, PerRoute, RouteConfig, Scope};
 pub use services::{
     GrpcAnswer, GrpcCall, GrpcError, GrpcService, HttpAnswer, HttpCall, HttpError, HttpReply, NoServices, Services,

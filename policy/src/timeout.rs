@@ -121,13 +121,18 @@ impl RouteTimeouts {
         }
     }
 
-    /// How long the stream may live from its beginning; `chain` is the limit of the chain.
-    pub fn stream_limit(&self, chain: Option<Duration>, headers: &HeaderMap) -> Option<Duration> {
+    /// How long the stream may live from its beginning; `chain` is the limit of the chain. Where that is what the client says, the
+    /// backend is told it anew, as by Envoy.
+    pub fn stream_limit(&self, chain: Option<Duration>, headers: &mut HeaderMap) -> Option<Duration> {
         let limits = self.max_stream.unwrap_or_default();
         match (grpc_timeout(headers), limits.grpc_timeout_max) {
             (Some(asked), Some(max)) => {
                 let cut = if max.is_zero() { asked } else { asked.min(max) };
-                offset(Some(cut), limits.grpc_timeout_offset)
+                let limit = offset(Some(cut), limits.grpc_timeout_offset);
+                if let Some(limit) = limit {
+                    headers.insert(GRPC_TIMEOUT, grpc_timeout_value(limit));
+                }
+                limit
             }
             _ => positive(limits.duration.or(chain)),
         }
@@ -379,7 +384,7 @@ mod tests {
                 ..RouteTimeouts::default()
             };
             let mut headers = asked.map(with_grpc).unwrap_or_default();
-            assert_eq!(route.stream_limit(chain, &headers), expected, "{limits:?} {asked:?}");
+            assert_eq!(route.stream_limit(chain, &mut headers), expected, "{limits:?} {asked:?}");
             if duration.is_some() {
                 assert_eq!(
                     route.of_request(None, false, &mut headers).global,

@@ -56,6 +56,7 @@ fn cluster(count: usize, lb: LbPolicy, weighted: bool) -> Cluster {
             locality: locality.clone(),
             hostname: None,
             hash_key: None,
+            labels: Default::default(),
             healthy_since: clock::now(),
             state: Arc::new(EndpointState::default()),
         })

@@ -36,6 +36,9 @@ pub enum BodyError {
     /// Whoever it is sent to takes nothing.
     #[error("nothing of the body was taken for too long")]
     Stalled,
+    /// A filter lets nothing more of it pass.
+    #[error("a filter refuses the body")]
+    Refused,
     /// A copy for a mirror that is too far behind, or whose original ended early.
     #[error("the copy of the body was cut")]
     Cut,

@@ -5,6 +5,7 @@
 
 use std::{
     future::{Future, pending},
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -21,13 +22,17 @@ use tokio::{
 };
 
 use crate::config::{
-    Compiler, Resource,
+    Compiler, OWN_LIMITS, Resource,
     compiler::{CLUSTERS, ENDPOINTS, EXTENSIONS, LISTENERS, PROXY_CONFIG, SECRETS},
     trust,
 };
+use crate::settings::downward;
 
 /// Pause before a deadline is looked at again, when what it led to has failed.
 const FAILED_PAUSE: Duration = Duration::from_secs(1);
+
+/// Pause before the pod's annotations are looked at again: the kubelet takes longer to write them.
+const ANNOTATIONS_PAUSE: Duration = Duration::from_secs(1);
 
 /// The compiler, watched.
 #[derive(Debug)]
@@ -95,6 +100,35 @@ impl Watched {
         self
     }
 
+    /// Takes over the operator's own limits of requests, as often as the pod's annotations say other ones. Runs until the watched
+    /// compiler is gone.
+    pub fn own_limits(&self, annotations: PathBuf) -> impl Future<Output = ()> + Send + 'static {
+        let weak = Arc::downgrade(&self.inner);
+        async move {
+            let mut last = None;
+            loop {
+                let path = annotations.clone();
+                let Some(inner) = weak.upgrade() else { return };
+                // Off the runtime: a file may be slow, and a chain takes time to compile.
+                let looked = spawn_blocking(move || {
+                    let text = annotation(&path, OWN_LIMITS);
+                    if text != last {
+                        take_limits(&mut inner.lock().compiler, text.as_deref());
+                    }
+                    text
+                });
+                last = match looked.await {
+                    Ok(text) => text,
+                    Err(error) => {
+                        tracing::error!("annotations could not be looked at: {error}");
+                        None
+                    }
+                };
+                sleep(ANNOTATIONS_PAUSE).await;
+            }
+        }
+    }
+
     /// Publishes what has waited long enough for something that istiod does not send, whether or not there is a stream to istiod.
     /// Runs until the watched compiler is gone.
     pub fn deadlines(&self) -> impl Future<Output = ()> + Send + 'static {
@@ -158,6 +192,19 @@ impl Inner {
             progress.answers += answers;
             progress.due = due;
         });
+    }
+}
+
+/// What the downward API's file says under a name.
+fn annotation(path: &Path, name: &str) -> Option<String> {
+    downward(&std::fs::read_to_string(path).ok()?).remove(name)
+}
+
+fn take_limits(compiler: &mut Compiler, text: Option<&str>) {
+    match compiler.limit(text) {
+        Ok(()) if text.is_some() => tracing::info!("{OWN_LIMITS} is in use"),
+        Ok(()) => tracing::info!("there is no {OWN_LIMITS} any more"),
+        Err(error) => tracing::error!("{OWN_LIMITS} is refused, what was there before stays: {error}"),
     }
 }
 

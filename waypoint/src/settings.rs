@@ -21,6 +21,7 @@ use cairn_identity::Compliance;
 
 pub(crate) use environment::flag;
 pub use environment::{Environment, SettingError};
+pub(crate) use pod::{ANNOTATIONS, downward};
 pub use pod::{Pod, Present};
 pub use proxy_config::ProxyConfig;
 

@@ -399,6 +399,49 @@ async fn a_browser_that_speaks_grpc_web_reaches_a_grpc_backend_and_sees_its_trai
     }
 }
 
+#[tokio::test]
+async fn a_grpc_web_text_that_is_no_base64_is_a_bad_request() {
+    let rig = Rig::start().await;
+    let reads_all: rig::App = Arc::new(|stream, _| {
+        Box::pin(async move {
+            let mut connection = h2::server::handshake(stream).await.unwrap();
+            while let Some(Ok((request, mut respond))) = connection.accept().await {
+                tokio::spawn(async move {
+                    let mut body = request.into_body();
+                    while let Some(data) = body.data().await {
+                        let Ok(data) = data else { return };
+                        body.flow_control().release_capacity(data.len()).unwrap();
+                    }
+                    respond.send_response(http::Response::new(()), true).unwrap();
+                });
+            }
+        })
+    });
+    let pod = rig.pod(10, reads_all).await;
+    let config = Config::default().http_with(
+        WEB,
+        &[pod.address],
+        |http| http.filters = FilterChain::new(vec![Filter::Other(Arc::new(GrpcWeb))]),
+        |cluster| cluster.protocol = UpstreamProtocol::Http2,
+    );
+    rig.serve(config).await;
+    for (body, status) in [("AAAAAAVoZWxsbw==", 200), ("AAAA!!!!", 400), ("AAA", 400)] {
+        let mut client = rig.http1(WEB).await;
+        let request = Request::post("/echo")
+            .header("host", "web")
+            .header("content-type", "application/grpc-web-text")
+            .body(Full::from(body))
+            .unwrap();
+        let (answered, _, text) = send(&mut client, request).await;
+        assert_eq!(answered.as_u16(), status, "{body}");
+        if status == 400 {
+            assert_eq!(text, "Bad gRPC-web request, invalid base64 data.");
+        }
+    }
+    let told = rig.told(3).await;
+    assert_eq!((told.attempts, told.details.as_str()), (1, "grpc_base_64_decode_failed"));
+}
+
 /// Sends gRPC messages back, with a good status behind them.
 fn grpc_echo() -> rig::App {
     Arc::new(|stream, _| {

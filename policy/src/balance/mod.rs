@@ -14,6 +14,7 @@ mod priority;
 mod ring;
 mod sequence;
 mod slow_start;
+mod subset;
 mod weights;
 
 pub use bounded::{Load, within_bounds};
@@ -27,4 +28,5 @@ pub use priority::{
 pub use ring::{DEFAULT_MINIMUM, HashFunction, MOST_POINTS, Ring, RingSize};
 pub use sequence::{MOST_SEQUENCE, smooth_sequence};
 pub use slow_start::SlowStart;
+pub use subset::{Chosen, Criteria, Fallback, Labels, Selector, SelectorFallback, SubsetRules};
 pub use weights::{AliasTable, WeightSumError, Weights};

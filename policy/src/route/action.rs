@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::{HashPolicy, Overrides, Redirect};
 use crate::{
-    balance::{WeightSumError, Weights},
+    balance::{Criteria, WeightSumError, Weights},
     cors::CorsPolicy,
     headers::{HeaderEdits, Mutation},
     matcher::RegexRewrite,
@@ -46,6 +46,8 @@ pub struct Forward {
     pub append_x_forwarded_host: bool,
     /// What consistent hashing looks at, in order.
     pub hash_policies: Vec<HashPolicy>,
+    /// What is asked of endpoints of clusters with subsets.
+    pub asks: Option<Arc<Criteria>>,
     /// Clusters that get a copy.
     pub mirrors: Vec<Mirror>,
     /// Upgrades that differ from those of the chain.
@@ -87,6 +89,8 @@ pub struct WeightedCluster {
     pub response_edits: HeaderEdits,
     /// The authority that is sent to this cluster; the route's own rewrite comes later and wins.
     pub host_rewrite: Option<HeaderValue>,
+    /// What is asked of its endpoints, the route's own criteria among it.
+    pub asks: Option<Arc<Criteria>>,
     /// Configuration of filters, by the filter's name.
     pub overrides: Overrides,
 }
@@ -203,6 +207,7 @@ impl Forward {
             host_rewrite: None,
             append_x_forwarded_host: false,
             hash_policies: Vec::new(),
+            asks: None,
             mirrors: Vec::new(),
             upgrades: Vec::new(),
             cors: None,
@@ -321,6 +326,7 @@ impl WeightedCluster {
             request_edits: HeaderEdits::default(),
             response_edits: HeaderEdits::default(),
             host_rewrite: None,
+            asks: None,
             overrides: BTreeMap::new(),
         }
     }

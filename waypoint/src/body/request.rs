@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use cairn_exchange::clock::{self, Instant};
-use cairn_filters::Run;
+use cairn_filters::{BodyRefusal, Run};
 use futures_util::task::AtomicWaker;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
@@ -61,6 +61,8 @@ pub struct RequestSource {
     /// Whether the client's side failed.
     pub failed: bool,
     observer: Option<Observer>,
+    /// Why a filter lets nothing more of it pass.
+    pub refused: Option<BodyRefusal>,
     /// Copies of what passes.
     copies: Vec<CopyWriter>,
 }
@@ -111,6 +113,7 @@ impl RequestSource {
             ended: None,
             failed: false,
             observer: None,
+            refused: None,
             copies: Vec::new(),
         }
     }
@@ -310,8 +313,14 @@ impl RequestSource {
                 if let Some(observer) = &self.observer
                     && let crate::snapshot::ChainKind::Http(http) = &observer.chain.kind
                 {
-                    http.filters
-                        .decode_data(&mut observer.run.lock(), &mut data, self.incoming.is_end_stream());
+                    let mut run = observer.run.lock();
+                    http.filters.decode_data(&mut run, &mut data, self.incoming.is_end_stream());
+                    self.refused = http.filters.refused_body(&run);
+                }
+                if self.refused.is_some() {
+                    self.failed = true;
+                    self.copies = Vec::new();
+                    return Poll::Ready(Some(Err(BodyError::Refused)));
                 }
                 self.recorded += data.len();
                 self.copies.retain(|copy| copy.write(&data));

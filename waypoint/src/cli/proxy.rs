@@ -22,7 +22,7 @@ use crate::{
     engine::{Engine, Parts, Runtimes},
     logging,
     proxy::DataSettings,
-    settings::{Environment, Pod, Ports, Settings},
+    settings::{ANNOTATIONS, Environment, Pod, Ports, Settings},
 };
 use cairn_telemetry::trace::NodeFacts;
 
@@ -118,6 +118,7 @@ async fn run(settings: Settings, arguments: &Arguments, logging: logging::Handle
     let (watched, progress) = Watched::new(compiler, &engine.registry);
     let watched = watched.believing(identity.clone());
     tokio::spawn(watched.deadlines());
+    tokio::spawn(watched.own_limits(ANNOTATIONS.into()));
     let about = about(&settings.istiod.node, arguments, settings.workers, &settings.istio_version);
     let istiod = settings.istiod.address.to_string();
     let client = cairn_xds::Client::new(

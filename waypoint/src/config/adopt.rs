@@ -227,6 +227,7 @@ mod tests {
                         weight: *weight,
                         hostname: None,
                         hash_key: None,
+                        labels: Default::default(),
                         asks: Default::default(),
                     })
                 })

@@ -39,7 +39,9 @@ use super::{
     any::{Typed, Unknown, decode, type_name, typed, unpack},
     ext_authz, hcm,
     live::{self, Live},
-    local_ratelimit, rbac,
+    local_ratelimit,
+    own_limits::OwnLimits,
+    rbac,
     report::{Malformed, Notes, Unsupported, ignore_set, refuse_set, unneeded},
     structure, tcp,
     value::duration,
@@ -92,6 +94,8 @@ pub(crate) struct Context {
     pub extensions_missing: bool,
     /// Extension configurations that have arrived, by name.
     pub extension_configs: Arc<Extensions>,
+    /// Limits that the operator has written himself.
+    pub own_limits: Arc<OwnLimits>,
     /// Names of the HTTP filters of the chain.
     pub filter_names: BTreeSet<String>,
     /// Names of those of them that any route says anything of.
@@ -144,6 +148,7 @@ pub(crate) fn compile(
     (log_files, exports): (Option<&LogFiles>, &Exports),
     live: &Arc<Live>,
     extensions: &Arc<Extensions>,
+    own_limits: &Arc<OwnLimits>,
 ) -> Result<Compiled, Malformed> {
     let mut notes = Notes::of_chain(listener, name);
     let chain: FilterChain = decode(bytes, Unknown::Refuses, &mut notes)?;
@@ -166,6 +171,7 @@ pub(crate) fn compile(
         exports: exports.clone(),
         live: live.clone(),
         extension_configs: extensions.clone(),
+        own_limits: own_limits.clone(),
         chain: name.into(),
         ..Context::default()
     };
@@ -225,6 +231,7 @@ pub(crate) fn compile(
         kept: _,
         log_files: _,
         exports: _,
+        own_limits: _,
     } = context;
     Ok(Compiled {
         chain: Arc::new(chain),
@@ -265,7 +272,8 @@ fn compile_filter(filter: Filter, context: &mut Context, notes: &mut Notes) -> R
         },
         Typed::Message(kind, any) => match kind {
             "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager" => {
-                let manager = unpack(any, Unknown::Refuses, notes)?;
+                let mut manager = unpack(any, Unknown::Refuses, notes)?;
+                context.own_limits.add_to(&context.chain, &mut manager);
                 return hcm::compile(manager, context, notes).map(|chain| Some(ChainKind::Http(chain)));
             }
             "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy" => {

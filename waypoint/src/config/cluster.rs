@@ -20,6 +20,7 @@ use super::{
     balancing, dns, limits,
     origination::SecretNames,
     report::{Malformed, Notes, Present as _, Unsupported, ignore_set, refuse_set, unneeded},
+    subsets,
     transport::{self, MatchedTransports},
     upstream_http,
     value::duration,
@@ -146,7 +147,6 @@ pub(crate) fn compile(name: &str, bytes: &Bytes) -> Result<Compiled, Malformed> 
         http2_protocol_options,
         dns_resolvers,
         dns_resolution_config,
-        lb_subset_config,
         protocol_selection,
         upstream_config,
     );
@@ -176,6 +176,9 @@ pub(crate) fn compile(name: &str, bytes: &Bytes) -> Result<Compiled, Malformed> 
         notes.within("load_balancing_policy", |notes| {
             balancing::typed(policy, &mut settings, notes)
         })?;
+    }
+    if let Some(config) = lb_subset_config {
+        settings.subsets = notes.within("lb_subset_config", |notes| subsets::compile(config, notes))?;
     }
     upstream_http::apply(&typed_extension_protocol_options, &mut settings, notes)?;
 

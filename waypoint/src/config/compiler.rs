@@ -21,6 +21,7 @@ use super::{
     any::{Unknown, decode},
     clusters::Clusters,
     listeners::{Listeners, Published},
+    own_limits::{self, OwnLimits, OwnLimitsError},
     report::{Malformed, Notes, ResourceError, Unsupported},
     store::Store,
     workload,
@@ -60,6 +61,9 @@ pub struct Compiler {
     clusters: Clusters,
     listeners: Listeners,
     sources: Sources,
+    /// Limits that the operator has written himself, and what is wrong with newer ones.
+    own_limits: Arc<OwnLimits>,
+    wrong_limits: Option<OwnLimitsError>,
     /// Keeps what was published.
     recorder: Option<Arc<Recorder>>,
     /// What is published, to be changed and published again.
@@ -85,6 +89,8 @@ impl Compiler {
             clusters: Clusters::default(),
             listeners: Listeners::new(log_files),
             sources: Sources::default(),
+            own_limits: Arc::default(),
+            wrong_limits: None,
             recorder: None,
             snapshot,
             received: BTreeSet::new(),
@@ -161,6 +167,30 @@ impl Compiler {
             self.list();
         }
         applied
+    }
+
+    /// Takes over the operator's own limits of requests (`cairn.dev/rate-limits`), or that there are none any more. An object with
+    /// anything wrong in it leaves the one before in use, and is listed.
+    pub fn limit(&mut self, text: Option<&str>) -> Result<(), OwnLimitsError> {
+        let parsed = text.map_or_else(|| Ok(OwnLimits::default()), OwnLimits::parse);
+        let own = match parsed {
+            Ok(own) => Arc::new(own),
+            Err(error) => {
+                self.wrong_limits = Some(error.clone());
+                self.list();
+                return Err(error);
+            }
+        };
+        self.wrong_limits = None;
+        let before = std::mem::replace(&mut self.own_limits, own.clone());
+        let gone = before.clusters.iter().filter(|cluster| !own.clusters.contains(cluster));
+        let gone: Vec<String> = gone.map(|cluster| cluster.name.clone()).collect();
+        // They are ours: what would be wrong with them was found when the object was read.
+        self.clusters.apply_clusters(&own.clusters, &gone, &mut Vec::new());
+        self.listeners.limit(own);
+        self.settle();
+        self.list();
+        Ok(())
     }
 
     /// When something has waited long enough for what it needs; then [`Compiler::overdue`] is to be called.
@@ -324,6 +354,13 @@ impl Compiler {
         let mut list = Vec::new();
         self.clusters.unsupported(&mut list);
         self.listeners.unsupported(&mut list);
+        list.extend(self.listeners.unused_limits());
+        if let Some(OwnLimitsError { place, what }) = &self.wrong_limits {
+            list.push(own_limits::listed(
+                place.clone(),
+                format!("{what}; the last good object stays"),
+            ));
+        }
         self.store.set_unsupported(list);
         let mut pending = Vec::new();
         self.clusters.pending(&mut pending);

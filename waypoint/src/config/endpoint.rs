@@ -6,6 +6,7 @@
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use cairn_exchange::clock;
+use cairn_policy::balance::Labels;
 use cairn_proto::envoy::config::{
     core::v3::{HealthStatus, Metadata},
     endpoint::v3::{Endpoint as EnvoyEndpoint, LbEndpoint, lb_endpoint::HostIdentifier},
@@ -16,6 +17,7 @@ use super::{
     any::text,
     assignment::Group,
     report::{Malformed, Notes, ignore_set, unneeded},
+    subsets,
     value::{Place, place},
 };
 use crate::upstream::{Endpoint, Health, Locality, NamedEndpoint, Target, TransportTerms};
@@ -23,7 +25,7 @@ use crate::upstream::{Endpoint, Health, Locality, NamedEndpoint, Target, Transpo
 /// Name of the metadata that says which transport an endpoint asks for.
 const TRANSPORT_MATCH: &str = "envoy.transport_socket_match";
 /// Name of the metadata that load balancing looks at.
-const LB_METADATA: &str = "envoy.lb";
+const LB_METADATA: &str = subsets::NAMESPACE;
 
 /// One endpoint.
 #[derive(Clone, Debug)]
@@ -40,6 +42,8 @@ pub(crate) struct Reached {
     pub hostname: Option<Arc<str>>,
     /// What consistent hashing knows it by, where it is told.
     pub hash_key: Option<Arc<str>>,
+    /// What it says of itself, for subsets.
+    pub labels: Arc<Labels>,
     /// What it asks of the transport.
     pub asks: BTreeMap<String, String>,
 }
@@ -123,10 +127,10 @@ pub(super) fn compile_endpoint(
         .and_then(|metadata| metadata.filter_metadata.get(TRANSPORT_MATCH))
         .map(texts)
         .unwrap_or_default();
-    let hash_key = metadata
+    let balanced_by = metadata
         .as_ref()
-        .and_then(|metadata| metadata.filter_metadata.get(LB_METADATA))
-        .and_then(|of| text(&of.fields, "hash_key"));
+        .and_then(|metadata| metadata.filter_metadata.get(LB_METADATA));
+    let hash_key = balanced_by.and_then(|of| text(&of.fields, "hash_key"));
     Ok(Some(Reached {
         hostname,
         hash_key: hash_key.filter(|key| !key.is_empty()).map(Into::into),
@@ -134,6 +138,7 @@ pub(super) fn compile_endpoint(
         display: display.into(),
         health,
         weight,
+        labels: balanced_by.map(|of| Arc::new(subsets::labels(of))).unwrap_or_default(),
         asks,
     }))
 }
@@ -212,6 +217,7 @@ impl Reached {
             weight: 1,
             hostname: None,
             hash_key: None,
+            labels: Arc::default(),
             asks: BTreeMap::new(),
         }
     }
@@ -231,6 +237,7 @@ impl Reached {
             weight,
             hostname,
             hash_key,
+            labels,
             asks: _,
         } = self;
         let Endpoint {
@@ -241,13 +248,14 @@ impl Reached {
             locality: its_locality,
             hostname: its_hostname,
             hash_key: its_hash_key,
+            labels: its_labels,
             healthy_since: _,
             transport: its_transport,
             state: _,
         } = before;
         (health, weight, display) == (its_health, its_weight, its_display)
             && (locality, hostname, hash_key) == (its_locality, its_hostname, its_hash_key)
-            && transport == its_transport.as_ref()
+            && (transport, labels) == (its_transport.as_ref(), its_labels)
     }
 
     /// The endpoint at this target with the state of the one before: that itself, if nothing about it has changed.
@@ -276,6 +284,7 @@ impl Reached {
             transport: transport.cloned(),
             hostname: self.hostname.clone(),
             hash_key: self.hash_key.clone(),
+            labels: self.labels.clone(),
             healthy_since: was_healthy.map_or_else(clock::now, |before| before.healthy_since),
             state: state.cloned().unwrap_or_default(),
         })

@@ -22,6 +22,7 @@ use super::{
     live::Live,
     matcher,
     originate::{self, TunnelListener},
+    own_limits::OwnLimits,
     report::{Effect, Malformed, Notes, ResourceError, Unsupported},
     store::Pending,
     terminate, wire,
@@ -43,6 +44,7 @@ pub(crate) struct Listeners {
     exports: Exports,
     live: Arc<Live>,
     extensions: Arc<Extensions>,
+    own_limits: Arc<OwnLimits>,
     chains: HashMap<Arc<str>, Entry>,
     /// Chains of which a version waits.
     waiting: BTreeSet<Arc<str>>,
@@ -224,7 +226,7 @@ impl Listeners {
 
     fn compile_chain(&self, name: &str, bytes: &Bytes) -> Result<chain::Compiled, Malformed> {
         let outputs = (self.log_files.as_ref(), &self.exports);
-        chain::compile(MAIN, name, bytes, outputs, &self.live, &self.extensions)
+        chain::compile(MAIN, name, bytes, outputs, &self.live, &self.extensions, &self.own_limits)
     }
 
     /// Takes over extension configurations; chains that name one are compiled anew. They are only ever replaced.
@@ -255,6 +257,25 @@ impl Listeners {
             .filter(|(_, entry)| names(entry))
             .map(|(name, _)| name.clone())
             .collect();
+        self.compile_anew(affected, errors);
+        true
+    }
+
+    /// Takes over the operator's own limits; chains that had or get some are compiled anew.
+    pub(crate) fn limit(&mut self, own: Arc<OwnLimits>) {
+        let before = std::mem::replace(&mut self.own_limits, own.clone());
+        let concerned = self.chains.keys().filter(|name| before.concern(name) || own.concern(name));
+        let concerned = concerned.cloned().collect();
+        // Of what is wrong with chains istiod has been told.
+        self.compile_anew(concerned, &mut Vec::new());
+    }
+
+    /// The operator's own limits that are for no chain.
+    pub(crate) fn unused_limits(&self) -> Vec<Unsupported> {
+        self.own_limits.unused(self.chains.keys().map(|name| &**name))
+    }
+
+    fn compile_anew(&mut self, affected: Vec<Arc<str>>, errors: &mut Vec<ResourceError>) {
         for name in affected {
             let Some(bytes) = self.chains.get(&name).map(|entry| entry.bytes.clone()) else {
                 continue;
@@ -271,7 +292,6 @@ impl Listeners {
             }
             errors.extend(self.chains.get(&name).iter().flat_map(|entry| entry.errors()));
         }
-        true
     }
 
     fn apply_rest(&mut self, rest: Bytes) -> bool {

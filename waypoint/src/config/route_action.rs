@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use cairn_exchange::Scheme;
 use cairn_policy::{
+    balance::Criteria,
     matcher::{HeaderName, RegexRewrite},
     rate_limit::RateLimits,
     route::{
@@ -34,6 +35,7 @@ use super::{
     report::{Malformed, Notes, ignore_set, refuse_set, unneeded},
     retry,
     route::Around,
+    subsets,
     value::{duration, inline, limit},
 };
 
@@ -108,15 +110,16 @@ fn forward(action: EnvoyAction, around: &Around, context: &mut Context, notes: &
     ignore_set!(notes, flush_timeout, hedge_policy);
     refuse_set!(
         notes,
-        metadata_match,
         path_rewrite_policy,
         path_rewrite,
         retry_policy_typed_config,
         internal_redirect_policy,
         internal_redirect_action,
     );
-    let target = target(cluster_specifier, context, notes)?;
+    let metadata_match = metadata_match.as_ref().and_then(subsets::criteria);
+    let target = target(cluster_specifier, metadata_match.as_ref(), context, notes)?;
     let mut forward = Forward::to(target);
+    forward.asks = metadata_match.map(Into::into);
     forward.cors = cors::of_route(cors, around.cors.as_ref(), notes)?;
     context.routes_have_cors |= forward.cors.is_some();
     if context.counts_requests {
@@ -195,7 +198,12 @@ fn forward(action: EnvoyAction, around: &Around, context: &mut Context, notes: &
     Ok(forward)
 }
 
-fn target(specifier: Option<ClusterSpecifier>, context: &mut Context, notes: &mut Notes) -> Result<Target, Malformed> {
+fn target(
+    specifier: Option<ClusterSpecifier>,
+    asks: Option<&Criteria>,
+    context: &mut Context,
+    notes: &mut Notes,
+) -> Result<Target, Malformed> {
     let not_done = |field: &str, notes: &mut Notes| {
         notes.refuse(field, "is not supported");
         Ok(Target::Cluster("".into()))
@@ -208,7 +216,7 @@ fn target(specifier: Option<ClusterSpecifier>, context: &mut Context, notes: &mu
             Ok(Target::Cluster(name))
         }
         Some(ClusterSpecifier::WeightedClusters(clusters)) => notes
-            .within("weighted_clusters", |notes| weighted(clusters, context, notes))
+            .within("weighted_clusters", |notes| weighted(clusters, asks, context, notes))
             .map(Target::Weighted),
         Some(ClusterSpecifier::ClusterHeader(_)) => not_done("cluster_header", notes),
         Some(ClusterSpecifier::ClusterSpecifierPlugin(_)) => not_done("cluster_specifier_plugin", notes),
@@ -216,7 +224,12 @@ fn target(specifier: Option<ClusterSpecifier>, context: &mut Context, notes: &mu
     }
 }
 
-fn weighted(clusters: EnvoyWeighted, context: &mut Context, notes: &mut Notes) -> Result<WeightedClusters, Malformed> {
+fn weighted(
+    clusters: EnvoyWeighted,
+    asks: Option<&Criteria>,
+    context: &mut Context,
+    notes: &mut Notes,
+) -> Result<WeightedClusters, Malformed> {
     let EnvoyWeighted {
         clusters,
         total_weight,
@@ -227,13 +240,18 @@ fn weighted(clusters: EnvoyWeighted, context: &mut Context, notes: &mut Notes) -
     refuse_set!(notes, random_value_specifier);
     let mut compiled = Vec::with_capacity(clusters.len());
     for (index, cluster) in clusters.into_iter().enumerate() {
-        compiled.push(notes.at("clusters", index, |notes| weighted_cluster(cluster, context, notes))?);
+        compiled.push(notes.at("clusters", index, |notes| weighted_cluster(cluster, asks, context, notes))?);
     }
     context.clusters.extend(compiled.iter().map(|cluster| cluster.name.clone()));
     WeightedClusters::new(compiled).map_err(|error| notes.malformed("clusters", error.to_string()))
 }
 
-fn weighted_cluster(cluster: ClusterWeight, context: &mut Context, notes: &mut Notes) -> Result<WeightedCluster, Malformed> {
+fn weighted_cluster(
+    cluster: ClusterWeight,
+    asks: Option<&Criteria>,
+    context: &mut Context,
+    notes: &mut Notes,
+) -> Result<WeightedCluster, Malformed> {
     let ClusterWeight {
         name,
         cluster_header,
@@ -246,8 +264,14 @@ fn weighted_cluster(cluster: ClusterWeight, context: &mut Context, notes: &mut N
         typed_per_filter_config,
         host_rewrite_specifier,
     } = cluster;
-    refuse_set!(notes, cluster_header, metadata_match);
+    refuse_set!(notes, cluster_header);
     let mut compiled = WeightedCluster::new(name, weight.unwrap_or(0));
+    // The route's, and its own over them.
+    compiled.asks = match (asks, metadata_match.as_ref().and_then(subsets::criteria)) {
+        (None, None) => None,
+        (Some(asks), None) => Some(asks.clone().into()),
+        (asks, Some(own)) => Some(asks.map_or(own.clone(), |asks| asks.merged(&own)).into()),
+    };
     compiled.overrides = per_route::compile(&typed_per_filter_config, context, notes)?;
     compiled.request_edits = headers::edits(request_headers_to_add, request_headers_to_remove, "request_headers", notes)?;
     compiled.response_edits = headers::edits(response_headers_to_add, response_headers_to_remove, "response_headers", notes)?;

@@ -247,6 +247,7 @@ fn leads_inside(forward: &Forward) -> bool {
         append_x_forwarded_host: _,
         hash_policies: _,
         mirrors,
+        asks: _,
         // Only their filters read them, and those refuse here.
         cors: _,
         rate_limits: _,

@@ -6,11 +6,12 @@
 mod attempts;
 mod failure;
 
-use std::{pin::pin, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use cairn_exchange::{Protocol, ResponseFlags, clock};
 use cairn_filters::{LocalReply, ResponseHead};
 use cairn_policy::{
+    balance::Criteria,
     headers::record_alone,
     retry::Outcome,
     route::{Forward, Found, HashFacts, HashPolicy, HashSource, RequestHash, WeightedCluster},
@@ -30,18 +31,20 @@ use self::{
 use super::{
     ResponseBody,
     limits::{Limits, within},
-    reply,
+    mirrors, reply,
     request::{self, Journey},
     response::{Active, Leased, Tail},
     upgrade,
 };
 use crate::{
     body::Incoming,
-    upstream::{Answer, Cluster, Counted, Level, Picking},
+    upstream::{Answer, Cluster, Counted, Discovery, Level, Picking},
 };
 
 const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
 const DROPPED: HeaderName = HeaderName::from_static("x-envoy-drop-overload");
+/// Dynamic metadata that asks for subsets.
+const SUBSETS: &str = "envoy.lb";
 const DECORATOR: HeaderName = HeaderName::from_static("x-envoy-decorator-operation");
 
 /// Forwards a request.
@@ -68,17 +71,22 @@ pub async fn forward(mut journey: Journey<'_>, found: Found<'_>, to: &Forward) -
     };
     limit(&mut journey, to, timeouts.global);
     let limits = journey.tail.limits.clone();
-    cluster.resolved().await;
+    // In a box: most clusters have nothing to wait for.
+    if cluster.waits_for_names()
+        && let Err(late) = within(limits.as_deref(), pin!(Box::pin(cluster.resolved()))).await
+    {
+        return match is_timeout_of_route(&late) {
+            true => journey.reply_by_route(late, found),
+            false => journey.reply_expired(late, found),
+        };
+    }
     let level = if to.high_priority { Level::High } else { Level::Default };
     let picking = Picking::new(&cluster)
         .hashed(hash)
+        .asking(asked(&journey, &cluster, to, weighted))
         .by_latency(journey.tail.inner.proxy.settings.peak_ewma);
-    // A cluster's own mirrors come before those of routes.
-    let mirrors = match cluster.settings.mirrors.as_slice() {
-        [] => to.mirrors.as_slice(),
-        own => own,
-    };
-    let mut attempts = Attempts::new(picking, level, policy, plan).copied_to(mirrors, timeouts.global);
+    let mut attempts = Attempts::new(picking, level, policy, plan);
+    copy_to_mirrors(&mut journey, &cluster, to, timeouts.global);
     let answered = loop {
         let elapsed = since_request(&journey.tail);
         if let Some(head) = &mut journey.tail.exchange.request {
@@ -139,6 +147,19 @@ pub async fn forward(mut journey: Journey<'_>, found: Found<'_>, to: &Forward) -
     }
 }
 
+/// Sends copies beside the first attempt. A cluster's own mirrors come before those of routes; where nobody serves the request, nobody
+/// gets a copy.
+fn copy_to_mirrors(journey: &mut Journey<'_>, cluster: &Cluster, to: &Forward, timeout: Option<Duration>) {
+    let mirrors = match cluster.settings.mirrors.as_slice() {
+        [] => to.mirrors.as_slice(),
+        own => own,
+    };
+    let by_host = matches!(cluster.settings.discovery, Discovery::DynamicForwardProxy(_));
+    if !mirrors.is_empty() && (by_host || cluster.state.endpoints.load().iter().next().is_some()) {
+        mirrors::begin(journey, mirrors, timeout);
+    }
+}
+
 /// Whether an exchange was late by its route's timeout, not by another limit.
 fn is_timeout_of_route(late: &LocalReply) -> bool {
     late.flags == ResponseFlags::UPSTREAM_REQUEST_TIMEOUT
@@ -163,9 +184,9 @@ fn limit(journey: &mut Journey<'_>, to: &Forward, global: Option<Duration>) {
     if let Some(idle) = idle {
         limits.idle_by_route(idle);
     }
-    if let (Some(_), Some(head)) = (max_stream, &tail.exchange.request) {
+    if let (Some(_), Some(head)) = (max_stream, &mut tail.exchange.request) {
         let chain = journey.http.settings.max_stream_duration;
-        limits.stream_by_route(to.timeouts.stream_limit(chain, &head.headers));
+        limits.stream_by_route(to.timeouts.stream_limit(chain, &mut head.headers));
     }
     if let Some(global) = global {
         limits.answer_by_route(global);
@@ -326,6 +347,22 @@ fn hash_request(journey: &Journey<'_>, to: &Forward, cluster: &Cluster) -> Reque
         connection: &if makes_cookies { made_from() } else { String::new() },
     };
     HashPolicy::hash(policies, head, facts)
+}
+
+/// What a request asks of the endpoints of a cluster with subsets: its weighted cluster or route, and over that what filters noted.
+fn asked(journey: &Journey<'_>, cluster: &Cluster, to: &Forward, weighted: Option<&WeightedCluster>) -> Option<Arc<Criteria>> {
+    cluster.settings.subsets.as_ref()?;
+    let configured = weighted.map_or(&to.asks, |weighted| &weighted.asks);
+    let mut noted = journey.tail.exchange.metadata.namespace(SUBSETS).peekable();
+    if noted.peek().is_none() {
+        return configured.clone();
+    }
+    let noted = Criteria::new(noted);
+    Some(Arc::new(
+        configured
+            .as_ref()
+            .map_or(noted.clone(), |configured| configured.merged(&noted)),
+    ))
 }
 
 /// The answer to a request that istiod says is to be dropped, by chance.

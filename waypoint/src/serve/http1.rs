@@ -18,7 +18,7 @@ use super::{
     line::Line,
     open,
     request::{self, Arrived},
-    upgrade::Client,
+    upgrade::ClientSide,
 };
 use crate::{
     body::Incoming,
@@ -133,7 +133,7 @@ fn answer(
         headers: parts.headers,
         protocol,
         body: Incoming::http1(body),
-        upgrade: asked.clone().map(Client::Http1),
+        upgrade: asked.clone().map(|asked| Box::new(ClientSide::Http1(asked))),
         relay: Some(line.relay.clone()),
         extensions: parts.extensions,
     };

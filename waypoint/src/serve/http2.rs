@@ -135,8 +135,8 @@ fn answer(inner: Arc<Inner>, request: Request<RecvStream>, respond: SendResponse
         None => (Incoming::http2(body), None, None),
         Some(_) => {
             let (switched, send) = oneshot::channel();
-            let client = upgrade::Client::Http2(Box::new((body, send)));
-            (Incoming::Empty, Some(client), Some(switched))
+            let client = upgrade::ClientSide::Http2(body, send);
+            (Incoming::Empty, Some(Box::new(client)), Some(switched))
         }
     };
     let arrived = Arrived {

@@ -26,15 +26,18 @@ use crate::{proxy::under, upstream::UpstreamIo};
 /// Received before window is given back: a part of the smallest stream window that HTTP/2 begins with.
 const WINDOW_BATCH: u32 = 16 * 1024;
 
-/// The client's side of a switch.
-pub enum Client {
+/// The client's side of a switch. In a box: few requests have one, and all have its place.
+pub type Client = Box<ClientSide>;
+
+/// What it is.
+pub enum ClientSide {
     /// Its connection.
     Http1(OnUpgrade),
     /// Its stream: what it sends, and, once it is answered, what is sent to it.
-    Http2(Box<(RecvStream, oneshot::Receiver<SendStream<Bytes>>)>),
+    Http2(RecvStream, oneshot::Receiver<SendStream<Bytes>>),
 }
 
-/// The endpoint's side of a switch.
+/// The endpoint's side of a switch; in a box where answers have its place.
 pub enum Endpoint {
     /// Its connection.
     Http1(OnUpgrade),
@@ -72,7 +75,7 @@ pub fn stream(send: SendStream<Bytes>, recv: RecvStream) -> TunnelStream {
 
 /// Passes bytes once both connections have been switched, and settles the exchange at their end. What limits the stream's silence
 /// and life goes on to.
-pub fn pass(client: Client, endpoint: Endpoint, mut tail: Box<Tail>) {
+pub fn pass(client: Client, endpoint: Box<Endpoint>, mut tail: Box<Tail>) {
     tokio::spawn(async move {
         let proxy = tail.inner.proxy.clone();
         let _counted = under(&proxy.live.streams);
@@ -116,7 +119,7 @@ pub fn pass(client: Client, endpoint: Endpoint, mut tail: Box<Tail>) {
 }
 
 /// The bytes of both sides, once their connections have let go of them.
-async fn switched(client: Client, endpoint: Endpoint, limits: Option<Arc<Limits>>) -> Option<(Relay, Terms)> {
+async fn switched(client: Client, endpoint: Box<Endpoint>, limits: Option<Arc<Limits>>) -> Option<(Relay, Terms)> {
     let ((client, held), (endpoint, greeting)) = tokio::try_join!(client.switched(), endpoint.switched()).ok()?;
     let relay = Relay::new(client, endpoint, held, greeting);
     let terms = Terms {
@@ -130,18 +133,15 @@ async fn switched(client: Client, endpoint: Endpoint, limits: Option<Arc<Limits>
 /// A side's connection ended before it was switched.
 struct Gone;
 
-impl Client {
+impl ClientSide {
     /// The client's bytes, and those that were read already.
     async fn switched(self) -> Result<(TunnelStream, Bytes), Gone> {
         match self {
-            Client::Http1(upgrade) => {
+            ClientSide::Http1(upgrade) => {
                 let parts = upgrade.await.map_err(|_| Gone)?.downcast::<InnerIo>().map_err(|_| Gone)?;
                 parts.io.into_parts(parts.read_buf).ok_or(Gone)
             }
-            Client::Http2(halves) => {
-                let (recv, send) = *halves;
-                Ok((stream(send.await.map_err(|_| Gone)?, recv), Bytes::new()))
-            }
+            ClientSide::Http2(recv, send) => Ok((stream(send.await.map_err(|_| Gone)?, recv), Bytes::new())),
         }
     }
 }

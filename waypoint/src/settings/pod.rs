@@ -13,7 +13,7 @@ use std::{
 /// The downward API's labels.
 const LABELS: &str = "/etc/istio/pod/labels";
 /// The downward API's annotations.
-const ANNOTATIONS: &str = "/etc/istio/pod/annotations";
+pub(crate) const ANNOTATIONS: &str = "/etc/istio/pod/annotations";
 
 /// What was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -70,7 +70,7 @@ impl Default for Present {
 }
 
 /// Lines of `key="value"`, the value quoted as Go quotes.
-fn downward(text: &str) -> BTreeMap<String, String> {
+pub(crate) fn downward(text: &str) -> BTreeMap<String, String> {
     let entry = |line: &str| {
         let (key, value) = line.split_once('=')?;
         Some((key.to_owned(), unquoted(value)?))

@@ -4,7 +4,7 @@ use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use cairn_exchange::clock;
 use cairn_policy::{
-    balance::{Load, SlowStart, choose_dynamic, untried_priority_shares, within_bounds},
+    balance::{Criteria, Load, SlowStart, choose_dynamic, untried_priority_shares, within_bounds},
     retry::PreviousPriorities,
 };
 use smallvec::SmallVec;
@@ -27,6 +27,7 @@ pub struct Picking<'c> {
     others: bool,
     hash: Option<u64>,
     by_latency: bool,
+    asked: Option<Arc<Criteria>>,
 }
 
 struct Tried {
@@ -54,6 +55,7 @@ impl<'c> Picking<'c> {
             others: false,
             hash: None,
             by_latency: false,
+            asked: None,
         }
     }
 
@@ -69,11 +71,18 @@ impl<'c> Picking<'c> {
         Self { by_latency, ..self }
     }
 
+    /// The same for a request that asks for a subset.
+    #[must_use]
+    pub fn asking(self, asked: Option<Arc<Criteria>>) -> Self {
+        Self { asked, ..self }
+    }
+
     /// The endpoint for the next attempt.
     pub fn next(&mut self, random: u64, avoid: Avoid) -> Option<Arc<Endpoint>> {
         let set = self.cluster.state.endpoints.load();
         let lot = self.hash.unwrap_or(random);
-        let (priority, degraded, panic) = self.priority(&set, lot, avoid)?;
+        let set = set.within(self.asked.as_deref())?;
+        let (priority, degraded, panic) = self.priority(set, lot, avoid)?;
         if panic && self.cluster.settings.fail_on_panic {
             return None;
         }

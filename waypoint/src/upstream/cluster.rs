@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use cairn_exchange::ClusterFacts;
 use cairn_policy::{
-    balance::{DEFAULT_OVERPROVISIONING, RingSize, SlowStart},
+    balance::{DEFAULT_OVERPROVISIONING, RingSize, SlowStart, SubsetRules},
     outlier::OutlierSettings,
     route::{HashPolicy, Mirror},
 };
@@ -116,6 +116,8 @@ pub struct ClusterSettings {
     pub hash_policies: Vec<HashPolicy>,
     /// Who gets copies of its requests, before those of routes.
     pub mirrors: Vec<Mirror>,
+    /// How endpoints are put together in subsets, of which requests ask for one.
+    pub subsets: Option<Arc<SubsetRules>>,
     /// Consistent hashing.
     pub hashing: Hashing,
     /// Whether localities share by weight.
@@ -221,28 +223,32 @@ impl Cluster {
     /// Waits for the first answer of DNS, at most for the time of a connection. Clusters whose endpoints do not come from DNS never
     /// wait.
     pub async fn resolved(&self) {
-        if !matches!(self.settings.discovery, Discovery::StrictDns(_) | Discovery::LogicalDns(_)) {
+        if !self.waits_for_names() {
             return;
         }
-        let is_resolved = || {
-            let endpoints = self.state.endpoints.load();
-            endpoints.known || endpoints.iter().next().is_some()
-        };
         let wait = async {
             loop {
                 let found = self.state.found.notified();
                 tokio::pin!(found);
                 found.as_mut().enable();
-                if is_resolved() {
+                if self.is_resolved() {
                     return;
                 }
                 found.await;
             }
         };
-        if !is_resolved() {
-            // Without an answer the request is told that there is no endpoint.
-            let _ = timeout(self.settings.connect_timeout, wait).await;
-        }
+        // Without an answer the request is told that there is no endpoint.
+        let _ = timeout(self.settings.connect_timeout, wait).await;
+    }
+
+    /// Whether DNS has not answered yet.
+    pub fn waits_for_names(&self) -> bool {
+        matches!(self.settings.discovery, Discovery::StrictDns(_) | Discovery::LogicalDns(_)) && !self.is_resolved()
+    }
+
+    fn is_resolved(&self) -> bool {
+        let endpoints = self.state.endpoints.load();
+        endpoints.known || endpoints.iter().next().is_some()
     }
 
     /// Its name.
@@ -301,6 +307,7 @@ impl ClusterSettings {
             // Envoy rounds to whole percents.
             panic_threshold: self.panic_threshold.round() as u32,
             overprovisioning: overprovisioning.unwrap_or(DEFAULT_OVERPROVISIONING),
+            subsets: self.subsets.clone(),
         }
     }
 }
@@ -312,6 +319,7 @@ impl Default for ClusterSettings {
             lb: LbPolicy::LeastRequest(LeastRequest::default()),
             hash_policies: Vec::new(),
             mirrors: Vec::new(),
+            subsets: None,
             hashing: Hashing::default(),
             locality_weighted: false,
             panic_threshold: 50.0,

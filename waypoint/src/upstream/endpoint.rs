@@ -9,6 +9,7 @@ use std::{
 };
 
 use cairn_exchange::clock::Instant;
+use cairn_policy::balance::Labels;
 
 use super::{Latency, Monitor, TransportTerms};
 
@@ -94,6 +95,8 @@ pub struct Endpoint {
     pub hostname: Option<Arc<str>>,
     /// What consistent hashing knows it by, where it is told (metadata `hash_key`).
     pub hash_key: Option<Arc<str>>,
+    /// What it says of itself, for subsets.
+    pub labels: Arc<Labels>,
     /// Since when it is healthy: how warm it is.
     pub healthy_since: Instant,
     /// What is put onto connections to it, where that is something else than its cluster says of all.

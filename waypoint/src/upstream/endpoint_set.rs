@@ -8,11 +8,14 @@ use std::sync::{Arc, atomic::AtomicU64};
 
 use cairn_exchange::clock::Instant;
 use cairn_policy::balance::{
-    AliasTable, DEFAULT_OVERPROVISIONING, DEFAULT_PANIC_THRESHOLD, Maglev, PriorityHealth, PriorityShares, Ring, locality_shares,
-    priority_shares, smooth_sequence,
+    AliasTable, Criteria, DEFAULT_OVERPROVISIONING, DEFAULT_PANIC_THRESHOLD, Maglev, PriorityHealth, PriorityShares, Ring,
+    SubsetRules, locality_shares, priority_shares, smooth_sequence,
 };
 
-use super::{Endpoint, Hashing, Health, LbPolicy, LeastRequest, LocalityGroup};
+use super::{
+    Endpoint, Hashing, Health, LbPolicy, LeastRequest, LocalityGroup,
+    subsets::{Subsets, Within},
+};
 
 /// What a set is prepared for.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,6 +30,8 @@ pub struct Arrangement {
     pub panic_threshold: u32,
     /// Percent by which healthy endpoints count for more.
     pub overprovisioning: u32,
+    /// How endpoints are put together in subsets.
+    pub subsets: Option<Arc<SubsetRules>>,
 }
 
 /// The endpoints of a cluster at a moment.
@@ -40,6 +45,7 @@ pub struct EndpointSet {
     pub shares: PriorityShares,
     /// Share of requests that are dropped, of a million (`drop_overloads`).
     pub dropped: u32,
+    subsets: Option<Box<Subsets>>,
     arrangement: Arrangement,
 }
 
@@ -117,6 +123,7 @@ impl Default for Arrangement {
             locality_weighted: false,
             panic_threshold: DEFAULT_PANIC_THRESHOLD,
             overprovisioning: DEFAULT_OVERPROVISIONING,
+            subsets: None,
         }
     }
 }
@@ -152,6 +159,8 @@ impl EndpointSet {
     }
 
     fn arranged(localities: Vec<Vec<Arc<LocalityGroup>>>, arrangement: Arrangement, dropped: u32) -> Self {
+        let rules = arrangement.subsets.as_ref();
+        let subsets = rules.map(|rules| Box::new(Subsets::new(&localities, rules, &arrangement)));
         let all: Vec<Arc<[Arc<Endpoint>]>> = localities
             .iter()
             .map(|groups| match groups.as_slice() {
@@ -173,7 +182,18 @@ impl EndpointSet {
             known: true,
             shares,
             dropped,
+            subsets,
             arrangement,
+        }
+    }
+
+    /// The endpoints among which one is chosen for a request that asks for these labels; `None` when there are none for it.
+    pub fn within(&self, asked: Option<&Criteria>) -> Option<&Self> {
+        let Some(subsets) = &self.subsets else { return Some(self) };
+        match subsets.choose(asked.unwrap_or(&Criteria::default())) {
+            Within::All => Some(self),
+            Within::Subset(subset) => Some(subset),
+            Within::Nobody => None,
         }
     }
 

@@ -21,6 +21,7 @@ pub fn endpoint(number: usize) -> Endpoint {
         locality: Arc::default(),
         hostname: None,
         hash_key: None,
+        labels: Default::default(),
         healthy_since: clock::now(),
         state: Arc::new(EndpointState::default()),
     }

@@ -103,7 +103,7 @@ pub struct Answer {
     /// Our end of that connection.
     pub local_address: Option<SocketAddr>,
     /// The byte stream after a 101.
-    pub upgrade: Option<upgrade::Endpoint>,
+    pub upgrade: Option<Box<upgrade::Endpoint>>,
     /// How the names of its fields were spelled, where that is kept.
     pub spelling: http::Extensions,
 }
@@ -256,7 +256,7 @@ impl Attempt<'_> {
             match answered {
                 Ok(mut answer) => {
                     let upgrade = (answer.status() == StatusCode::SWITCHING_PROTOCOLS)
-                        .then(|| upgrade::Endpoint::Http1(hyper::upgrade::on(&mut answer)));
+                        .then(|| Box::new(upgrade::Endpoint::Http1(hyper::upgrade::on(&mut answer))));
                     let local_address = connection.local_address;
                     let (parts, body) = answer.into_parts();
                     let answer = Answer {
@@ -441,7 +441,8 @@ impl Attempt<'_> {
                 head.headers.insert(header::UPGRADE, kind.clone());
             }
             head.headers.remove(header::CONTENT_LENGTH);
-            (Incoming::Empty, Some(upgrade::Endpoint::Http2(upgrade::stream(send, recv))))
+            let switched = upgrade::Endpoint::Http2(upgrade::stream(send, recv));
+            (Incoming::Empty, Some(Box::new(switched)))
         } else {
             // Nothing more comes from us; an endpoint that has ended the stream already need not hear it.
             let _ = send.send_data(Bytes::new(), true);

@@ -17,6 +17,7 @@ mod monitor;
 mod outlier;
 mod proxy_protocol;
 pub mod queue;
+mod subsets;
 mod transport;
 
 pub use balance::{Avoid, Picking};

@@ -766,6 +766,7 @@ fn cluster_of(name: &str, targets: Vec<Target>, settings: ClusterSettings) -> Cl
                 transport: None,
                 hostname: None,
                 hash_key: None,
+                labels: Default::default(),
                 healthy_since: cairn_exchange::clock::now(),
                 state: Arc::new(EndpointState::default()),
             })

@@ -3,7 +3,7 @@
 use std::fmt::{self, Write};
 
 use cairn_policy::{
-    balance::{HashFunction, MOST_POINTS, RingSize, SlowStart},
+    balance::{Fallback, HashFunction, MOST_POINTS, RingSize, SlowStart},
     outlier::{OutlierSettings, Rule},
     retry::RetryBudget,
 };
@@ -37,6 +37,7 @@ fn write_settings(out: &mut String, settings: &ClusterSettings) -> fmt::Result {
         lb,
         hash_policies,
         mirrors,
+        subsets,
         hashing,
         locality_weighted,
         panic_threshold,
@@ -111,6 +112,16 @@ fn write_settings(out: &mut String, settings: &ClusterSettings) -> fmt::Result {
     }
     if *balance_factor > 0 {
         write!(out, "; at most {balance_factor} % of the average load")?;
+    }
+    if let Some(rules) = subsets {
+        let selectors = rules.selectors.iter().map(|selector| selector.keys().join("+"));
+        let selectors: Vec<_> = selectors.collect();
+        let otherwise = match rules.fallback {
+            Fallback::Nobody => "nobody",
+            Fallback::All => "all",
+            Fallback::Default => "the default subset",
+        };
+        write!(out, "; subsets by {}, otherwise {otherwise}", selectors.join(", "))?;
     }
     if !mirrors.is_empty() {
         write!(out, "; copies to {} mirrors of its own", mirrors.len())?;

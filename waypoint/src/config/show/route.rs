@@ -204,6 +204,7 @@ fn write_forward(out: &mut String, forward: &Forward) -> fmt::Result {
         host_rewrite,
         append_x_forwarded_host,
         hash_policies,
+        asks,
         mirrors,
         upgrades,
         cors,
@@ -232,6 +233,9 @@ fn write_forward(out: &mut String, forward: &Forward) -> fmt::Result {
                 write_edits(out, "request", &cluster.request_edits, 10)?;
                 write_edits(out, "answer", &cluster.response_edits, 10)?;
                 filters::write_overrides(out, &cluster.overrides, 10)?;
+                if let Some(asks) = &cluster.asks {
+                    writeln!(out, "          endpoints with {asks}")?;
+                }
                 if let Some(host) = &cluster.host_rewrite {
                     writeln!(out, "          host {}", String::from_utf8_lossy(host.as_bytes()))?;
                 }
@@ -260,6 +264,9 @@ fn write_forward(out: &mut String, forward: &Forward) -> fmt::Result {
                 ""
             }
         )?;
+    }
+    if let Some(asks) = asks {
+        writeln!(out, "        endpoints with {asks}")?;
     }
     for mirror in mirrors {
         write_mirror(out, mirror)?;

@@ -18,7 +18,6 @@ use cairn_exchange::clock;
 use cairn_policy::{
     outlier::{Report, status_of_grpc},
     retry::{Outcome, RetryPlan, RetryPolicy},
-    route::Mirror,
 };
 use http::HeaderValue;
 
@@ -26,7 +25,6 @@ use super::failure::{Failure, denied, failure_of, nobody, unresolved};
 use crate::{
     body::RequestBody,
     serve::{
-        mirrors,
         open::Asked,
         passage,
         request::{self, Journey},
@@ -54,7 +52,7 @@ pub(super) struct Attempts<'c> {
     /// Under whose limits.
     level: Level,
     /// Tries elsewhere after one of which nothing was sent, beyond what the policy allowed.
-    unsent: u32,
+    unsent: u8,
     /// Nothing was sent the last time.
     last_unsent: bool,
     /// When the last attempt began.
@@ -67,8 +65,6 @@ pub(super) struct Attempts<'c> {
     pub(super) overflowed: bool,
     /// The answer would be tried again, were there retries left.
     pub(super) used_up: bool,
-    /// Who gets copies with the first attempt, and how long they may take.
-    copies: (&'c [Mirror], Option<Duration>),
 }
 
 impl<'c> Attempts<'c> {
@@ -86,15 +82,6 @@ impl<'c> Attempts<'c> {
             retrying: None,
             overflowed: false,
             used_up: false,
-            copies: (&[], None),
-        }
-    }
-
-    /// The same with copies for these mirrors, which may take as long as the request's answer.
-    pub(super) fn copied_to(self, mirrors: &'c [Mirror], timeout: Option<Duration>) -> Self {
-        Self {
-            copies: (mirrors, timeout),
-            ..self
         }
     }
 
@@ -124,9 +111,6 @@ impl<'c> Attempts<'c> {
         let tail = &mut journey.tail;
         if let (Some(tracer), Some(trace)) = (&journey.http.tracer, &mut tail.trace) {
             tracer.attempt(trace, &mut tail.exchange, &tail.inner.proxy.settings.node);
-        }
-        if let (mirrors @ [_, ..], timeout) = std::mem::take(&mut self.copies) {
-            mirrors::begin(journey, mirrors, timeout);
         }
         let tail = &mut journey.tail;
         let original = request::original(&tail.inner);
@@ -238,7 +222,11 @@ impl<'c> Attempts<'c> {
         if by_policy.is_some() || self.overflowed {
             return by_policy;
         }
-        if failure.unsent && self.unsent + self.plan.made < UNSENT_TRIES && self.picking.has_others() && can_repeat(journey) {
+        if failure.unsent
+            && u32::from(self.unsent) + self.plan.made < UNSENT_TRIES
+            && self.picking.has_others()
+            && can_repeat(journey)
+        {
             self.retry(cluster)?;
             self.unsent += 1;
             return Some(Duration::ZERO);
@@ -285,7 +273,7 @@ impl<'c> Attempts<'c> {
 
     /// Whether anything was tried more than once.
     pub(super) fn tried_again(&self) -> bool {
-        self.plan.made + self.unsent > 0
+        self.plan.made + u32::from(self.unsent) > 0
     }
 }
 

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use cairn_exchange::ResponseFlags;
-use cairn_filters::LocalReply;
+use cairn_filters::{BodyRefusal, LocalReply};
 use cairn_policy::{
     rbac::Denied,
     retry::{Outcome, Reset},
@@ -146,6 +146,15 @@ pub(super) fn failure_of(error: AttemptError, tail: &Tail) -> Failure {
         is_final: false,
         reply: None,
     };
+    // However the endpoint's connection has taken it.
+    if let Some(BodyRefusal { details, body }) = tail.source.as_ref().and_then(|source| source.lock().refused) {
+        let mut reply = LocalReply::new(StatusCode::BAD_REQUEST, ResponseFlags::NONE, details, body);
+        reply.as_it_is = true;
+        return Failure {
+            reply: Some(reply),
+            ..nobody()
+        };
+    }
     match error {
         AttemptError::Connect(ConnectError::Unsupported(reason)) => {
             tracing::warn!(%reason, "a request was refused: its cluster needs what is not supported");

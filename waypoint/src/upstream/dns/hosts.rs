@@ -237,6 +237,7 @@ impl Host {
                     locality: Arc::default(),
                     hostname: None,
                     hash_key: None,
+                    labels: Default::default(),
                     healthy_since: now(),
                     transport: None,
                     state: Arc::new(EndpointState::default()),
