@@ -68,6 +68,9 @@ func (r *Runner) RecordBatch(f *File, manifests, captureDir string, workers int)
 		} else {
 			outcome := outcomes[i][0]
 			outcome.Timing = timing(outcome.elapsed, c.Timing)
+			if _, window, missed := strings.Cut(outcome.Timing, ", "); missed { // by how much is chance
+				outcome.Timing = window
+			}
 			s.World.normaliseOutcome(&outcome, arrivals[c.Name], c)
 			result.Client, result.Backend, result.Log = &outcome, s.World.view(arrivals[c.Name], c), log[c.Name]
 			if f.Verdicts {
