@@ -72,6 +72,13 @@ func (r *Runner) RecordBatch(f *File, manifests, captureDir string, workers int)
 				outcome.Timing = window
 			}
 			s.World.normaliseOutcome(&outcome, arrivals[c.Name], c)
+			for _, r := range outcome.Responses {
+				for i, line := range r.Headers {
+					if r.End != "" && strings.HasPrefix(line, "content-length:") { // of a report that was cut: its number has digits
+						r.Headers[i] = "content-length: <cut>"
+					}
+				}
+			}
 			result.Client, result.Backend, result.Log = &outcome, s.World.view(arrivals[c.Name], c), log[c.Name]
 			if f.Verdicts {
 				result = verdict(c, result)

@@ -35,6 +35,7 @@ func (m *maker) odd() {
 		"spec": object{"hosts": []string{u.host()}, "http": []object{
 			{"match": []object{{"headers": object{"user-agent": object{"exact": "blue"}}}}, "directResponse": object{"status": 418}},
 			{"match": []object{{"uri": object{"exact": "/direct"}}}, "directResponse": object{"status": 404}, "headers": object{"response": object{"set": object{"x-direct": "%RESPONSE_CODE%"}}}},
+			{"match": []object{{"uri": object{"exact": "/nothing"}}}, "directResponse": object{"status": 204, "body": object{"string": "nobody may read this"}}},
 			{"match": []object{{"uri": object{"exact": "/bad"}}}, "route": []object{{"destination": object{"host": u.Name}}}, "fault": object{"abort": object{"httpStatus": 400, "percentage": object{"value": 100}}}},
 			{"match": []object{{"uri": object{"exact": "/twice"}}}, "headers": object{"response": object{"add": object{"content-type": "text/plain"}}}, "route": []object{{"destination": object{"host": u.Name}}}},
 			{"match": []object{{"uri": object{"prefix": "/known"}}}, "route": []object{{"destination": object{"host": u.Name}}}},
@@ -45,6 +46,7 @@ func (m *maker) odd() {
 	u.send("direct-status", golden.Case{Request: golden.Request{Path: "/direct"}})
 	u.send("two-content-types", golden.Case{Request: golden.Request{Path: "/twice"}})
 	u.send("abort-400", golden.Case{Request: golden.Request{Path: "/bad"}})
+	u.send("no-content", golden.Case{Request: golden.Request{Path: "/nothing"}})
 	u.send("head-without-route", golden.Case{Request: golden.Request{Method: "HEAD", Path: "/unknown"}})
 	u.send("head", golden.Case{Request: golden.Request{Method: "HEAD", Path: "/known"}})
 }
@@ -179,7 +181,7 @@ func (m *maker) istioAction(u *Unit) action {
 		return action{kind: "redirect", add: func(rule object) { rule["redirect"] = redirect }}
 	case 3:
 		answer := object{"status": pick(m, 200, 204, 404, 418, 503)}
-		if m.chance(70) {
+		if m.chance(70) && answer["status"] != 204 {
 			answer["body"] = object{"string": pick(m, "short and stout", `{"a": 1}`, "")}
 		}
 		headers := object{"response": object{"set": object{"x-direct": "%REQ(x-case)%"}}}
