@@ -45,13 +45,12 @@ const matrixWorkers = 8
 
 type matrixRun struct {
 	places
-	kinds, lab, only   string
-	seed               uint64
-	units, sample      int
-	minutes            float64
-	differences        string
-	pending            string
-	quick, showMatched bool
+	kinds, lab           string
+	seed                 uint64
+	units, sample        int
+	minutes              float64
+	differences, pending string
+	alter                func(*capture.Set) error // spoils Envoy's configuration
 }
 
 func runMatrix(args []string) error {
@@ -66,9 +65,15 @@ func runMatrix(args []string) error {
 	set.Uint64Var(&run.seed, "seed", 0, "another seed than that of CI; fuzz: the first one (default: by chance)")
 	set.IntVar(&run.units, "units", 0, "how many services (default: as in CI; fuzz: 16)")
 	set.IntVar(&run.sample, "sample", 1, "run only one of so many cases")
+	alter := set.String("alter", "", "compare: spoil Envoy's configuration on purpose: headers, status or authz")
 	set.Float64Var(&run.minutes, "minutes", 1, "fuzz: for how long")
 	set.Parse(args[1:])
 	run.places = *p
+	if *alter != "" {
+		if run.alter = alterations[*alter]; run.alter == nil {
+			return fmt.Errorf("unknown alteration %q", *alter)
+		}
+	}
 	if p.runner.Command != "" { // what is decided or pending concerns other proxies than Envoy
 		run.differences = filepath.Join(filepath.Dir(filepath.Clean(p.root)), "DIFFERENCES.md")
 		run.pending = filepath.Join(filepath.Dir(filepath.Clean(p.root)), "PENDING.md")
@@ -139,7 +144,13 @@ func (r *matrixRun) run(s *matrix.Suite, dir, command string) (*golden.Golden, e
 	runner := r.runner
 	runner.Command = command
 	if command == "" {
-		runner.Alter = func(set *capture.Set) error { return set.ReadPeerAsClient(matrix.PeerPolicy) }
+		runner.Alter = func(set *capture.Set) error {
+			err := set.ReadPeerAsClient(matrix.PeerPolicy)
+			if err == nil && r.alter != nil {
+				err = r.alter(set)
+			}
+			return err
+		}
 	}
 	file := *s.File
 	file.Cases = slices.Clone(file.Cases)

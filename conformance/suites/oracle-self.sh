@@ -21,4 +21,5 @@ must_fail() { # must_fail WHAT EXPECTED COMMAND...
 must_fail "a header that was added to every answer" "the proxies differ" "$oracle" compare "${rig_options[@]}" --scenario 01 --alter headers --summary
 must_fail "a route table without routes" "the proxies differ" "$oracle" compare "${rig_options[@]}" --scenario 01 --alter status --summary
 must_fail "connections that Envoy asks to close at a change" "answers that ask to close" "$oracle" churn "${rig_options[@]}" --changes 40
-counts 4 0
+must_fail "policies that were taken out, among made-up ones" "the proxies differ" "$oracle" matrix compare "${rig_options[@]}" --kind authorization --sample 20 --alter authz
+counts 5 0

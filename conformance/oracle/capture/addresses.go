@@ -17,29 +17,7 @@ import (
 // not even 0.0.0.0/0; without x-forwarded-for the client's address is what the policies mean. Policies whose name contains
 // except are left as they are.
 func (s *Set) ReadPeerAsClient(except string) error {
-	for _, r := range s.Types[Listener] {
-		l := &listener.Listener{}
-		if err := r.Body.UnmarshalTo(l); err != nil {
-			return err
-		}
-		chains := l.FilterChains
-		if l.DefaultFilterChain != nil {
-			chains = append(chains, l.DefaultFilterChain)
-		}
-		for _, chain := range chains {
-			for _, f := range chain.Filters {
-				if err := peerAsClient(f.GetTypedConfig(), except); err != nil {
-					return err
-				}
-			}
-		}
-		body, err := anypb.New(l)
-		if err != nil {
-			return err
-		}
-		r.Body = body
-	}
-	return nil
+	return s.editFilters(func(f *listener.Filter, _, _ string) error { return peerAsClient(f.GetTypedConfig(), except) })
 }
 
 // peerAsClient edits a filter's configuration in place.

@@ -35,8 +35,8 @@ func (m *maker) odd() {
 		"spec": object{"hosts": []string{u.host()}, "http": []object{
 			{"match": []object{{"headers": object{"user-agent": object{"exact": "blue"}}}}, "directResponse": object{"status": 418}},
 			{"match": []object{{"uri": object{"exact": "/direct"}}}, "directResponse": object{"status": 404}, "headers": object{"response": object{"set": object{"x-direct": "%RESPONSE_CODE%"}}}},
-			{"match": []object{{"uri": object{"exact": "/late"}}}, "route": []object{{"destination": object{"host": u.Name}}}, "fault": object{
-				"abort": object{"httpStatus": 400, "percentage": object{"value": 100}}, "delay": object{"fixedDelay": "30ms", "percentage": object{"value": 100}}}},
+			{"match": []object{{"uri": object{"exact": "/nothing"}}}, "directResponse": object{"status": 204, "body": object{"string": "nobody may read this"}}},
+			{"match": []object{{"uri": object{"exact": "/bad"}}}, "route": []object{{"destination": object{"host": u.Name}}}, "fault": object{"abort": object{"httpStatus": 400, "percentage": object{"value": 100}}}},
 			{"match": []object{{"uri": object{"exact": "/twice"}}}, "headers": object{"response": object{"add": object{"content-type": "text/plain"}}}, "route": []object{{"destination": object{"host": u.Name}}}},
 			{"match": []object{{"uri": object{"prefix": "/known"}}}, "route": []object{{"destination": object{"host": u.Name}}}},
 		}},
@@ -45,7 +45,8 @@ func (m *maker) odd() {
 	u.send("two-user-agents", golden.Case{Request: golden.Request{Path: "/known", Headers: []string{"user-agent: red", "user-agent: green"}}})
 	u.send("direct-status", golden.Case{Request: golden.Request{Path: "/direct"}})
 	u.send("two-content-types", golden.Case{Request: golden.Request{Path: "/twice"}})
-	u.send("delayed-abort", golden.Case{Request: golden.Request{Path: "/late"}})
+	u.send("abort-400", golden.Case{Request: golden.Request{Path: "/bad"}})
+	u.send("no-content", golden.Case{Request: golden.Request{Path: "/nothing"}})
 	u.send("head-without-route", golden.Case{Request: golden.Request{Method: "HEAD", Path: "/unknown"}})
 	u.send("head", golden.Case{Request: golden.Request{Method: "HEAD", Path: "/known"}})
 }
@@ -180,7 +181,7 @@ func (m *maker) istioAction(u *Unit) action {
 		return action{kind: "redirect", add: func(rule object) { rule["redirect"] = redirect }}
 	case 3:
 		answer := object{"status": pick(m, 200, 204, 404, 418, 503)}
-		if m.chance(70) {
+		if m.chance(70) && answer["status"] != 204 {
 			answer["body"] = object{"string": pick(m, "short and stout", `{"a": 1}`, "")}
 		}
 		headers := object{"response": object{"set": object{"x-direct": "%REQ(x-case)%"}}}
@@ -203,8 +204,11 @@ func (m *maker) istioAction(u *Unit) action {
 			object{"match": "/v([0-9])", "rewrite": "/version/\\1\\0"}, object{"match": "$", "rewrite": "/end"})}
 		return routed("regex-rewrite", func(rule object) { rule["rewrite"] = rewrite }, nil)
 	case 6:
-		fault := object{"abort": pick(m, object{"httpStatus": pick(m, 400, 418, 503, 555)}, object{"grpcStatus": pick(m, "UNAVAILABLE", "NOT_FOUND")})}
+		fault := object{"abort": pick(m, object{"httpStatus": pick(m, 404, 418, 503, 555)}, object{"grpcStatus": pick(m, "UNAVAILABLE", "NOT_FOUND")})}
 		fault["abort"].(object)["percentage"] = object{"value": 100}
+		if m.chance(30) {
+			fault["delay"] = object{"fixedDelay": "30ms", "percentage": object{"value": 100}}
+		}
 		grpc := m.chance(50)
 		return routed("abort", func(rule object) { rule["fault"] = fault }, func(c *golden.Case) {
 			if grpc && c.Protocol == "h2" {
