@@ -159,14 +159,21 @@ fn a_policy_that_means_nothing_keeps_the_chain_and_is_told_with_its_place_and_va
             "permissions[0].uri_template",
             "`/a/**/*` is no template of paths",
         ),
-        (with_condition, "condition", "there is no function mystery that takes 0 arguments"),
+        (
+            with_condition,
+            "condition",
+            "there is no function mystery that takes 0 arguments",
+        ),
     ] {
         let nack = bench.apply(&with_policy(&answers, policy)).nack().unwrap();
         let place = format!("rules.policies[ns[app]-policy[mine]-rule[0]].{place}");
         assert!(nack.starts_with(&format!("main_internal, chain {WEB}, ")), "{nack}");
         assert!(nack.contains(&place) && nack.contains(value), "{nack}\n{place}: {value}");
         let after = bench.snapshot();
-        assert!(Arc::ptr_eq(before.chains.get(WEB).unwrap(), after.chains.get(WEB).unwrap()), "{nack}");
+        assert!(
+            Arc::ptr_eq(before.chains.get(WEB).unwrap(), after.chains.get(WEB).unwrap()),
+            "{nack}"
+        );
     }
     assert_eq!(bench.apply(&good).nack(), None);
 }
