@@ -353,7 +353,10 @@ fn a_template_tells_what_it_reads() {
         template.response_headers().map(HeaderName::as_str).collect::<Vec<_>>(),
         ["x-a", "x-b", "x-d"]
     );
-    assert_eq!(template.unrecorded().collect::<Vec<_>>(), ["DOWNSTREAM_TLS_VERSION", "CEL(xds.node.id)"]);
+    assert_eq!(
+        template.unrecorded().collect::<Vec<_>>(),
+        ["DOWNSTREAM_TLS_VERSION", "CEL(xds.node.id)"]
+    );
     assert_eq!(template.is_literal(), None);
     assert_eq!(Template::parse("50%%").unwrap().is_literal(), Some("50%"));
     assert_eq!(Template::parse("").unwrap().is_literal(), Some(""));
