@@ -192,8 +192,6 @@ fn constant(constant: EnvoyConstant) -> Result<Constant, Bad> {
 
 #[cfg(test)]
 mod tests {
-    use cairn_proto::google::api::expr::v1alpha1::expr::Comprehension;
-
     use super::*;
 
     fn expression(kind: ExprKind) -> Expr {
@@ -341,7 +339,7 @@ mod tests {
                 "malformed: condition: the expression means nothing: there is no function nothing that takes 0 arguments",
             ),
             (
-                expression(ExprKind::ComprehensionExpr(Box::new(Comprehension::default()))),
+                expression(ExprKind::ComprehensionExpr(Box::default())),
                 "malformed: condition: the expression means nothing: walking over lists and maps",
             ),
             (
