@@ -6,8 +6,9 @@
 
 mod re2;
 
-use std::{fmt, sync::Arc};
+use std::{fmt, ops::Range, sync::Arc};
 
+use memchr::memmem;
 use regex::bytes;
 
 /// Bytes that a compiled regular expression may take.
@@ -59,7 +60,22 @@ pub enum RegexError {
 #[derive(Clone)]
 pub struct Regex {
     pattern: Arc<str>,
-    whole: bytes::Regex,
+    how: How,
+}
+
+/// How a value is matched.
+#[derive(Clone)]
+enum How {
+    /// A text and at most `.*` before and behind it, as istiod writes namespaces: compared as such, which takes no memory.
+    Plain {
+        /// Where the text stands in the pattern.
+        text: Range<usize>,
+        /// Whether anything may stand before it.
+        before: bool,
+        /// Whether anything may stand behind it.
+        behind: bool,
+    },
+    Compiled(bytes::Regex),
 }
 
 /// A compiled regular expression that may match any part of a string.
@@ -95,12 +111,13 @@ enum Piece {
 impl Regex {
     /// Compiles a pattern.
     pub fn new(pattern: &str) -> Result<Self, RegexError> {
-        let translated = translate(pattern)?;
-        // The translation has checked that the parentheses are balanced: `a)|(b` would be well-formed between these.
-        let whole = compile(pattern, &format!("\\A(?:{translated})\\z"))?;
+        let whole = whole(pattern)?;
         Ok(Self {
             pattern: pattern.into(),
-            whole,
+            how: match How::plain(pattern) {
+                Some(plain) => plain,
+                None => How::Compiled(compile(pattern, &whole)?),
+            },
         })
     }
 
@@ -121,8 +138,43 @@ impl Regex {
 
     /// Whether all of `value` matches.
     pub fn matches(&self, value: &[u8]) -> bool {
-        self.whole.is_match(value)
+        match &self.how {
+            How::Compiled(whole) => whole.is_match(value),
+            How::Plain { text, before, behind } => {
+                let text = self.pattern.get(text.clone()).unwrap_or_default().as_bytes();
+                // Anything but a line break, and nothing that is no character.
+                let free = |rest: &[u8]| std::str::from_utf8(rest).is_ok_and(|rest| !rest.contains('\n'));
+                match (before, behind) {
+                    (false, false) => value == text,
+                    (false, true) => value.strip_prefix(text).is_some_and(free),
+                    (true, false) => value.strip_suffix(text).is_some_and(free),
+                    (true, true) => memmem::find(value, text).is_some() && free(value),
+                }
+            }
+        }
     }
+}
+
+// === impl How ===
+
+impl How {
+    fn plain(pattern: &str) -> Option<Self> {
+        const ANYTHING: &str = ".*";
+        let behind = pattern.ends_with(ANYTHING);
+        let end = pattern.len() - if behind { ANYTHING.len() } else { 0 };
+        let before = pattern.get(..end)?.starts_with(ANYTHING);
+        let text = if before { ANYTHING.len() } else { 0 }..end;
+        let inside = pattern.get(text.clone())?;
+        let ordinary = |letter: char| letter != '\n' && !"\\.+*?()[]{}|^$".contains(letter);
+        inside.chars().all(ordinary).then_some(Self::Plain { text, before, behind })
+    }
+}
+
+/// The pattern for all of a value, in the dialect of `regex`.
+fn whole(pattern: &str) -> Result<String, RegexError> {
+    let translated = translate(pattern)?;
+    // The translation has checked that the parentheses are balanced: `a)|(b` would be well-formed between these.
+    Ok(format!("\\A(?:{translated})\\z"))
 }
 
 impl fmt::Debug for Regex {
@@ -164,7 +216,8 @@ impl fmt::Debug for RegexSearch {
 impl RegexSet {
     /// Puts expressions together; they are known by their place. Many large ones may take too much memory together.
     pub fn new<'r>(expressions: impl IntoIterator<Item = &'r Regex>) -> Result<Self, RegexError> {
-        let patterns: Vec<_> = expressions.into_iter().map(|regex| regex.whole.as_str()).collect();
+        let patterns = expressions.into_iter().map(|regex| whole(&regex.pattern));
+        let patterns = patterns.collect::<Result<Vec<_>, _>>()?;
         let set = bytes::RegexSetBuilder::new(&patterns)
             .size_limit(SET_SIZE_LIMIT)
             .dfa_size_limit(SET_SIZE_LIMIT)
@@ -350,6 +403,20 @@ mod tests {
         let regex = Regex::new("a|bc").unwrap();
         for (value, matches) in [("a", true), ("bc", true), ("ac", false), ("abc", false), ("a\n", false)] {
             assert_eq!(regex.matches(value.as_bytes()), matches, "{value}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_plain_expression_matches_what_the_compiled_one_does(
+            pattern in r"(\.\*)?[ab/ü]{0,3}(\.\*)?",
+            values in proptest::collection::vec(proptest::collection::vec(proptest::sample::select(b"ab/\n\xc3\xbc\xff".to_vec()), 0..8), 30),
+        ) {
+            let plain = Regex::new(&pattern).unwrap();
+            let compiled = super::compile(&pattern, &super::whole(&pattern).unwrap()).unwrap();
+            for value in values {
+                proptest::prop_assert_eq!(plain.matches(&value), compiled.is_match(&value), "{} {:?}", pattern, value);
+            }
         }
     }
 

@@ -218,32 +218,27 @@ impl Relation {
 
 // === impl Sum ===
 
+/// Arithmetic of whole numbers that stays within 64 bits.
+macro_rules! checked {
+    ($sum:expr, $a:expr, $b:expr) => {{
+        let (a, b) = ($a, $b);
+        match $sum {
+            Sum::Divide | Sum::Remainder if b == 0 => Err(Failure::DivisionByZero),
+            Sum::Add => a.checked_add(b).ok_or(Failure::OutOfRange),
+            Sum::Subtract => a.checked_sub(b).ok_or(Failure::OutOfRange),
+            Sum::Multiply => a.checked_mul(b).ok_or(Failure::OutOfRange),
+            Sum::Divide => a.checked_div(b).ok_or(Failure::OutOfRange),
+            Sum::Remainder => a.checked_rem(b).ok_or(Failure::OutOfRange),
+        }
+    }};
+}
+
 impl Sum {
     fn of<'t>(self, left: Value<'t>, right: Value<'t>, joins: bool) -> Evaluated<'t> {
         let out = Failure::OutOfRange;
         match (left, right) {
-            (Value::Int(a), Value::Int(b)) => {
-                let result = match self {
-                    Self::Add => a.checked_add(b),
-                    Self::Subtract => a.checked_sub(b),
-                    Self::Multiply => a.checked_mul(b),
-                    Self::Divide | Self::Remainder if b == 0 => return Err(Failure::DivisionByZero),
-                    Self::Divide => a.checked_div(b),
-                    Self::Remainder => a.checked_rem(b),
-                };
-                result.map(Value::Int).ok_or(out)
-            }
-            (Value::Uint(a), Value::Uint(b)) => {
-                let result = match self {
-                    Self::Add => a.checked_add(b),
-                    Self::Subtract => a.checked_sub(b),
-                    Self::Multiply => a.checked_mul(b),
-                    Self::Divide | Self::Remainder if b == 0 => return Err(Failure::DivisionByZero),
-                    Self::Divide => a.checked_div(b),
-                    Self::Remainder => a.checked_rem(b),
-                };
-                result.map(Value::Uint).ok_or(out)
-            }
+            (Value::Int(a), Value::Int(b)) => checked!(self, a, b).map(Value::Int),
+            (Value::Uint(a), Value::Uint(b)) => checked!(self, a, b).map(Value::Uint),
             (Value::Double(a), Value::Double(b)) => match self {
                 Self::Add => Ok(Value::Double(a + b)),
                 Self::Subtract => Ok(Value::Double(a - b)),

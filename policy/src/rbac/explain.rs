@@ -68,6 +68,9 @@ struct Judged {
 impl Rules {
     /// Why the rules decide as they do.
     pub fn explain(&self, facts: &Facts<'_>) -> RulesStory {
+        if self.is_tree() {
+            return self.explain_tree(facts);
+        }
         let (allowed, matched) = interpret::decide(self.action(), self.plain(), facts);
         let story = |name: &str, policy: &Policy| {
             let Judged { holds, misses } = judge_policy(policy, facts);
@@ -91,6 +94,25 @@ impl Rules {
             policies: self.plain().len(),
             matched: matched.and_then(|name| Some(story(name, self.plain().get(name)?))),
             nearest,
+        }
+    }
+}
+
+impl Rules {
+    /// Of a tree only where it leads is told.
+    fn explain_tree(&self, facts: &Facts<'_>) -> RulesStory {
+        let decision = self.decide(facts);
+        let story = |name: &str| PolicyStory {
+            name: name.to_owned(),
+            holds: vec![Fact::new("matcher", "reached", Some("reached".into()))],
+            misses: Vec::new(),
+        };
+        RulesStory {
+            action: self.action(),
+            allowed: decision.allowed,
+            policies: self.names().count(),
+            matched: decision.policy.map(|name| story(name)),
+            nearest: Vec::new(),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, LazyLock};
 use cairn_exchange::{DynamicMetadata, Exchange, Protocol, ShadowDecision};
 use serde_json::Value;
 
-use super::{Action, Decision, Facts, Rules};
+use super::{Decision, Facts, Rules};
 
 /// One RBAC filter. Without rules everything passes; rules without policies are something else.
 #[derive(Clone, Debug, Default)]
@@ -74,7 +74,7 @@ impl Rbac {
     pub fn check(&self, exchange: &mut Exchange) -> Result<(), Denied> {
         let outcome = self.decide(&Facts::inside(exchange));
         let denied = outcome.denied();
-        let marked = self.marks(&outcome);
+        let marked = outcome.enforced.and_then(|decision| decision.marked);
         if let Some((shadow, decision)) = outcome.shadow {
             let namespace = match exchange.protocol {
                 Protocol::Tcp => OF_CONNECTIONS,
@@ -95,12 +95,6 @@ impl Rbac {
                 .set(namespace.clone(), key.clone(), Arc::new(Value::Bool(marked)));
         }
         denied.map_or(Ok(()), Err)
-    }
-
-    /// Where the enforced rules are an audit: whether it matched.
-    fn marks(&self, outcome: &Outcome<'_>) -> Option<bool> {
-        self.rules.as_ref().filter(|rules| rules.action() == Action::Log)?;
-        Some(outcome.enforced?.policy.is_some())
     }
 }
 

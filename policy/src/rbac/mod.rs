@@ -5,7 +5,7 @@
 //! permission and one principal hold; the first that does, in the order of their names, is the one that is told.
 //!
 //! ALLOW lets pass what a policy matches and nothing else, so that ALLOW without policies denies everything; DENY stops what one
-//! matches; LOG only marks it. Shadow rules are decided beside the others and never stop anything.
+//! matches; LOG only marks it. A [`Tree`] of matchers may stand in the place of policies. Shadow rules are decided beside the others and never stop anything.
 //!
 //! Rules are compiled when they are made: alternatives that ask one fact for one of several shapes become one lookup, and of many
 //! policies only those are asked that an index finds. What holds does not depend on it, which the tests prove against an interpreter
@@ -23,6 +23,7 @@ mod shapes;
 mod template;
 #[cfg(test)]
 mod tests;
+mod tree;
 
 pub use condition::{Address, Condition, Policy, Text};
 pub use explain::{NEAREST, PolicyName, PolicyStory, RulesStory};
@@ -30,3 +31,4 @@ pub use facts::Facts;
 pub use filter::{Denied, Filters, Outcome, Rbac, Shadow, details};
 pub use rules::{Action, Decision, Rules};
 pub use template::{InvalidTemplate, Reason as InvalidTemplateReason, UriTemplate};
+pub use tree::{Input, Predicate, Tree, Verdict};

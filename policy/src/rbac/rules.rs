@@ -1,8 +1,8 @@
-//! Rules: an action and policies by name, compiled.
+//! Rules: an action and policies by name, compiled; or a tree that leads to verdicts.
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{Facts, Policy, compile::Check, index::Index};
+use super::{Facts, Policy, Tree, compile::Check, index::Index};
 
 /// What becomes of what a policy matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -21,6 +21,8 @@ pub struct Rules {
     action: Action,
     policies: Box<[(Arc<str>, Check)]>,
     index: Option<Arc<Index>>,
+    /// In the place of policies.
+    tree: Option<Arc<Tree>>,
     /// As configured, for those who ask why.
     plain: Arc<BTreeMap<String, Policy>>,
 }
@@ -32,6 +34,8 @@ pub struct Decision<'a> {
     pub allowed: bool,
     /// The policy that matched, if one did.
     pub policy: Option<&'a Arc<str>>,
+    /// Of rules that only mark: whether they do.
+    pub marked: Option<bool>,
 }
 
 // === impl Rules ===
@@ -46,7 +50,16 @@ impl Rules {
             action,
             policies: compiled.collect(),
             index: Index::worthwhile(policies.values()).map(Arc::new),
+            tree: None,
             plain: Arc::new(policies),
+        }
+    }
+
+    /// Rules that a tree decides. What reaches no verdict is denied, as by an ALLOW that nothing matches.
+    pub fn of_tree(tree: Tree) -> Self {
+        Self {
+            tree: Some(Arc::new(tree)),
+            ..Self::new(Action::Allow, BTreeMap::new())
         }
     }
 
@@ -55,14 +68,22 @@ impl Rules {
         self.action
     }
 
-    /// Names of the policies, in the order in which they are asked.
+    /// Names of the policies in the order in which they are asked, or of the verdicts of a tree.
     pub fn names(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.policies.iter().map(|(name, _)| name)
+        let mut verdicts = Vec::new();
+        self.tree.iter().for_each(|tree| tree.verdicts(&mut verdicts));
+        let verdicts = verdicts.into_iter().map(|verdict| &verdict.name);
+        self.policies.iter().map(|(name, _)| name).chain(verdicts)
     }
 
     /// The policies as configured.
     pub(super) fn plain(&self) -> &BTreeMap<String, Policy> {
         &self.plain
+    }
+
+    /// Whether a tree decides.
+    pub fn is_tree(&self) -> bool {
+        self.tree.is_some()
     }
 
     /// Whether only those policies are asked that an index finds.
@@ -73,6 +94,14 @@ impl Rules {
 
     /// Decides.
     pub fn decide(&self, facts: &Facts<'_>) -> Decision<'_> {
+        if let Some(tree) = &self.tree {
+            let verdict = tree.find(facts);
+            return Decision {
+                allowed: verdict.is_some_and(|verdict| verdict.action != Action::Deny),
+                policy: verdict.map(|verdict| &verdict.name),
+                marked: verdict.filter(|verdict| verdict.action == Action::Log).map(|_| true),
+            };
+        }
         let holds = |(_, check): &&(Arc<str>, Check)| check.holds(facts);
         let matched = match &self.index {
             None => self.policies.iter().find(holds),
@@ -90,6 +119,7 @@ impl Rules {
         Decision {
             allowed,
             policy: matched.map(|(name, _)| name),
+            marked: (self.action == Action::Log).then_some(matched.is_some()),
         }
     }
 }

@@ -14,7 +14,10 @@ use http::{HeaderMap, HeaderValue, Method, uri::PathAndQuery};
 use ipnet::IpNet;
 use proptest::{collection::vec, prelude::*, sample::select};
 
-use super::{Action, Address, Condition, Decision, Facts, Filters, Policy, Rbac, Rules, Text, UriTemplate, details, interpret};
+use super::{
+    Action, Address, Condition, Decision, Facts, Filters, Input, Policy, Predicate, Rbac, Rules, Text, Tree, UriTemplate,
+    Verdict, details, interpret,
+};
 use crate::matcher::{HeaderMatch, HeaderMatcher, HeaderName, MetadataMatcher, Regex, StringMatch, StringMatcher, ValueMatcher};
 
 const CLIENT: &str = "spiffe://cluster.local/ns/app/sa/client";
@@ -354,6 +357,83 @@ fn the_story_of_a_condition_says_what_it_is_and_what_it_found() {
 }
 
 #[test]
+fn a_tree_decides_by_the_first_verdict_that_is_reached() {
+    let verdict = |name: &str, action| {
+        Tree::Verdict(Verdict {
+            name: name.into(),
+            action,
+        })
+    };
+    let allow = |name: &str| verdict(name, Action::Allow);
+    let by_method = Tree::Exact {
+        input: Input::Header(HeaderName::Method),
+        map: [(b"GET"[..].into(), allow("get"))].into_iter().collect(),
+        otherwise: Some(Box::new(verdict("other", Action::Deny))),
+    };
+    let by_path = Tree::Prefix {
+        input: Input::Header(HeaderName::Path),
+        prefixes: vec![
+            (b"/admin/log"[..].into(), verdict("log", Action::Log)),
+            // Leads nowhere for most.
+            (
+                b"/admin"[..].into(),
+                Tree::Ranges {
+                    address: Address::DirectRemote,
+                    ranges: vec![(net("10.0.0.0/8"), allow("inside"))],
+                    otherwise: None,
+                },
+            ),
+            (b"/"[..].into(), by_method),
+        ],
+        otherwise: None,
+    };
+    let expression = Program::parse("request.headers['x-tenant'] == 'gold'", Options::default()).unwrap();
+    let value = |text| Predicate::Value(Input::Text(Text::PeerPrincipal), exact(text));
+    let root = Tree::List {
+        entries: vec![
+            (
+                Predicate::All(vec![
+                    Predicate::Expression(expression.into()),
+                    Predicate::Not(Box::new(Predicate::Any(vec![value("a"), value("b")]))),
+                ]),
+                allow("gold"),
+            ),
+            (Predicate::Value(Input::Port, exact("80")), by_path),
+        ],
+        otherwise: None,
+    };
+    let rules = Rules::of_tree(root);
+    let mut outside = Sample::http("POST", "/admin/x", &[]);
+    outside.remote = [192, 0, 2, 1].into();
+    let mut elsewhere = Sample::http("GET", "/", &[]);
+    elsewhere.port = 81;
+    for (sample, allowed, name, marked) in [
+        (Sample::http("GET", "/a", &[]), true, Some("get"), None),
+        (Sample::http("POST", "/a", &[]), false, Some("other"), None),
+        (Sample::http("POST", "/a", &[("x-tenant", "gold")]), true, Some("gold"), None),
+        (Sample::http("POST", "/admin/x", &[]), true, Some("inside"), None),
+        (outside, false, Some("other"), None),
+        (Sample::http("POST", "/admin/log", &[]), true, Some("log"), Some(true)),
+        (elsewhere, false, None, None),
+        (Sample::tcp(), false, None, None),
+    ] {
+        let record = record(&sample);
+        let facts = sample.facts_of(&record);
+        let decision = rules.decide(&facts);
+        let told = (decision.allowed, decision.policy.map(|name| &**name), decision.marked);
+        assert_eq!(told, (allowed, name, marked), "{sample:?}");
+        let story = rules.explain(&facts);
+        assert_eq!(
+            (story.allowed, story.matched.map(|matched| matched.name)),
+            (allowed, name.map(str::to_owned))
+        );
+    }
+    let mut names: Vec<_> = rules.names().map(|name| &**name).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["get", "gold", "inside", "log", "other"]);
+}
+
+#[test]
 fn an_ipv4_client_in_ipv6_form_is_the_ipv4_client() {
     let mut sample = Sample::tcp();
     sample.remote = "::ffff:10.244.0.9".parse().unwrap();
@@ -380,7 +460,11 @@ fn the_first_policy_by_name_that_matches_is_told() {
         (Action::Deny, vec![("a", none)], true, None),
     ] {
         let rules = rules(action, &policies);
-        let Decision { allowed: found, policy } = rules.decide(&request.facts());
+        let Decision {
+            allowed: found,
+            policy,
+            marked: _,
+        } = rules.decide(&request.facts());
         assert_eq!(
             (found, policy.map(|name| &**name)),
             (allowed, matched),

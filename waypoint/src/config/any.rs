@@ -26,6 +26,9 @@ macro_rules! named {
 }
 
 named! {
+    "envoy.config.rbac.v3.Action" => proto::envoy::config::rbac::v3::Action,
+    "envoy.type.matcher.v3.HttpRequestHeaderMatchInput" => proto::envoy::r#type::matcher::v3::HttpRequestHeaderMatchInput,
+    "xds.type.matcher.v3.CelMatcher" => proto::xds::r#type::matcher::v3::CelMatcher,
     "envoy.config.cluster.v3.Cluster" => proto::envoy::config::cluster::v3::Cluster,
     "envoy.config.core.v3.TypedExtensionConfig" => proto::envoy::config::core::v3::TypedExtensionConfig,
     "envoy.config.endpoint.v3.ClusterLoadAssignment" => proto::envoy::config::endpoint::v3::ClusterLoadAssignment,

@@ -44,6 +44,16 @@ pub(crate) fn options(config: Option<CelExpressionConfig>) -> Options {
     }
 }
 
+/// The same of an expression as text.
+pub(crate) fn deciding_text(
+    field: &str,
+    text: &str,
+    options: Options,
+    notes: &mut Notes,
+) -> Result<Option<Arc<Program>>, Malformed> {
+    judged(field, Program::parse(text, options).map_err(Bad::Cel), notes)
+}
+
 /// An expression that decides; `None` for one that is refused, and listed.
 pub(crate) fn deciding(
     field: &str,
@@ -52,6 +62,10 @@ pub(crate) fn deciding(
     notes: &mut Notes,
 ) -> Result<Option<Arc<Program>>, Malformed> {
     let program = syntax(expression, DEEPEST).and_then(|syntax| Ok(Program::compile(syntax, options)?));
+    judged(field, program, notes)
+}
+
+fn judged(field: &str, program: Result<Program, Bad>, notes: &mut Notes) -> Result<Option<Arc<Program>>, Malformed> {
     match program {
         Ok(program) => {
             let lacks: Vec<_> = program.unrecorded().collect();
@@ -178,8 +192,6 @@ fn constant(constant: EnvoyConstant) -> Result<Constant, Bad> {
 
 #[cfg(test)]
 mod tests {
-    use cairn_proto::google::api::expr::v1alpha1::expr::Comprehension;
-
     use super::*;
 
     fn expression(kind: ExprKind) -> Expr {
@@ -327,7 +339,7 @@ mod tests {
                 "malformed: condition: the expression means nothing: there is no function nothing that takes 0 arguments",
             ),
             (
-                expression(ExprKind::ComprehensionExpr(Box::new(Comprehension::default()))),
+                expression(ExprKind::ComprehensionExpr(Box::default())),
                 "malformed: condition: the expression means nothing: walking over lists and maps",
             ),
             (

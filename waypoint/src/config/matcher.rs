@@ -204,7 +204,7 @@ fn compile_ranges(
     })
 }
 
-fn compile_range(range: &CidrRange, notes: &Notes) -> Result<IpNet, Malformed> {
+pub(super) fn compile_range(range: &CidrRange, notes: &Notes) -> Result<IpNet, Malformed> {
     let CidrRange {
         address_prefix,
         prefix_len,
@@ -278,7 +278,7 @@ fn compile_predicate(predicate: &XdsPredicate, notes: &mut Notes) -> Result<Opti
 }
 
 /// `None` for what is not supported, and listed.
-fn compile_string(string: &XdsString, notes: &mut Notes) -> Result<Option<StringMatcher>, Malformed> {
+pub(super) fn compile_string(string: &XdsString, notes: &mut Notes) -> Result<Option<StringMatcher>, Malformed> {
     let XdsString {
         ignore_case,
         match_pattern,

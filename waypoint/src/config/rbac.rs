@@ -7,20 +7,26 @@
 mod condition;
 #[cfg(test)]
 mod tests;
+mod tree;
+#[cfg(test)]
+mod tree_tests;
 
 use std::collections::BTreeMap;
 
 use cairn_policy::rbac::{Action, Policy, Rbac, Rules, Shadow};
-use cairn_proto::envoy::{
-    config::rbac::v3::{Permission, Policy as EnvoyPolicy, Rbac as EnvoyRules, rbac::Action as EnvoyAction},
-    extensions::filters::{http::rbac::v3::Rbac as HttpRbac, network::rbac::v3::Rbac as NetworkRbac},
+use cairn_proto::{
+    envoy::{
+        config::rbac::v3::{Permission, Policy as EnvoyPolicy, Rbac as EnvoyRules, rbac::Action as EnvoyAction},
+        extensions::filters::{http::rbac::v3::Rbac as HttpRbac, network::rbac::v3::Rbac as NetworkRbac},
+    },
+    xds::r#type::matcher::v3::Matcher,
 };
 
 pub(crate) use condition::metadata;
 
 use super::{
     cel,
-    report::{Malformed, Notes, ignore_set, refuse_set, unneeded},
+    report::{Malformed, Notes, ignore_set, unneeded},
 };
 
 /// What the result of shadow rules that only ask whether an external authorizer is to be called begins with (contract xds §6.7):
@@ -78,9 +84,13 @@ fn of_requests(filter: HttpRbac, layer: Layer, notes: &mut Notes) -> Result<Rbac
         track_per_rule_stats,
     } = filter;
     ignore_set!(notes, rules_stat_prefix, track_per_rule_stats);
-    refuse_set!(notes, matcher);
     ignore_set!(notes, shadow_matcher);
-    both(rules, shadow_rules, &shadow_rules_stat_prefix, layer, notes)
+    with_tree(
+        matcher,
+        both(rules, shadow_rules, &shadow_rules_stat_prefix, layer, notes)?,
+        layer,
+        notes,
+    )
 }
 
 /// An RBAC filter of connections.
@@ -97,9 +107,19 @@ pub(crate) fn network(filter: NetworkRbac, notes: &mut Notes) -> Result<Rbac, Ma
     } = filter;
     // A connection is decided once, before anything passes: nothing that is known of it can change later.
     unneeded!(stat_prefix, enforcement_type);
-    refuse_set!(notes, matcher);
     ignore_set!(notes, shadow_matcher, delay_deny);
-    both(rules, shadow_rules, &shadow_rules_stat_prefix, Layer::Network, notes)
+    let rbac = both(rules, shadow_rules, &shadow_rules_stat_prefix, Layer::Network, notes)?;
+    with_tree(matcher, rbac, Layer::Network, notes)
+}
+
+/// A tree stands in the place of enforced rules, whatever they say.
+fn with_tree(matcher: Option<Matcher>, rbac: Rbac, layer: Layer, notes: &mut Notes) -> Result<Rbac, Malformed> {
+    let Some(matcher) = matcher else { return Ok(rbac) };
+    let tree = notes.within("matcher", |notes| tree::compile(&matcher, layer, notes))?;
+    Ok(Rbac {
+        rules: tree.map(Rules::of_tree).or(rbac.rules),
+        ..rbac
+    })
 }
 
 fn both(
@@ -148,18 +168,22 @@ fn compile(rules: EnvoyRules, layer: Layer, notes: &mut Notes) -> Result<Rules, 
         audit_logging_options,
     } = rules;
     ignore_set!(notes, audit_logging_options);
-    let action = match EnvoyAction::try_from(action) {
-        Ok(EnvoyAction::Allow) => Action::Allow,
-        Ok(EnvoyAction::Deny) => Action::Deny,
-        Ok(EnvoyAction::Log) => Action::Log,
-        Err(_) => return Err(notes.malformed("action", format!("{action} is not known"))),
-    };
+    let action = self::action(action, notes)?;
     let mut compiled = BTreeMap::new();
     for (name, policy) in policies {
         let policy = notes.within(format!("policies[{name}]"), |notes| compile_policy(policy, layer, notes))?;
         compiled.insert(name, policy);
     }
     Ok(Rules::new(action, compiled))
+}
+
+fn action(action: i32, notes: &Notes) -> Result<Action, Malformed> {
+    match EnvoyAction::try_from(action) {
+        Ok(EnvoyAction::Allow) => Ok(Action::Allow),
+        Ok(EnvoyAction::Deny) => Ok(Action::Deny),
+        Ok(EnvoyAction::Log) => Ok(Action::Log),
+        Err(_) => Err(notes.malformed("action", format!("{action} is not known"))),
+    }
 }
 
 fn compile_policy(policy: EnvoyPolicy, layer: Layer, notes: &mut Notes) -> Result<Policy, Malformed> {

@@ -1,5 +1,7 @@
 //! Permissions and principals (contract xds §6.4) into conditions: one kind of message each.
 
+use std::sync::Arc;
+
 use cairn_policy::{
     matcher::{HeaderMatcher, MetadataMatcher, StringMatch, StringMatcher, ValueMatcher},
     rbac::{Address, Condition, Text, UriTemplate},
@@ -238,24 +240,38 @@ fn filter_state(matcher: FilterStateMatcher, layer: Layer, notes: &mut Notes) ->
             return Ok(refused("address_match", "is not supported", notes));
         }
     };
+    Ok(match object(&key, layer, notes) {
+        Some(Object::Text(text)) => Condition::Text(text, matcher),
+        Some(Object::State(key)) => Condition::State(key, matcher),
+        None => Condition::Always,
+    })
+}
+
+/// What stands for an object of filter state.
+pub(super) enum Object {
+    /// A fact of the connection.
+    Text(Text),
+    /// What filters of the chain have put there.
+    State(Arc<str>),
+}
+
+/// An object by its key; `None` for one that refuses its chain, and is listed.
+pub(super) fn object(key: &str, layer: Layer, notes: &mut Notes) -> Option<Object> {
     if layer == Layer::Tunnel {
-        return Ok(refused(
-            "key",
-            format!("object {key} is not looked up before a tunnel is accepted"),
-            notes,
-        ));
+        notes.refuse("key", format!("object {key} is not looked up before a tunnel is accepted"));
+        return None;
     }
-    let text = match key.as_str() {
-        "io.istio.peer_principal" => Text::PeerPrincipal,
-        "io.istio.local_principal" => Text::LocalPrincipal,
-        "io.istio.connect_authority" => Text::ConnectAuthority,
+    Some(match key {
+        "io.istio.peer_principal" => Object::Text(Text::PeerPrincipal),
+        "io.istio.local_principal" => Object::Text(Text::LocalPrincipal),
+        "io.istio.connect_authority" => Object::Text(Text::ConnectAuthority),
         // What Envoy and Istio put there themselves we would have to know of; what else is there, filters of the chain have put.
         key if OWN_OBJECTS.iter().any(|own| key.starts_with(own)) => {
-            return Ok(refused("key", format!("object {key} of filter state is not known"), notes));
+            notes.refuse("key", format!("object {key} of filter state is not known"));
+            return None;
         }
-        _ => return Ok(Condition::State(key.into(), matcher)),
-    };
-    Ok(Condition::Text(text, matcher))
+        key => Object::State(key.into()),
+    })
 }
 
 fn sourced_metadata(sourced: SourcedMetadata, notes: &mut Notes) -> Result<Condition, Malformed> {

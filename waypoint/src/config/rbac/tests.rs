@@ -45,7 +45,7 @@ use crate::{
     workloads::Workloads,
 };
 
-fn any(type_name: &str, message: &impl prost::Message) -> prost_types::Any {
+pub(super) fn any(type_name: &str, message: &impl prost::Message) -> prost_types::Any {
     prost_types::Any {
         type_url: format!("type.googleapis.com/{type_name}"),
         value: message.encode_to_vec(),
@@ -400,13 +400,12 @@ fn presence_decides_and_what_cannot_be_evaluated_refuses() {
         assert_eq!(notes.refusal().is_some(), refuses, "{shadow:?} {prefix}");
         assert_eq!(notes.into_list().len(), listed, "{shadow:?} {prefix}");
     }
-    let mut notes = Notes::of("x");
     let filter = NetworkRbac {
         matcher: Some(Default::default()),
         ..NetworkRbac::default()
     };
-    network(filter, &mut notes).unwrap();
-    assert!(notes.refusal().is_some());
+    let error = network(filter, &mut Notes::of("x")).unwrap_err();
+    assert_eq!(error.to_string(), "matcher: has neither a list nor a tree");
 }
 
 fn captured(scenario: &str) -> Arc<Snapshot> {
@@ -420,7 +419,7 @@ fn captured(scenario: &str) -> Arc<Snapshot> {
     published.load_full()
 }
 
-fn exchange(authority: &str, peer: &str) -> Exchange {
+pub(super) fn exchange(authority: &str, peer: &str) -> Exchange {
     let address: SocketAddr = authority.parse().unwrap();
     let connection = Connection {
         id: 1,
@@ -445,7 +444,7 @@ fn request(filters: &FilterChain, exchange: &mut Exchange) -> Option<String> {
     }
 }
 
-const CLIENT: &str = "spiffe://cluster.local/ns/app/sa/client";
+pub(super) const CLIENT: &str = "spiffe://cluster.local/ns/app/sa/client";
 
 #[test]
 fn captured_policies_decide_about_requests_as_envoy_does() {

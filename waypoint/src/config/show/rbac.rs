@@ -34,6 +34,9 @@ fn names(rules: &Rules) -> String {
 }
 
 fn write_rules(out: &mut String, rules: &Rules) -> fmt::Result {
+    if rules.is_tree() {
+        return writeln!(out, "decides by a tree of matchers, whose verdicts are {}", names(rules));
+    }
     let action = match rules.action() {
         Action::Allow if rules.names().next().is_none() => return writeln!(out, "denies everything: ALLOW without policies"),
         Action::Allow => "allows only",
