@@ -124,6 +124,7 @@ impl Engine {
             secrets: Secrets::watched_on(&tokio::runtime::Handle::current()),
             names: Names::on(tokio::runtime::Handle::current()),
             exports: Exports::new(tokio::runtime::Handle::current(), &registry, post.clone()),
+            node: parts.settings.node.clone(),
         };
         let pool = cairn_hbone::PoolSettings {
             windows: parts.settings.tunnel_server.windows.clone(),

@@ -346,14 +346,17 @@ fn one_operator_alone_keeps_its_type() {
 #[test]
 fn a_template_tells_what_it_reads() {
     let template = Template::parse(
-        "%RESP(X-A?X-B)% %RESP(:STATUS)% %REQ(x-c)% %TRACE_ID% %CEL(xds.node.id)% %CEL(response.headers['x-d'])%",
+        "%RESP(X-A?X-B)% %RESP(:STATUS)% %REQ(x-c)% %TLS_JA3_FINGERPRINT% %CEL(xds.node.id)% %CEL(response.headers['x-d'])%",
     )
     .unwrap();
     assert_eq!(
         template.response_headers().map(HeaderName::as_str).collect::<Vec<_>>(),
         ["x-a", "x-b", "x-d"]
     );
-    assert_eq!(template.unrecorded().collect::<Vec<_>>(), ["TRACE_ID", "CEL(xds.node.id)"]);
+    assert_eq!(
+        template.unrecorded().collect::<Vec<_>>(),
+        ["TLS_JA3_FINGERPRINT", "CEL(xds.node.id)"]
+    );
     assert_eq!(template.is_literal(), None);
     assert_eq!(Template::parse("50%%").unwrap().is_literal(), Some("50%"));
     assert_eq!(Template::parse("").unwrap().is_literal(), Some(""));

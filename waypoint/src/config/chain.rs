@@ -31,7 +31,7 @@ use cairn_proto::{
 
 use cairn_filters::ext_authz::network::OfConnections;
 use cairn_policy::{rate_limit::TokenBucket, rbac::Rbac};
-use cairn_telemetry::access_log::LogFiles;
+use cairn_telemetry::{access_log::LogFiles, trace::NodeFacts};
 
 use prost_types::Any;
 
@@ -73,6 +73,17 @@ pub(crate) struct Compiled {
     pub unsupported: Vec<Unsupported>,
 }
 
+/// Where logs and traces go, and from whom.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Outputs {
+    /// Where access logs are written; `None` when nothing is served.
+    pub files: Option<LogFiles>,
+    /// The ways to collectors.
+    pub exports: Exports,
+    /// Who we are to collectors.
+    pub node: NodeFacts,
+}
+
 /// What the filters before the last one say.
 #[derive(Debug, Default)]
 pub(crate) struct Context {
@@ -108,10 +119,8 @@ pub(crate) struct Context {
     pub chain: Arc<str>,
     /// How often each content was asked for.
     kept: HashMap<(&'static str, Vec<u8>), usize>,
-    /// Where access logs are written; `None` when nothing is served.
-    pub log_files: Option<LogFiles>,
-    /// The ways to collectors.
-    pub exports: Exports,
+    /// Where logs and traces go.
+    pub outputs: Outputs,
 }
 
 // === impl Context ===
@@ -141,7 +150,7 @@ pub(crate) fn compile(
     listener: &str,
     name: &str,
     bytes: &Bytes,
-    (log_files, exports): (Option<&LogFiles>, &Exports),
+    outputs: &Outputs,
     live: &Arc<Live>,
     extensions: &Arc<Extensions>,
 ) -> Result<Compiled, Malformed> {
@@ -162,8 +171,7 @@ pub(crate) fn compile(
         notes.refuse("use_proxy_proto", "is not supported");
     }
     let mut context = Context {
-        log_files: log_files.cloned(),
-        exports: exports.clone(),
+        outputs: outputs.clone(),
         live: live.clone(),
         extension_configs: extensions.clone(),
         chain: name.into(),
@@ -223,8 +231,7 @@ pub(crate) fn compile(
         live: _,
         chain: _,
         kept: _,
-        log_files: _,
-        exports: _,
+        outputs: _,
     } = context;
     Ok(Compiled {
         chain: Arc::new(chain),

@@ -109,7 +109,7 @@ pub(crate) fn compile(proxy: TcpProxy, context: &mut Context, notes: &mut Notes)
             notes,
         )?,
         hash_source_ip,
-        access_logs: access_log::compile(access_log, context.log_files.as_ref(), notes)?,
+        access_logs: access_log::compile(access_log, &context.outputs, notes)?,
         metrics: context.metrics,
         rbac: std::mem::take(&mut context.rbac).into_iter().collect(),
         authorizers: std::mem::take(&mut context.authorizers),

@@ -393,14 +393,17 @@ fn a_header_whose_value_is_not_known_refuses_its_route() {
         config.virtual_hosts[0].routes[0].request_headers_to_add = vec![HeaderValueOption {
             header: Some(HeaderValue {
                 key: "x-who".into(),
-                value: "%TRACE_ID%".into(),
+                value: "%TLS_JA3_FINGERPRINT%".into(),
                 raw_value: vec![],
             }),
             ..Default::default()
         }];
     });
     let nack = applied.nack().unwrap();
-    assert!(nack.contains("%TRACE_ID% in the value of x-who is not known here"), "{nack}");
+    assert!(
+        nack.contains("%TLS_JA3_FINGERPRINT% in the value of x-who is not known here"),
+        "{nack}"
+    );
     let effects: Vec<_> = bench.compiler.unsupported().iter().map(|item| item.effect).collect();
     assert_eq!(effects, [Effect::RouteRefused]);
 }
