@@ -4,7 +4,7 @@
 //! is the one that production uses. It takes the TLS configuration afresh at each dial, so a rotated certificate is in use with the
 //! next connection, and it reads identities through a function that it is given.
 
-use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{future::Future, io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
 use cairn_exchange::SpiffeId;
 use rustls::{
@@ -65,11 +65,17 @@ type Identify = dyn Fn(&Destination, &[CertificateDer<'static>]) -> Result<Optio
 /// The TLS terms for a destination, asked for at each dial.
 type Terms = dyn Fn(&Destination) -> Result<Arc<ClientConfig>, String> + Send + Sync;
 
+/// A TCP connection under way.
+pub type Connecting = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>;
+/// Makes the TCP connection: from another network namespace, with a mark, from an address.
+type Connect = dyn Fn(&Destination) -> Connecting + Send + Sync;
+
 /// Dials over TCP and TLS.
 #[derive(Clone)]
 pub struct TcpTls {
     terms: Arc<Terms>,
     identify: Arc<Identify>,
+    connect: Option<Arc<Connect>>,
 }
 
 /// Kernel keepalive, for peers that vanish while no PING is due.
@@ -87,7 +93,14 @@ impl TcpTls {
         Self {
             terms: Arc::new(terms),
             identify: Arc::new(identify),
+            connect: None,
         }
+    }
+
+    /// With TCP connections that are made by `connect`.
+    pub fn over(mut self, connect: impl Fn(&Destination) -> Connecting + Send + Sync + 'static) -> Self {
+        self.connect = Some(Arc::new(connect));
+        self
     }
 }
 
@@ -96,7 +109,11 @@ impl Dial for TcpTls {
 
     async fn dial(&self, destination: &Destination) -> Result<Dialed<Self::Io>, DialError> {
         let terms = (self.terms)(destination).map_err(DialError::NotReady)?;
-        let tcp = TcpStream::connect(destination.address).await.map_err(DialError::Connect)?;
+        let tcp = match &self.connect {
+            Some(connect) => connect(destination).await,
+            None => TcpStream::connect(destination.address).await,
+        };
+        let tcp = tcp.map_err(DialError::Connect)?;
         tcp.set_nodelay(true).map_err(DialError::Connect)?;
         SockRef::from(&tcp)
             .set_tcp_keepalive(&TcpKeepalive::new().with_time(TCP_KEEPALIVE).with_interval(TCP_KEEPALIVE))

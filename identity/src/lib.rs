@@ -36,7 +36,7 @@ mod trust;
 mod verify;
 mod wall;
 
-pub use ca::{AnswerError, CaSettings, ConnectError, IssueError, SYSTEM_ROOTS, TokenError};
+pub use ca::{AnswerError, CaSettings, ConnectError, IssueError, SYSTEM_ROOTS, TokenError, Turn, Turns, Urgency};
 pub use compliance::{Compliance, NoPolicy, Parameters};
 pub use config::{ConfigError, server_name};
 pub use credentials::{Credentials, CredentialsError, Pem};

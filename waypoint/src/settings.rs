@@ -5,7 +5,6 @@
 //! our own start with `CAIRN_` (docs/settings.md). A value that means nothing ends the start in one sentence; what is missing at
 //! run time (a token, a root, istiod) does not: that is retried, and readiness says so.
 
-mod environment;
 mod identity;
 mod ignored;
 mod istiod;
@@ -17,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use cairn_agent::shutdown::DrainSettings;
+use cairn_agent::{environment, shutdown::DrainSettings};
 use cairn_identity::Compliance;
 
 pub(crate) use environment::flag;

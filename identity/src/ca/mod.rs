@@ -10,6 +10,7 @@ mod answer;
 mod connect;
 mod output;
 mod request;
+mod turns;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -19,6 +20,7 @@ pub(crate) use connect::system_bundle;
 pub use connect::{ConnectError, SYSTEM_ROOTS};
 pub(crate) use request::issue;
 pub use request::{IssueError, TokenError};
+pub use turns::{Turn, Turns, Urgency};
 
 use crate::Compliance;
 
@@ -55,6 +57,10 @@ pub struct CaSettings {
     pub renew_jitter: f64,
     /// The identity to ask for.
     pub id: SpiffeId,
+    /// Whether the token is somebody else's, who may ask for this identity: a node's proxy asks for those of its pods.
+    pub impersonate: bool,
+    /// The turns that many identities take at asking; `None` asks at once.
+    pub turns: Option<Turn>,
 }
 
 // === impl CaSettings ===
@@ -77,6 +83,8 @@ impl CaSettings {
             renew_ratio: 0.5,
             renew_jitter: 0.01,
             id,
+            impersonate: false,
+            turns: None,
         }
     }
 }

@@ -99,11 +99,15 @@ pub(crate) async fn issue(settings: &CaSettings, wall: &WallClock) -> Result<Cre
     let mut request = Request::new(IstioCertificateRequest {
         csr,
         validity_duration: i64::try_from(settings.ttl.as_secs()).unwrap_or(i64::MAX),
-        metadata: settings.cert_signer.as_ref().map(|signer| cert_signer(signer)),
+        metadata: metadata(settings),
     });
     add_headers(request.metadata_mut(), settings, token(settings).await?)?;
     request.set_timeout(CALL_TIMEOUT);
 
+    let _turn = match &settings.turns {
+        Some(turn) => Some(turn.take().await),
+        None => None,
+    };
     let channel = connect::connect(settings).await?;
     let mut client = IstioCertificateServiceClient::new(channel);
     let answer = timeout(CALL_TIMEOUT, client.create_certificate(request))
@@ -144,13 +148,18 @@ fn csr(settings: &CaSettings) -> Result<(KeyPair, String), IssueError> {
     Ok((key, csr))
 }
 
-fn cert_signer(signer: &str) -> Struct {
-    let value = Value {
-        kind: Some(Kind::StringValue(signer.to_owned())),
+/// Which signer, and whose certificate where it is not the token's owner.
+fn metadata(settings: &CaSettings) -> Option<Struct> {
+    let text = |name: &str, text: &str| {
+        let kind = Some(Kind::StringValue(text.to_owned()));
+        (name.to_owned(), Value { kind })
     };
-    Struct {
-        fields: [("CertSigner".to_owned(), value)].into(),
-    }
+    let signer = settings.cert_signer.as_deref().map(|signer| text("CertSigner", signer));
+    let whose = settings
+        .impersonate
+        .then(|| text("ImpersonatedIdentity", settings.id.as_str()));
+    let fields: std::collections::BTreeMap<_, _> = signer.into_iter().chain(whose).collect();
+    (!fields.is_empty()).then_some(Struct { fields })
 }
 
 /// The token as it lies in its file now: kubelet replaces it long before it expires.

@@ -67,6 +67,25 @@ impl<'a> Facts<'a> {
         }
     }
 
+    /// Of a connection of which only its ends are known: who opened it, where it comes from and where it goes.
+    pub fn of_connection(peer_principal: Option<&'a str>, source: IpAddr, destination: SocketAddr) -> Self {
+        Self {
+            request: None,
+            has_path: false,
+            destination_ip: Some(destination.ip()),
+            destination_port: destination.port(),
+            direct_remote_ip: source,
+            remote_ip: source,
+            requested_server_name: None,
+            certificate: None,
+            peer_principal,
+            local_principal: None,
+            connect_authority: None,
+            metadata: DynamicMetadata::NONE,
+            exchange: None,
+        }
+    }
+
     /// Of a CONNECT itself, on the tunnel that was accepted at `accepted_at` (contract xds §6.9): there the certificate speaks,
     /// and nothing has been put into filter state yet.
     pub fn tunnel(connection: &'a Connection, connect: &'a RequestHead, accepted_at: SocketAddr) -> Self {
@@ -109,6 +128,11 @@ impl<'a> Facts<'a> {
             Text::LocalPrincipal => self.local_principal,
             Text::ConnectAuthority => self.connect_authority,
         }
+    }
+
+    /// An object of filter state.
+    pub(super) fn state(&self, key: &str) -> Option<Vec<u8>> {
+        self.view()?.filter_state(key)
     }
 
     /// The path without its query.

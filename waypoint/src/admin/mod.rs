@@ -7,6 +7,7 @@
 //! * [`agent`]: health, metrics and drain as pilot-agent's (15020), readiness (15021) and metrics (15090);
 //! * [`readiness`]: whether the proxy is ready, and in words why not;
 //! * [`metrics`] and `stats`: numbers for Prometheus, and Envoy's names for a few of them;
+//!
 //! The HTTP server with its limits is [`cairn_agent::server`].
 
 pub mod agent;

@@ -128,7 +128,7 @@ impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for Environment {
 }
 
 /// The sentence about a value.
-pub(super) fn wrong(name: &str, value: impl Display, accepted: &'static str) -> SettingError {
+pub fn wrong(name: &str, value: impl Display, accepted: &'static str) -> SettingError {
     SettingError::Value {
         name: name.to_owned(),
         value: value.to_string(),
@@ -137,7 +137,7 @@ pub(super) fn wrong(name: &str, value: impl Display, accepted: &'static str) -> 
 }
 
 /// A truth value.
-pub(crate) fn flag(name: &str, value: &str) -> Result<bool, SettingError> {
+pub fn flag(name: &str, value: &str) -> Result<bool, SettingError> {
     match value {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
@@ -146,7 +146,7 @@ pub(crate) fn flag(name: &str, value: &str) -> Result<bool, SettingError> {
 }
 
 /// A port.
-pub(crate) fn port(name: &str, value: &str) -> Result<u16, SettingError> {
+pub fn port(name: &str, value: &str) -> Result<u16, SettingError> {
     value
         .parse()
         .ok()
@@ -155,7 +155,7 @@ pub(crate) fn port(name: &str, value: &str) -> Result<u16, SettingError> {
 }
 
 /// A time as Go writes it, `1h30m`, `1.5s`, `100ms`; protobuf's JSON form (`5s`) is one of these.
-pub(crate) fn duration(name: &str, value: &str) -> Result<Duration, SettingError> {
+pub fn duration(name: &str, value: &str) -> Result<Duration, SettingError> {
     go_duration(value).ok_or_else(|| wrong(name, value, "a time such as 5s, 1m30s or 500ms"))
 }
 

@@ -1,0 +1,4 @@
+//! The commands of `cairn-ztunnel`.
+
+pub mod policies;
+pub mod proxy;
