@@ -155,6 +155,7 @@ impl Engine {
         });
         post.serve(Arc::downgrade(&proxy));
         // On the runtime for everything that is not a connection.
+        tokio::spawn(IstioStats::rotate(Arc::downgrade(&proxy.istio)));
         tokio::spawn(open::watch(Arc::downgrade(&proxy)));
         tokio::spawn(trusted::watch(Arc::downgrade(&proxy)));
         tokio::spawn(signals.supervise(Arc::downgrade(&proxy), outlier_log));

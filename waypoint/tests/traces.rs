@@ -141,7 +141,13 @@ async fn a_span_reaches_its_collector_and_the_next_hop_is_its_child() {
 async fn a_collector_that_does_not_answer_keeps_no_request() {
     let rig = Rig::start().await;
     let web = rig.pod(10, rig::echo_app("web")).await;
-    let silent = rig.pod(11, Arc::new(|_stream, _| Box::pin(std::future::pending()))).await;
+    let silent: rig::App = Arc::new(|stream, _| {
+        Box::pin(async move {
+            let _open = stream;
+            std::future::pending().await
+        })
+    });
+    let silent = rig.pod(11, silent).await;
     let few = Limits {
         queue: 8,
         batch: 4,

@@ -11,27 +11,24 @@ use std::{
 };
 
 use bytes::Bytes;
-use cairn_proto::{
-    envoy::{
-        config::{
-            core::v3::ExtensionConfigSource,
-            listener::v3::{Filter, FilterChain, filter::ConfigType},
-        },
-        extensions::filters::{
-            common::set_filter_state::v3::{FilterStateValue, filter_state_value::Key},
-            network::{
-                mongo_proxy::v3::MongoProxy,
-                set_filter_state::v3::Config as SetFilterState,
-                sni_dynamic_forward_proxy::v3::{FilterConfig as SniForwardProxy, filter_config::PortSpecifier},
-            },
+use cairn_proto::envoy::{
+    config::{
+        core::v3::ExtensionConfigSource,
+        listener::v3::{Filter, FilterChain, filter::ConfigType},
+    },
+    extensions::filters::{
+        common::set_filter_state::v3::{FilterStateValue, filter_state_value::Key},
+        network::{
+            mongo_proxy::v3::MongoProxy,
+            set_filter_state::v3::Config as SetFilterState,
+            sni_dynamic_forward_proxy::v3::{FilterConfig as SniForwardProxy, filter_config::PortSpecifier},
         },
     },
-    stats::PluginConfig,
 };
 
 use cairn_filters::ext_authz::network::OfConnections;
 use cairn_policy::{rate_limit::TokenBucket, rbac::Rbac};
-use cairn_telemetry::{access_log::LogFiles, trace::NodeFacts};
+use cairn_telemetry::{access_log::LogFiles, istio::Rules, trace::NodeFacts};
 
 use prost_types::Any;
 
@@ -41,16 +38,12 @@ use super::{
     live::{self, Live},
     local_ratelimit, rbac,
     report::{Malformed, Notes, Unsupported, ignore_set, refuse_set, unneeded},
-    structure, tcp,
-    value::duration,
+    stats, structure, tcp,
 };
 use crate::{
     export::Exports,
     snapshot::{Chain, ChainKind, Refusal, ServerNameUse},
 };
-
-/// How often `istio.stats` reports open TCP connections unless told otherwise.
-const TCP_REPORTING: Duration = Duration::from_secs(5);
 
 /// Where Envoy forwards TLS by its server name unless told otherwise.
 const SERVER_NAME_PORT: u16 = 443;
@@ -89,6 +82,8 @@ pub(crate) struct Outputs {
 pub(crate) struct Context {
     /// Istio's metrics, and how often for open connections.
     pub metrics: Option<Duration>,
+    /// What each of their filters changes.
+    pub metric_rules: Vec<Option<Arc<Rules>>>,
     /// RBAC filters of TCP, in order.
     pub rbac: Vec<Rbac>,
     /// Authorizers of connections, in order.
@@ -216,6 +211,7 @@ pub(crate) fn compile(
     };
     let Context {
         metrics: _,
+        metric_rules: _,
         rbac: _,
         authorizers: _,
         server_name: _,
@@ -327,7 +323,11 @@ fn compile_filter(filter: Filter, context: &mut Context, notes: &mut Notes) -> R
                 let limit = local_ratelimit::network(unpack(any, Unknown::Refuses, notes)?, context, notes)?;
                 context.limits.extend(limit);
             }
-            "stats.PluginConfig" => context.metrics = Some(stats(unpack(any, Unknown::Ignored, notes)?, notes)?),
+            "stats.PluginConfig" => {
+                let (interval, rules) = stats::compile(unpack(any, Unknown::Ignored, notes)?, notes)?;
+                context.metrics.get_or_insert(interval);
+                stats::add(&mut context.metric_rules, rules);
+            }
             other => notes.refuse("", format!("filter {name} ({other}) is not supported")),
         },
     }
@@ -435,43 +435,5 @@ fn is_known_object(key: &str, format: &str) -> bool {
             format.starts_with("%CEL('envoy.filters.listener.original_dst.local_ip' in filter_state ? ")
         }
         _ => false,
-    }
-}
-
-/// Istio's metrics: how often they are reported for open connections.
-pub(crate) fn stats(config: PluginConfig, notes: &mut Notes) -> Result<Duration, Malformed> {
-    let PluginConfig {
-        debug,
-        max_peer_cache_size,
-        stat_prefix,
-        field_separator,
-        value_separator,
-        disable_host_header_fallback,
-        tcp_reporting_duration,
-        metrics,
-        definitions,
-        reporter,
-        rotation_interval,
-        graceful_deletion_interval,
-    } = config;
-    unneeded!(
-        debug,
-        max_peer_cache_size,
-        field_separator,
-        value_separator,
-        disable_host_header_fallback,
-        reporter
-    );
-    ignore_set!(
-        notes,
-        stat_prefix,
-        metrics,
-        definitions,
-        rotation_interval,
-        graceful_deletion_interval
-    );
-    match tcp_reporting_duration {
-        None => Ok(TCP_REPORTING),
-        Some(value) => duration("tcp_reporting_duration", value, notes),
     }
 }

@@ -117,7 +117,7 @@ pub(crate) fn compile(manager: HttpConnectionManager, context: &mut Context, not
         routes,
         access_logs: access_log::compile(access_log, &context.outputs, notes)?,
         tracer,
-        metrics: filters.metrics,
+        metrics: filters.metrics.into(),
         shared: None,
     })
 }

@@ -111,6 +111,7 @@ pub(crate) fn compile(proxy: TcpProxy, context: &mut Context, notes: &mut Notes)
         hash_source_ip,
         access_logs: access_log::compile(access_log, &context.outputs, notes)?,
         metrics: context.metrics,
+        metric_rules: std::mem::take(&mut context.metric_rules).into(),
         rbac: std::mem::take(&mut context.rbac).into_iter().collect(),
         authorizers: std::mem::take(&mut context.authorizers),
         server_name: context.server_name,
