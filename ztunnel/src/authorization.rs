@@ -166,7 +166,7 @@ fn all(conditions: impl Iterator<Item = Result<Condition, Wrong>>) -> Result<Con
 
 /// Principals are compared without their scheme, on both sides.
 fn principal(field: &'static str, StringMatch { match_type }: StringMatch) -> Result<Condition, Wrong> {
-    let bare = |text: String| -> Box<str> { text.strip_prefix("spiffe://").unwrap_or(&text).into() };
+    let bare = |text: String| -> std::sync::Arc<str> { text.strip_prefix("spiffe://").unwrap_or(&text).into() };
     let shape = match match_type {
         Some(MatchType::Exact(text)) => Shape::Exact(bare(text)),
         Some(MatchType::Prefix(text)) => Shape::Prefix(bare(text)),
