@@ -99,13 +99,16 @@ pub enum Output {
     Remote(Remote),
 }
 
+/// Writes the record of an exchange.
+pub type Write = Arc<dyn Fn(&View<'_>) -> Vec<u8> + Send + Sync>;
+
 /// Records for a collector.
 #[derive(Clone)]
 pub struct Remote {
     /// The way there.
     pub exporter: Exporter,
     /// Writes the record of an exchange.
-    pub write: Arc<dyn Fn(&View<'_>) -> Vec<u8> + Send + Sync>,
+    pub write: Write,
     /// The fields of the answer that it reads.
     pub reads: Vec<HeaderName>,
 }

@@ -215,7 +215,6 @@ fn open_telemetry(config: OpenTelemetryConfig, context: &mut Context, notes: &mu
         (Some(service), _) => notes.within("grpc_service", |notes| {
             let timeout = service
                 .timeout
-                .clone()
                 .map(|timeout| duration("timeout", timeout, notes))
                 .transpose()?;
             let service = grpc_service::collector(service, timeout, notes)?;
