@@ -158,6 +158,17 @@ impl Program {
         self.compiled.node.value(&shortened(view))
     }
 
+    /// What it comes to as text; `None` for what fails, or has no text.
+    pub fn text(&self, view: &View<'_>) -> Option<String> {
+        let value = self.format(view);
+        if matches!(value, Formatted::Absent) {
+            return None;
+        }
+        let mut text = Vec::new();
+        value.write(&mut text);
+        Some(String::from_utf8_lossy(&text).into_owned())
+    }
+
     /// Its text in a format.
     pub(crate) fn format<'t, 'a: 't>(&'t self, view: &View<'a>) -> Formatted<'t> {
         self.evaluate(view).map_or(Formatted::Absent, Value::formatted)

@@ -25,7 +25,7 @@ fn main() {
 fn count_a_request(bencher: Bencher<'_, '_>) {
     let stats = IstioStats::new(&Registry::new(), Settings::new("1.31.0"));
     let exchange = testing::exchange();
-    bencher.bench(|| stats.report_http(&View::new(black_box(&exchange)), MessageReport::default()));
+    bencher.bench(|| stats.report_http(&View::new(black_box(&exchange)), None, MessageReport::default()));
 }
 
 /// Renders Istio's default line.
@@ -51,7 +51,7 @@ fn scrape(bencher: Bencher<'_, '_>) {
     let mut exchange = testing::exchange();
     for status in 200..300 {
         exchange.status = StatusCode::from_u16(status).ok();
-        stats.report_http(&View::new(&exchange), MessageReport::default());
+        stats.report_http(&View::new(&exchange), None, MessageReport::default());
     }
     let registry = Arc::new(registry);
     bencher.bench(|| registry.render(Format::Text));

@@ -1,6 +1,6 @@
 //! Access logs: one line for each exchange, as text or JSON, to files and standard output.
 //!
-//! A chain has an [`AccessLog`], compiled from its configuration: sinks with a format, a filter and a file. [`AccessLog::log`]
+//! A chain has an [`AccessLog`], compiled from its configuration: sinks with a filter, and a format and a file or a collector. [`AccessLog::log`]
 //! renders into a buffer that the thread keeps and hands the line to the file's queue; it never waits. The files themselves belong
 //! to the process ([`LogFiles`]), because several chains write to the same one. Formats are Envoy's (contract runtime §7.5), and
 //! so are the rules of JSON: keys in order of the alphabet, a value of one operator alone keeps its type, what is absent is
@@ -9,17 +9,20 @@
 mod files;
 mod filter;
 mod json;
+pub mod otlp;
 #[cfg(test)]
 mod tests;
 
-use std::cell::RefCell;
+use std::{cell::RefCell, fmt, sync::Arc};
 
 use cairn_exchange::format::{Absent, Template, View};
 use http::HeaderName;
 
+use crate::export::Exporter;
+
 pub use self::{
     files::{FLUSH_BYTES, FLUSH_INTERVAL, LogFile, LogFileError, LogFiles, MAX_FILES, QUEUE_BYTES},
-    filter::{Comparison, Filter},
+    filter::{Comparison, Filter, Sampled, When},
     json::{JsonFormat, JsonFormatError, JsonValue},
 };
 
@@ -69,17 +72,45 @@ const KEPT_LINE_BYTES: usize = 16 * 1024;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct AccessLog {
     sinks: Box<[Sink]>,
+    /// The fields of answers that they read.
+    reads: Box<[HeaderName]>,
 }
 
 /// One log of a chain.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sink {
-    /// How a line looks.
-    pub format: LogFormat,
-    /// Which exchanges get one.
+    /// Which exchanges it is about.
     pub filter: Filter,
-    /// Where it goes.
-    pub file: LogFile,
+    /// What is written, and where.
+    pub output: Output,
+}
+
+/// What is written of an exchange, and where.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Output {
+    /// A line to a file.
+    File {
+        /// How it looks.
+        format: LogFormat,
+        /// Where it goes.
+        file: LogFile,
+    },
+    /// A record to a collector.
+    Remote(Remote),
+}
+
+/// Writes the record of an exchange.
+pub type Write = Arc<dyn Fn(&View<'_>) -> Vec<u8> + Send + Sync>;
+
+/// Records for a collector.
+#[derive(Clone)]
+pub struct Remote {
+    /// The way there.
+    pub exporter: Exporter,
+    /// Writes the record of an exchange.
+    pub write: Write,
+    /// The fields of the answer that it reads.
+    pub reads: Vec<HeaderName>,
 }
 
 /// How a line looks.
@@ -101,8 +132,16 @@ pub enum LogFormat {
 impl AccessLog {
     /// Logs to all of `sinks`.
     pub fn new(sinks: impl IntoIterator<Item = Sink>) -> Self {
+        let sinks: Box<[Sink]> = sinks.into_iter().collect();
+        let mut reads: Vec<HeaderName> = Vec::new();
+        for name in sinks.iter().flat_map(Sink::response_headers) {
+            if !reads.contains(name) {
+                reads.push(name.clone());
+            }
+        }
         Self {
-            sinks: sinks.into_iter().collect(),
+            sinks,
+            reads: reads.into(),
         }
     }
 
@@ -116,25 +155,63 @@ impl AccessLog {
         thread_local! {
             static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
         }
-        for sink in self.sinks.iter().filter(|sink| sink.filter.matches(view.exchange)) {
-            LINE.with_borrow_mut(|line| {
-                line.clear();
-                sink.format.render(view, line);
-                sink.file.push(line);
-                line.shrink_to(KEPT_LINE_BYTES);
-            });
+        for sink in self.sinks.iter().filter(|sink| sink.filter.matches(view)) {
+            match &sink.output {
+                Output::File { format, file } => LINE.with_borrow_mut(|line| {
+                    line.clear();
+                    format.render(view, line);
+                    file.push(line);
+                    line.shrink_to(KEPT_LINE_BYTES);
+                }),
+                Output::Remote(remote) => remote.exporter.push((remote.write)(view)),
+            }
         }
     }
 
     /// The fields of the answer that the formats read, so that the chain can keep them in the record.
     pub fn response_headers(&self) -> impl Iterator<Item = &HeaderName> {
-        let templates = self.sinks.iter().flat_map(|sink| sink.format.templates());
-        templates.flat_map(Template::response_headers)
+        self.reads.iter()
     }
 
     /// Operators that are accepted but always absent, as they were written.
     pub fn unrecorded(&self) -> impl Iterator<Item = &str> {
-        self.sinks.iter().flat_map(|sink| sink.format.unrecorded())
+        self.formats().flat_map(LogFormat::unrecorded)
+    }
+
+    fn formats(&self) -> impl Iterator<Item = &LogFormat> {
+        self.sinks.iter().filter_map(|sink| match &sink.output {
+            Output::File { format, .. } => Some(format),
+            Output::Remote(_) => None,
+        })
+    }
+}
+
+// === impl Sink ===
+
+impl Sink {
+    fn response_headers(&self) -> Vec<&HeaderName> {
+        let mut reads = match &self.output {
+            Output::File { format, .. } => format.templates().into_iter().flat_map(Template::response_headers).collect(),
+            Output::Remote(remote) => remote.reads.iter().collect::<Vec<_>>(),
+        };
+        reads.extend(self.filter.response_headers());
+        reads
+    }
+}
+
+// === impl Remote ===
+
+impl fmt::Debug for Remote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Remote")
+            .field("exporter", &self.exporter)
+            .finish_non_exhaustive()
+    }
+}
+
+impl PartialEq for Remote {
+    fn eq(&self, other: &Self) -> bool {
+        self.exporter == other.exporter && Arc::ptr_eq(&self.write, &other.write)
     }
 }
 

@@ -85,8 +85,11 @@ struct Inner<D> {
     runtime: Handle,
     registry: Registry,
     courier: Arc<dyn Courier<D>>,
-    open: Mutex<Vec<(Spec<D>, mpsc::WeakSender<Item>, Exporter)>>,
+    open: Mutex<Vec<Open<D>>>,
 }
+
+/// A destination that somebody may still write to, and its counters.
+type Open<D> = (Spec<D>, mpsc::WeakSender<Item>, Exporter);
 
 /// The queue to one destination; cheap to clone.
 #[derive(Clone, Debug)]

@@ -124,6 +124,7 @@ impl Engine {
             secrets: Secrets::watched_on(&tokio::runtime::Handle::current()),
             names: Names::on(tokio::runtime::Handle::current()),
             exports: Exports::new(tokio::runtime::Handle::current(), &registry, post.clone()),
+            node: parts.settings.node.clone(),
         };
         let pool = cairn_hbone::PoolSettings {
             windows: parts.settings.tunnel_server.windows.clone(),
@@ -154,6 +155,7 @@ impl Engine {
         });
         post.serve(Arc::downgrade(&proxy));
         // On the runtime for everything that is not a connection.
+        tokio::spawn(IstioStats::rotate(Arc::downgrade(&proxy.istio)));
         tokio::spawn(open::watch(Arc::downgrade(&proxy)));
         tokio::spawn(trusted::watch(Arc::downgrade(&proxy)));
         tokio::spawn(signals.supervise(Arc::downgrade(&proxy), outlier_log));

@@ -120,8 +120,8 @@ async fn send(proxy: &Proxy, to: Destination, message: Bytes) -> Result<(), Stri
                 message,
                 metadata: Vec::new(),
             };
-            match timeout(limit, grpc::call(proxy, &snapshot, &call)).await {
-                Ok(answer) => answer.map(|_| ()).map_err(|error| error.to_string()),
+            match timeout(limit, grpc::tell(proxy, &snapshot, &call)).await {
+                Ok(answer) => answer.map_err(|error| error.to_string()),
                 Err(_) => Err(format!("the collector did not answer within {limit:?}")),
             }
         }

@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use cairn_exchange::format::{Absent, Template};
 use cairn_policy::rbac::{Action, Condition, Filters, Policy, Rbac, Rules};
-use cairn_telemetry::access_log::{AccessLog, Comparison, Filter, LogFormat, Sink};
+use cairn_telemetry::access_log::{AccessLog, Comparison, Filter, LogFormat, Output, Sink};
 use cairn_waypoint::snapshot::Snapshot;
 use http::StatusCode;
 use rig::{Config, Rig, echo_app};
@@ -31,9 +31,8 @@ fn logs(rig: &Rig, path: &std::path::Path) -> AccessLog {
     };
     let file = rig.engine.logs.open(path.to_str().unwrap()).unwrap();
     AccessLog::new([Sink {
-        format,
         filter: Filter::Status(Comparison::AtLeast, 400),
-        file,
+        output: Output::File { format, file },
     }])
 }
 

@@ -43,7 +43,7 @@ fn collector(sent: Sent) -> rig::App {
     })
 }
 
-fn zipkin(rig: &Rig) -> Box<Tracer> {
+fn zipkin(rig: &Rig, limits: Limits) -> Box<Tracer> {
     let destination = Destination::Http(Box::new(Server {
         cluster: COLLECTOR.into(),
         authority: HeaderValue::from_static("zipkin.observe.svc.cluster.local"),
@@ -56,7 +56,7 @@ fn zipkin(rig: &Rig) -> Box<Tracer> {
         destination,
         envelope: Envelope::Json,
         kind: "traces",
-        limits: Limits::default(),
+        limits,
     });
     Box::new(Tracer {
         provider: Provider::Zipkin {
@@ -103,7 +103,7 @@ async fn a_span_reaches_its_collector_and_the_next_hop_is_its_child() {
         .await;
     let sent = Sent::default();
     let zipkin_pod = rig.pod(11, collector(sent.clone())).await;
-    let tracer = zipkin(&rig);
+    let tracer = zipkin(&rig, Limits::default());
     let config = Config::default()
         .http_with(WEB, &[web.address], |chain| chain.tracer = Some(tracer), |_| {})
         .cluster(COLLECTOR, &[zipkin_pod.address]);
@@ -141,14 +141,25 @@ async fn a_span_reaches_its_collector_and_the_next_hop_is_its_child() {
 async fn a_collector_that_does_not_answer_keeps_no_request() {
     let rig = Rig::start().await;
     let web = rig.pod(10, rig::echo_app("web")).await;
-    let silent = rig.pod(11, Arc::new(|_stream, _| Box::pin(std::future::pending()))).await;
-    let tracer = zipkin(&rig);
+    let silent: rig::App = Arc::new(|stream, _| {
+        Box::pin(async move {
+            let _open = stream;
+            std::future::pending().await
+        })
+    });
+    let silent = rig.pod(11, silent).await;
+    let few = Limits {
+        queue: 8,
+        batch: 4,
+        ..Limits::default()
+    };
+    let tracer = zipkin(&rig, few);
     let config = Config::default()
         .http_with(WEB, &[web.address], |chain| chain.tracer = Some(tracer), |_| {})
         .cluster(COLLECTOR, &[silent.address]);
     rig.serve(config).await;
     let mut client = rig.http1(WEB).await;
-    for _ in 0..5000 {
+    for _ in 0..100 {
         let (status, ..) = send(&mut client, request()).await;
         assert_eq!(status, StatusCode::OK);
     }

@@ -17,8 +17,8 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use super::{
-    AccessLog, Comparison, DEFAULT_TEXT_FORMAT, FLUSH_BYTES, Filter, JsonFormat, JsonValue, LogFiles, LogFormat, QUEUE_BYTES,
-    Sink,
+    AccessLog, Comparison, DEFAULT_TEXT_FORMAT, FLUSH_BYTES, Filter, JsonFormat, JsonValue, LogFiles, LogFormat, Output,
+    QUEUE_BYTES, Sink,
 };
 use crate::{Registry, testing};
 
@@ -170,7 +170,7 @@ fn filters_choose() {
         ),
     ] {
         assert_eq!(
-            [&fine, &failed, &gone].map(|exchange| filter.matches(exchange)),
+            [&fine, &failed, &gone].map(|exchange| filter.matches(&View::new(exchange))),
             matches,
             "{filter:?}"
         );
@@ -196,12 +196,14 @@ impl Drop for Folder {
 
 fn log_to(files: &LogFiles, path: &Path, format: &str) -> AccessLog {
     AccessLog::new([Sink {
-        format: LogFormat::Text {
-            template: Template::parse(format).unwrap(),
-            absent: Absent::Dash,
-        },
         filter: Filter::Always,
-        file: files.open(path).unwrap(),
+        output: Output::File {
+            format: LogFormat::Text {
+                template: Template::parse(format).unwrap(),
+                absent: Absent::Dash,
+            },
+            file: files.open(path).unwrap(),
+        },
     }])
 }
 
@@ -356,9 +358,11 @@ fn a_log_tells_what_to_keep_of_the_answer() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let files = LogFiles::new(runtime.handle().clone(), &Registry::new());
     let sink = |format| Sink {
-        format,
         filter: Filter::Always,
-        file: files.open("/dev/stderr").unwrap(),
+        output: Output::File {
+            format,
+            file: files.open("/dev/stderr").unwrap(),
+        },
     };
     let json = vec![(
         "a".to_owned(),

@@ -7,9 +7,9 @@ use std::{
 
 use cairn_exchange::{ClusterFacts, Exchange, ResponseFlags, SpiffeId, Workload};
 
-use crate::prometheus;
+use super::rules;
 
-const UNKNOWN: &str = "unknown";
+pub(super) const UNKNOWN: &str = "unknown";
 /// The revision of a source that has none; a destination's is `unknown`.
 const LATEST: &str = "latest";
 
@@ -43,12 +43,16 @@ pub(super) struct Parties<W = Arc<Workload>, C = Arc<ClusterFacts>, P = SpiffeId
     destination: Option<W>,
     cluster: Option<C>,
     flags: ResponseFlags,
+    /// Where what the chain's filter changes stands.
+    rules: usize,
+    /// Values of its labels.
+    values: Box<[Box<str>]>,
 }
 
 /// The same, borrowed from an exchange.
 pub(super) type Borrowed<'a> = Parties<&'a Arc<Workload>, &'a Arc<ClusterFacts>, &'a SpiffeId>;
 
-pub(super) fn parties(exchange: &Exchange, what: What) -> Borrowed<'_> {
+pub(super) fn parties(exchange: &Exchange, what: What, rules: usize, values: Box<[Box<str>]>) -> Borrowed<'_> {
     let connection = &exchange.connection;
     let with_outcome = what != What::Messages;
     Parties {
@@ -59,6 +63,21 @@ pub(super) fn parties(exchange: &Exchange, what: What) -> Borrowed<'_> {
         destination: exchange.upstream.as_ref().and_then(|upstream| upstream.workload.as_ref()),
         cluster: exchange.cluster.as_ref(),
         flags: if with_outcome { exchange.flags } else { ResponseFlags::NONE },
+        rules,
+        values,
+    }
+}
+
+// === impl What ===
+
+impl What {
+    /// Its metrics.
+    pub(super) fn metrics(self) -> rules::Range {
+        match self {
+            Self::Http { .. } => rules::HTTP,
+            Self::Messages => rules::MESSAGES,
+            Self::Tcp => rules::TCP,
+        }
     }
 }
 
@@ -77,6 +96,8 @@ impl Parties {
         self.what == other.what
             && self.flags == other.flags
             && self.mutual_tls == other.mutual_tls
+            && self.rules == other.rules
+            && self.values == other.values
             && same(&self.source, other.source)
             && same(&self.destination, other.destination)
             && same(&self.cluster, other.cluster)
@@ -85,6 +106,11 @@ impl Parties {
 }
 
 impl Borrowed<'_> {
+    /// Values of the labels that a filter changes.
+    pub(super) fn values(&self) -> &[Box<str>] {
+        &self.values
+    }
+
     /// Keeps them alive.
     pub(super) fn keep(&self) -> Parties {
         Parties {
@@ -95,6 +121,8 @@ impl Borrowed<'_> {
             destination: self.destination.cloned(),
             cluster: self.cluster.cloned(),
             flags: self.flags,
+            rules: self.rules,
+            values: self.values.clone(),
         }
     }
 }
@@ -111,11 +139,13 @@ impl Hash for Borrowed<'_> {
         state.write_usize(address(self.destination));
         state.write_usize(address(self.cluster));
         self.peer.hash(state);
+        state.write_usize(self.rules);
+        self.values.hash(state);
     }
 }
 
-/// The labels as they stand between the braces.
-pub(super) fn render(parties: &Borrowed<'_>) -> Box<str> {
+/// Works with the labels and their values, in order.
+pub(super) fn with<T>(parties: &Borrowed<'_>, f: impl FnOnce(&[(&str, &str)]) -> T) -> T {
     let source = |field: fn(&Workload) -> &str| or(parties.source.map(|workload| field(workload)), UNKNOWN);
     let destination = |field: fn(&Workload) -> &str| or(parties.destination.map(|workload| field(workload)), UNKNOWN);
     let peer_namespace = parties.peer.and_then(|peer| peer.namespace());
@@ -173,7 +203,7 @@ pub(super) fn render(parties: &Borrowed<'_>) -> Box<str> {
         let policy = if parties.mutual_tls { "mutual_tls" } else { "none" };
         pairs.extend([("response_flags", &*flags), ("connection_security_policy", policy)]);
     }
-    prometheus::labels(pairs)
+    f(&pairs)
 }
 
 /// Host, name and namespace of the service that a cluster stands for.

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed},
     },
 };
 
@@ -19,6 +19,10 @@ use crate::{
 pub(super) struct Series {
     labels: Box<str>,
     pub(super) numbers: Numbers,
+    /// Metrics that any filter has under these labels: a bit for each.
+    shown: AtomicU8,
+    /// Something was reported since it was last looked at.
+    touched: AtomicBool,
 }
 
 /// What is counted under the labels.
@@ -65,6 +69,21 @@ pub(super) struct Shown {
     tcp: Vec<Arc<Series>>,
 }
 
+// === impl Series ===
+
+impl Series {
+    /// Something is reported.
+    pub(super) fn touch(&self) {
+        if !self.touched.load(Relaxed) {
+            self.touched.store(true, Relaxed);
+        }
+    }
+
+    fn shows(&self, metric: usize) -> bool {
+        self.shown.load(Relaxed) & (1 << metric) != 0
+    }
+}
+
 // === impl Histogram ===
 
 impl Histogram {
@@ -103,7 +122,7 @@ impl SeriesSet {
     }
 
     /// The series with these labels; `None` when it would be one too many.
-    pub(super) fn get_or_add(&mut self, what: What, labels: Box<str>, bounds: usize) -> Option<Arc<Series>> {
+    pub(super) fn get_or_add(&mut self, what: What, labels: Box<str>, shown: u8, bounds: usize) -> Option<Arc<Series>> {
         let full = self.http.len() + self.messages.len() + self.tcp.len() >= self.limit;
         let series = match what {
             What::Http { .. } => &mut self.http,
@@ -111,6 +130,7 @@ impl SeriesSet {
             What::Tcp => &mut self.tcp,
         };
         if let Some(known) = series.get(&labels) {
+            known.shown.fetch_or(shown, Relaxed);
             return Some(Arc::clone(known));
         }
         if full {
@@ -137,9 +157,22 @@ impl SeriesSet {
         let added = Arc::new(Series {
             labels: labels.clone(),
             numbers,
+            shown: AtomicU8::new(shown),
+            touched: AtomicBool::new(true),
         });
         series.insert(labels, Arc::clone(&added));
         Some(added)
+    }
+
+    /// Forgets what was not reported since the last time; how much that is.
+    pub(super) fn rotate(&mut self) -> usize {
+        let mut gone = 0;
+        for series in [&mut self.http, &mut self.messages, &mut self.tcp] {
+            let before = series.len();
+            series.retain(|_, series| series.touched.swap(false, Relaxed));
+            gone += before - series.len();
+        }
+        gone
     }
 
     pub(super) fn shown(&self) -> Shown {
@@ -155,92 +188,122 @@ impl SeriesSet {
 /// Picks a counter out of a series.
 type Pick<T> = fn(&Numbers) -> Option<&T>;
 
-const HTTP_COUNTERS: [(&str, &str, Pick<Counter>); 1] =
-    [
-        ("istio_requests_total", "Requests that have ended.", |numbers| match numbers {
-            Numbers::Http { requests, .. } => Some(requests),
-            _ => None,
-        }),
-    ];
+/// A metric's name, what it is, and where its numbers are. Before it stands its place among those that are reported together.
+type Shape<T> = (&'static str, &'static str, Pick<T>);
 
-const MESSAGE_COUNTERS: [(&str, &str, Pick<Counter>); 2] = [
+const HTTP_COUNTERS: [(usize, Shape<Counter>); 1] = [(
+    0,
+    ("istio_requests_total", "Requests that have ended.", |numbers| match numbers {
+        Numbers::Http { requests, .. } => Some(requests),
+        _ => None,
+    }),
+)];
+
+const MESSAGE_COUNTERS: [(usize, Shape<Counter>); 2] = [
     (
-        "istio_request_messages_total",
-        "gRPC messages of requests.",
-        |numbers| match numbers {
-            Numbers::Messages { request, .. } => Some(request),
-            _ => None,
-        },
+        0,
+        (
+            "istio_request_messages_total",
+            "gRPC messages of requests.",
+            |numbers| match numbers {
+                Numbers::Messages { request, .. } => Some(request),
+                _ => None,
+            },
+        ),
     ),
     (
-        "istio_response_messages_total",
-        "gRPC messages of answers.",
-        |numbers| match numbers {
-            Numbers::Messages { response, .. } => Some(response),
-            _ => None,
-        },
+        1,
+        (
+            "istio_response_messages_total",
+            "gRPC messages of answers.",
+            |numbers| match numbers {
+                Numbers::Messages { response, .. } => Some(response),
+                _ => None,
+            },
+        ),
     ),
 ];
 
-const TCP_COUNTERS: [(&str, &str, Pick<Counter>); 4] = [
+const TCP_COUNTERS: [(usize, Shape<Counter>); 4] = [
     (
-        "istio_tcp_connections_closed_total",
-        "TCP connections that have ended.",
-        |numbers| match numbers {
-            Numbers::Tcp { closed, .. } => Some(closed),
-            _ => None,
-        },
+        1,
+        (
+            "istio_tcp_connections_closed_total",
+            "TCP connections that have ended.",
+            |numbers| match numbers {
+                Numbers::Tcp { closed, .. } => Some(closed),
+                _ => None,
+            },
+        ),
     ),
     (
-        "istio_tcp_connections_opened_total",
-        "TCP connections that have begun.",
-        |numbers| match numbers {
-            Numbers::Tcp { opened, .. } => Some(opened),
-            _ => None,
-        },
+        0,
+        (
+            "istio_tcp_connections_opened_total",
+            "TCP connections that have begun.",
+            |numbers| match numbers {
+                Numbers::Tcp { opened, .. } => Some(opened),
+                _ => None,
+            },
+        ),
     ),
     (
-        "istio_tcp_received_bytes_total",
-        "Bytes received from TCP clients.",
-        |numbers| match numbers {
-            Numbers::Tcp { received, .. } => Some(received),
-            _ => None,
-        },
+        3,
+        (
+            "istio_tcp_received_bytes_total",
+            "Bytes received from TCP clients.",
+            |numbers| match numbers {
+                Numbers::Tcp { received, .. } => Some(received),
+                _ => None,
+            },
+        ),
     ),
     (
-        "istio_tcp_sent_bytes_total",
-        "Bytes sent to TCP clients.",
-        |numbers| match numbers {
-            Numbers::Tcp { sent, .. } => Some(sent),
-            _ => None,
-        },
+        2,
+        (
+            "istio_tcp_sent_bytes_total",
+            "Bytes sent to TCP clients.",
+            |numbers| match numbers {
+                Numbers::Tcp { sent, .. } => Some(sent),
+                _ => None,
+            },
+        ),
     ),
 ];
 
-const HTTP_HISTOGRAMS: [(&str, &str, Pick<Histogram>); 3] = [
+const HTTP_HISTOGRAMS: [(usize, Shape<Histogram>); 3] = [
     (
-        "istio_request_bytes",
-        "Bytes of requests on the wire.",
-        |numbers| match numbers {
-            Numbers::Http { request_bytes, .. } => Some(request_bytes),
-            _ => None,
-        },
+        2,
+        (
+            "istio_request_bytes",
+            "Bytes of requests on the wire.",
+            |numbers| match numbers {
+                Numbers::Http { request_bytes, .. } => Some(request_bytes),
+                _ => None,
+            },
+        ),
     ),
     (
-        "istio_request_duration_milliseconds",
-        "Time from the start of a request to the last byte of its answer.",
-        |numbers| match numbers {
-            Numbers::Http { duration, .. } => Some(duration),
-            _ => None,
-        },
+        1,
+        (
+            "istio_request_duration_milliseconds",
+            "Time from the start of a request to the last byte of its answer.",
+            |numbers| match numbers {
+                Numbers::Http { duration, .. } => Some(duration),
+                _ => None,
+            },
+        ),
     ),
     (
-        "istio_response_bytes",
-        "Bytes of answers on the wire.",
-        |numbers| match numbers {
-            Numbers::Http { response_bytes, .. } => Some(response_bytes),
-            _ => None,
-        },
+        3,
+        (
+            "istio_response_bytes",
+            "Bytes of answers on the wire.",
+            |numbers| match numbers {
+                Numbers::Http { response_bytes, .. } => Some(response_bytes),
+                _ => None,
+            },
+        ),
     ),
 ];
 
@@ -251,12 +314,13 @@ pub(super) fn write(shown: &Shown, version: &str, bounds: &[f64], writer: &mut W
     write_counters(&HTTP_COUNTERS, &shown.http, writer);
     write_counters(&MESSAGE_COUNTERS, &shown.messages, writer);
     write_counters(&TCP_COUNTERS, &shown.tcp, writer);
-    for (name, help, pick) in HTTP_HISTOGRAMS {
-        if shown.http.is_empty() {
-            break;
+    for (metric, (name, help, pick)) in HTTP_HISTOGRAMS {
+        let mut with = shown.http.iter().filter(|series| series.shows(metric)).peekable();
+        if with.peek().is_none() {
+            continue;
         }
         writer.family(name, Kind::Histogram, help);
-        for series in &shown.http {
+        for series in with {
             if let Some(histogram) = pick(&series.numbers) {
                 histogram.write(&series.labels, bounds, writer);
             }
@@ -264,13 +328,14 @@ pub(super) fn write(shown: &Shown, version: &str, bounds: &[f64], writer: &mut W
     }
 }
 
-fn write_counters(counters: &[(&str, &str, Pick<Counter>)], shown: &[Arc<Series>], writer: &mut Writer) {
-    for (name, help, pick) in counters {
-        if shown.is_empty() {
-            break;
+fn write_counters(counters: &[(usize, Shape<Counter>)], shown: &[Arc<Series>], writer: &mut Writer) {
+    for (metric, (name, help, pick)) in counters {
+        let mut with = shown.iter().filter(|series| series.shows(*metric)).peekable();
+        if with.peek().is_none() {
+            continue;
         }
         writer.family(name, Kind::Counter, help);
-        for series in shown {
+        for series in with {
             if let Some(counter) = pick(&series.numbers) {
                 writer.count(&series.labels, counter.get());
             }

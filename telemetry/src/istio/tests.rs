@@ -2,10 +2,14 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use cairn_exchange::{ClusterFacts, Exchange, Protocol, ResponseFlags, format::View};
+use cairn_exchange::{
+    ClusterFacts, Exchange, Protocol, ResponseFlags,
+    cel::{Options, Program},
+    format::View,
+};
 use http::StatusCode;
 
-use super::{IstioStats, MessageReport, Settings};
+use super::{Change, IstioStats, METRICS, MessageReport, Rules, Settings};
 use crate::{Registry, prometheus::Format, testing};
 
 fn scrape(registry: &Registry) -> String {
@@ -27,7 +31,7 @@ fn stats() -> (Registry, Arc<IstioStats>) {
 }
 
 fn report(stats: &IstioStats, exchange: &Exchange) {
-    stats.report_http(&View::new(exchange), MessageReport::default());
+    stats.report_http(&View::new(exchange), None, MessageReport::default());
 }
 
 const SOURCE: &str = concat!(
@@ -208,7 +212,7 @@ fn messages_of_a_stream_are_told_as_they_come() {
     exchange.status = None;
     exchange.counts.request_messages = 3;
     let mut reported = MessageReport::default();
-    stats.report_messages(&View::new(&exchange), &mut reported);
+    stats.report_messages(&View::new(&exchange), None, &mut reported);
     let labels = format!("{SOURCE}{DESTINATION}");
     let text = scrape(&registry);
     assert_eq!(
@@ -219,7 +223,7 @@ fn messages_of_a_stream_are_told_as_they_come() {
     exchange.counts.request_messages = 5;
     exchange.counts.response_messages = 1;
     exchange.status = Some(StatusCode::OK);
-    stats.report_http(&View::new(&exchange), reported);
+    stats.report_http(&View::new(&exchange), None, reported);
     let text = scrape(&registry);
     assert_eq!(
         lines(&text, "istio_request_messages_total"),
@@ -247,7 +251,7 @@ fn a_tcp_connection_is_opened_progresses_and_closes_under_one_set_of_labels() {
     };
     let labels =
         format!(r#"{SOURCE}{DESTINATION},request_protocol="tcp",response_flags="-",connection_security_policy="mutual_tls""#);
-    let mut tcp = stats.report_open(&exchange);
+    let mut tcp = stats.report_open(&exchange, &[None]);
     assert_eq!(
         shown("istio_tcp_connections_opened_total"),
         format!("istio_tcp_connections_opened_total{{{labels}}} 1")
@@ -449,8 +453,104 @@ fn a_scrape_parses() {
     registry.gauge("cairn_tunnels", "Tunnels.", &[("odd", "a\"b\\c\nd")]).set(-1);
     report(&stats, &testing::exchange());
     report(&stats, &testing::grpc(testing::exchange()));
-    stats.report_open(&testing::exchange()).close(&testing::exchange());
+    stats.report_open(&testing::exchange(), &[None]).close(&testing::exchange());
     let text = String::from_utf8(registry.render(Format::Text)).unwrap();
     // Requests: 2 × (1 + 3 × 22); messages: 2; TCP: 4; build; dropped; tunnels; and at least 5 of the process.
     assert!(check(&text) >= 134 + 2 + 4 + 3 + 5, "{text}");
+}
+
+#[test]
+fn a_filter_changes_labels_and_leaves_metrics_out() {
+    let (registry, stats) = stats();
+    let program = |text| Program::parse(text, Options::ALL).unwrap();
+    let metric = |name| METRICS.iter().position(|known| *known == name);
+    let changes = vec![
+        Change {
+            metric: metric("requests_total"),
+            remove: vec!["destination_principal".into()],
+            set: vec![
+                ("x-y".into(), program("request.headers['no']")),
+                ("source_app".into(), program("'mine'")),
+                ("request_host".into(), program("request.host")),
+            ],
+            ..Change::default()
+        },
+        Change {
+            metric: metric("request_bytes"),
+            drop: true,
+            ..Change::default()
+        },
+    ];
+    let rules = Arc::new(Rules::new(changes, None));
+    for _ in 0..2 {
+        stats.report_http(&View::new(&testing::exchange()), Some(&rules), MessageReport::default());
+    }
+    let text = scrape(&registry);
+    let [line] = lines(&text, "istio_requests_total")[..] else {
+        panic!("{text}")
+    };
+    assert!(
+        line.contains(r#"source_app="mine","#) && !line.contains("destination_principal"),
+        "{line}"
+    );
+    assert!(
+        line.ends_with(r#",connection_security_policy="mutual_tls",request_host="web",x_y="unknown"} 2"#),
+        "{line}"
+    );
+    let untouched = lines(&text, "istio_response_bytes_count");
+    assert!(
+        untouched[0].contains(DESTINATION) && untouched[0].ends_with(" 2"),
+        "{untouched:?}"
+    );
+    assert!(!text.contains("istio_request_bytes"), "{text}");
+    report(&stats, &testing::exchange());
+    assert_eq!(
+        lines(&scrape(&registry), "istio_request_bytes_count").len(),
+        1,
+        "other chains have it"
+    );
+}
+
+#[test]
+fn what_is_said_of_all_metrics_holds_for_connections_too() {
+    let (registry, stats) = stats();
+    let change = Change {
+        remove: vec!["source_app".into()],
+        set: vec![("response_code".into(), Program::parse("1", Options::ALL).unwrap())],
+        ..Change::default()
+    };
+    let filters = [Some(Arc::new(Rules::new(vec![change], None)))];
+    let mut exchange = testing::exchange();
+    exchange.protocol = Protocol::Tcp;
+    stats.report_open(&exchange, &filters).close(&exchange);
+    let text = scrape(&registry);
+    for metric in ["opened_total", "closed_total"] {
+        let [line] = lines(&text, &format!("istio_tcp_connections_{metric}"))[..] else {
+            panic!("{text}")
+        };
+        assert!(
+            !line.contains("source_app") && !line.contains("response_code") && line.ends_with(" 1"),
+            "{line}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn series_that_nobody_reports_are_forgotten_where_a_filter_says_so() {
+    let (registry, stats) = stats();
+    let minute = std::time::Duration::from_secs(60);
+    let rules = Arc::new(Rules::new(vec![], Some(minute)));
+    let report = || stats.report_http(&View::new(&testing::exchange()), Some(&rules), MessageReport::default());
+    let count = || lines(&scrape(&registry), "istio_requests_total").len();
+    report();
+    tokio::spawn(IstioStats::rotate(Arc::downgrade(&stats)));
+    for _ in 0..5 {
+        tokio::time::sleep(minute / 2).await;
+        report();
+        assert_eq!(count(), 1, "it is in use");
+    }
+    tokio::time::sleep(3 * minute).await;
+    assert_eq!(count(), 0);
+    report();
+    assert_eq!(count(), 1, "it is found anew");
 }

@@ -12,6 +12,8 @@ pub mod show;
 
 use std::{process::ExitCode, time::Duration};
 
+use cairn_telemetry::LogFiles;
+
 /// The newest version of Istio that we are tested with, which the proxy claims.
 pub const ISTIO_VERSION: &str = "1.31.0";
 
@@ -31,6 +33,18 @@ pub async fn signalled() {
         // Without handlers the signals end the process by themselves.
         _ => std::future::pending().await,
     }
+}
+
+/// Opens log files anew whenever SIGUSR1 comes, for whoever has moved them away.
+pub fn reopen_logs_on_signal(logs: LogFiles) -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut moved = signal(SignalKind::user_defined1())?;
+    tokio::spawn(async move {
+        while moved.recv().await.is_some() {
+            logs.reopen();
+        }
+    });
+    Ok(())
 }
 
 /// Prints the versions of cairn and of the Istio that it stands for.

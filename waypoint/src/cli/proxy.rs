@@ -132,6 +132,7 @@ async fn run(settings: Settings, arguments: &Arguments, logging: logging::Handle
 
     let (control, requests) = shutdown::channel();
     shutdown::on_signals(control.clone()).context("signals cannot be handled")?;
+    super::reopen_logs_on_signal(engine.logs.clone()).context("signals cannot be handled")?;
     admin::metrics::register(&engine.registry, &engine.proxy, &store);
     admin::metrics::register_istiod(&engine.registry, &status);
     let pages = Pages::new(&engine, store, readiness.clone())
@@ -159,6 +160,7 @@ async fn run(settings: Settings, arguments: &Arguments, logging: logging::Handle
     };
     requests.until_exit(&settings.drain, begin_drain, || engine.is_idle()).await;
     engine.logs.flush(FLUSH_TIMEOUT).await;
+    engine.sources.exports.flush(FLUSH_TIMEOUT).await;
     Ok(())
 }
 

@@ -93,6 +93,9 @@ fn serve(args: &Run) -> Result<()> {
         eprintln!("cairn run: administrative pages on http://{bound}/help");
     }
     let engine = Arc::new(engine);
+    runtimes
+        .control
+        .block_on(async { super::reopen_logs_on_signal(engine.logs.clone()) })?;
     let bound = runtimes.data.block_on(async { engine.listen() })?;
     anyhow::ensure!(
         !bound.is_empty(),
@@ -104,6 +107,7 @@ fn serve(args: &Run) -> Result<()> {
     }
     runtimes.control.block_on(super::signalled());
     runtimes.control.block_on(engine.logs.flush(super::FLUSH_TIMEOUT));
+    runtimes.control.block_on(engine.sources.exports.flush(super::FLUSH_TIMEOUT));
     Ok(())
 }
 

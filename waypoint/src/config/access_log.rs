@@ -1,31 +1,38 @@
-//! Access logs (contract runtime §7.5): files with their formats and filters; other loggers are listed and left out.
+//! Access logs (contract runtime §7.5): files with their formats, gRPC and OpenTelemetry, and their filters; other loggers are listed and
+//! left out.
 //!
 //! A log decides nothing, so nothing here refuses traffic. A sink whose filter cannot be done is left out rather than
 //! logging more than was asked for. An operator that is not known is an absent value, and is listed; a format that is wrong in itself
 //! is so for Envoy too.
 
-use cairn_exchange::{
-    ResponseFlags,
-    format::{Absent, Template},
-};
+mod entry;
+mod filter;
+mod remote;
+#[cfg(test)]
+mod tests;
+
+use cairn_exchange::format::{Absent, Template};
 use cairn_proto::envoy::{
     config::{
-        accesslog::v3::{
-            AccessLog as EnvoyAccessLog, AccessLogFilter, AndFilter, ComparisonFilter, DurationFilter, OrFilter,
-            ResponseFlagFilter, StatusCodeFilter, access_log::ConfigType, access_log_filter::FilterSpecifier,
-            comparison_filter::Op,
+        accesslog::v3::{AccessLog as EnvoyAccessLog, access_log::ConfigType},
+        core::v3::{
+            DataSource, SubstitutionFormatString, TypedExtensionConfig, data_source::Specifier,
+            substitution_format_string::Format,
         },
-        core::v3::{SubstitutionFormatString, TypedExtensionConfig, substitution_format_string::Format},
     },
     extensions::access_loggers::file::v3::{FileAccessLog, file_access_log::AccessLogFormat},
 };
-use cairn_telemetry::access_log::{AccessLog, Comparison, Filter, JsonFormat, JsonValue, LogFiles, LogFormat, Sink};
+use cairn_telemetry::access_log::{AccessLog, Comparison, Filter, JsonFormat, JsonValue, LogFormat, Output, Sink};
 use prost_types::{Struct, Value, value::Kind};
 
+use std::io;
+
+use self::filter::NotDone;
 use super::{
     any::{Typed, Unknown, type_name, typed, unpack},
+    chain::Outputs,
     report::{Malformed, Notes, ignore_set},
-    value::inline,
+    tracer,
 };
 
 /// Formatters whose operators are known without them.
@@ -35,14 +42,17 @@ const FORMATTERS: [&str; 3] = [
     "envoy.extensions.formatter.req_without_query.v3.ReqWithoutQuery",
 ];
 
-/// Compiles the logs of a chain. Without `files` (nothing is served) formats are checked and nothing is opened.
-pub(crate) fn compile(logs: Vec<EnvoyAccessLog>, files: Option<&LogFiles>, notes: &mut Notes) -> Result<AccessLog, Malformed> {
-    compile_those(logs, files, notes, |_, _| ())
+/// Most bytes of a format in a file.
+const MAX_FORMAT: u64 = 64 * 1024;
+
+/// Compiles the logs of a chain. Without files (nothing is served) formats are checked and nothing is opened.
+pub(crate) fn compile(logs: Vec<EnvoyAccessLog>, outputs: &Outputs, notes: &mut Notes) -> Result<AccessLog, Malformed> {
+    compile_those(logs, outputs, notes, |_, _| ())
 }
 
 /// Compiles the logs of tunnels. Refused ones have lines; a log that is not about those alone is listed.
-pub(crate) fn refusals(logs: Vec<EnvoyAccessLog>, files: Option<&LogFiles>, notes: &mut Notes) -> Result<AccessLog, Malformed> {
-    compile_those(logs, files, notes, |filter, notes| {
+pub(crate) fn refusals(logs: Vec<EnvoyAccessLog>, outputs: &Outputs, notes: &mut Notes) -> Result<AccessLog, Malformed> {
+    compile_those(logs, outputs, notes, |filter, notes| {
         if !is_about_refusals(filter) {
             notes.ignore("filter", "only tunnels that are refused are written");
         }
@@ -51,13 +61,13 @@ pub(crate) fn refusals(logs: Vec<EnvoyAccessLog>, files: Option<&LogFiles>, note
 
 fn compile_those(
     logs: Vec<EnvoyAccessLog>,
-    files: Option<&LogFiles>,
+    outputs: &Outputs,
     notes: &mut Notes,
     check: fn(&Filter, &mut Notes),
 ) -> Result<AccessLog, Malformed> {
     let mut sinks = Vec::new();
     for (index, log) in logs.into_iter().enumerate() {
-        let sink = notes.at("access_log", index, |notes| compile_sink(log, files, notes, check))?;
+        let sink = notes.at("access_log", index, |notes| compile_sink(log, outputs, notes, check))?;
         sinks.extend(sink);
     }
     Ok(AccessLog::new(sinks))
@@ -71,13 +81,21 @@ fn is_about_refusals(filter: &Filter) -> bool {
         Filter::Status(Comparison::NotEqual, status) => *status == 200,
         Filter::All(all) => all.iter().any(is_about_refusals),
         Filter::Any(any) => any.iter().all(is_about_refusals),
-        Filter::Always | Filter::Status(Comparison::AtMost, _) | Filter::Duration(..) | Filter::Flags(_) => false,
+        Filter::Always
+        | Filter::Status(Comparison::AtMost, _)
+        | Filter::Duration(..)
+        | Filter::Flags(_)
+        | Filter::Traceable
+        | Filter::Sampled(_)
+        | Filter::GrpcStatus { .. }
+        | Filter::Requests(_)
+        | Filter::When(_) => false,
     }
 }
 
 fn compile_sink(
     log: EnvoyAccessLog,
-    files: Option<&LogFiles>,
+    outputs: &Outputs,
     notes: &mut Notes,
     check: fn(&Filter, &mut Notes),
 ) -> Result<Option<Sink>, Malformed> {
@@ -89,31 +107,40 @@ fn compile_sink(
     let Some(ConfigType::TypedConfig(any)) = config_type else {
         return Err(notes.malformed("", format!("log {name} has no configuration")));
     };
-    let path;
-    let format = match typed(&any, notes)? {
+    let output = match typed(&any, notes)? {
         Typed::Message("envoy.extensions.access_loggers.file.v3.FileAccessLog", any) => {
-            let log: FileAccessLog = unpack(any, Unknown::Ignored, notes)?;
-            let FileAccessLog {
-                path: own_path,
-                access_log_format,
-            } = log;
-            path = own_path;
-            compile_format(access_log_format, notes)?
+            file(unpack(any, Unknown::Ignored, notes)?, outputs, notes)?
+        }
+        Typed::Message("envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig", any) => {
+            remote::http(unpack(any, Unknown::Ignored, notes)?, outputs, notes)?
+        }
+        Typed::Message("envoy.extensions.access_loggers.grpc.v3.TcpGrpcAccessLogConfig", any) => {
+            remote::tcp(unpack(any, Unknown::Ignored, notes)?, outputs, notes)?
+        }
+        Typed::Message("envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig", any) => {
+            remote::open_telemetry(unpack(any, Unknown::Ignored, notes)?, outputs, notes)?
         }
         other => {
             notes.ignore("", format!("log {name} ({}) is not supported yet", other.name()));
             return Ok(None);
         }
     };
-    let filter = match filter.map(|filter| notes.within("filter", |notes| compile_filter(filter, notes))) {
+    let filter = match filter.map(|filter| notes.within("filter", |notes| filter::compile(filter, notes))) {
         None => Filter::Always,
         Some(Ok(filter)) => filter,
-        Some(Err(NotDone)) => return Ok(None),
+        Some(Err(NotDone::Listed)) => return Ok(None),
+        Some(Err(NotDone::Malformed(malformed))) => return Err(malformed),
     };
     check(&filter, notes);
-    let Some(files) = files else { return Ok(None) };
+    Ok(output.map(|output| Sink { filter, output }))
+}
+
+fn file(log: FileAccessLog, outputs: &Outputs, notes: &mut Notes) -> Result<Option<Output>, Malformed> {
+    let FileAccessLog { path, access_log_format } = log;
+    let format = compile_format(access_log_format, notes)?;
+    let Some(files) = &outputs.files else { return Ok(None) };
     match files.open(&path) {
-        Ok(file) => Ok(Some(Sink { format, filter, file })),
+        Ok(file) => Ok(Some(Output::File { format, file })),
         Err(error) => {
             notes.ignore("path", error.to_string());
             Ok(None)
@@ -140,18 +167,40 @@ fn compile_format(format: Option<AccessLogFormat>, notes: &mut Notes) -> Result<
                 Some(Format::TextFormat(text)) => compile_text(&text, omit_empty_values, notes),
                 Some(Format::JsonFormat(json)) => compile_json(json, omit_empty_values, notes),
                 Some(Format::TextFormatSource(source)) => {
-                    let mut aside = Notes::of("");
-                    let text = inline("text_format_source", source, &mut aside)
-                        .and_then(|text| String::from_utf8(text).ok())
-                        .ok_or_else(|| {
-                            notes.malformed("log_format.text_format_source", "is no text in the configuration itself")
-                        })?;
+                    let text = notes.within("log_format.text_format_source", |notes| text_of(source, notes))?;
                     compile_text(&text, omit_empty_values, notes)
                 }
                 None => Err(notes.malformed("log_format", "is empty")),
             }
         }
     }
+}
+
+/// A format that stands elsewhere: Envoy reads it once too, and takes nothing of what it cannot read.
+fn text_of(source: DataSource, notes: &Notes) -> Result<String, Malformed> {
+    let DataSource {
+        watched_directory: _,
+        specifier,
+    } = source;
+    let bytes = match specifier {
+        None => Vec::new(),
+        Some(Specifier::InlineBytes(bytes)) => bytes,
+        Some(Specifier::InlineString(text)) => return Ok(text),
+        Some(Specifier::EnvironmentVariable(name)) => {
+            let missing = || notes.malformed("environment_variable", format!("{name} is not set"));
+            return tracer::environment(&name).ok_or_else(missing);
+        }
+        Some(Specifier::Filename(name)) => {
+            let whole = std::fs::metadata(&name).and_then(|file| match file.len() {
+                0..=MAX_FORMAT => std::fs::read(&name),
+                length => Err(io::Error::other(format!(
+                    "it has {length} bytes, and a format {MAX_FORMAT} at most"
+                ))),
+            });
+            whole.map_err(|error| notes.malformed("filename", format!("{name} cannot be read: {error}")))?
+        }
+    };
+    String::from_utf8(bytes).map_err(|_| notes.malformed("", "is no text"))
 }
 
 /// Formatters add operators. Those that we know need no configuration; the operators of others are listed where they stand.
@@ -199,62 +248,4 @@ fn json_value(value: Value) -> JsonValue {
         Some(Kind::StructValue(object)) => JsonValue::Object(fields(object)),
         Some(Kind::ListValue(list)) => JsonValue::List(list.values.into_iter().map(json_value).collect()),
     }
-}
-
-/// A filter that cannot be done, and is listed.
-struct NotDone;
-
-fn compile_filter(filter: AccessLogFilter, notes: &mut Notes) -> Result<Filter, NotDone> {
-    let AccessLogFilter { filter_specifier } = filter;
-    let mut not_done = |what: &str| {
-        notes.ignore("", format!("{what} is not supported yet; the log is left out"));
-        Err(NotDone)
-    };
-    match filter_specifier {
-        None => Ok(Filter::Always),
-        Some(FilterSpecifier::StatusCodeFilter(StatusCodeFilter { comparison })) => match comparison.and_then(compare) {
-            Some((comparison, than)) => Ok(Filter::Status(comparison, than)),
-            None => not_done("this status_code_filter"),
-        },
-        Some(FilterSpecifier::DurationFilter(DurationFilter { comparison })) => match comparison.and_then(compare) {
-            Some((comparison, than)) => Ok(Filter::Duration(comparison, than)),
-            None => not_done("this duration_filter"),
-        },
-        Some(FilterSpecifier::ResponseFlagFilter(ResponseFlagFilter { flags: names })) => {
-            let mut flags = ResponseFlags::NONE;
-            for name in names {
-                match ResponseFlags::from_short(&name) {
-                    Some(flag) => flags.insert(flag),
-                    None => notes.ignore("flags", format!("`{name}` never occurs")),
-                }
-            }
-            Ok(Filter::Flags(flags))
-        }
-        Some(FilterSpecifier::AndFilter(AndFilter { filters })) => Ok(Filter::All(all(filters, notes)?)),
-        Some(FilterSpecifier::OrFilter(OrFilter { filters })) => Ok(Filter::Any(all(filters, notes)?)),
-        // Health checks are answered by an HTTP filter that istiod does not send.
-        Some(FilterSpecifier::NotHealthCheckFilter(_)) => Ok(Filter::Always),
-        Some(FilterSpecifier::ExtensionFilter(extension)) => not_done(&format!("filter {}", extension.name)),
-        Some(FilterSpecifier::TraceableFilter(_)) => not_done("traceable_filter"),
-        Some(FilterSpecifier::RuntimeFilter(_)) => not_done("runtime_filter"),
-        Some(FilterSpecifier::HeaderFilter(_)) => not_done("header_filter"),
-        Some(FilterSpecifier::GrpcStatusFilter(_)) => not_done("grpc_status_filter"),
-        Some(FilterSpecifier::MetadataFilter(_)) => not_done("metadata_filter"),
-        Some(FilterSpecifier::LogTypeFilter(_)) => not_done("log_type_filter"),
-    }
-}
-
-fn all(filters: Vec<AccessLogFilter>, notes: &mut Notes) -> Result<Box<[Filter]>, NotDone> {
-    filters.into_iter().map(|filter| compile_filter(filter, notes)).collect()
-}
-
-fn compare(comparison: ComparisonFilter) -> Option<(Comparison, u64)> {
-    let ComparisonFilter { op, value } = comparison;
-    let comparison = match Op::try_from(op).ok()? {
-        Op::Eq => Comparison::Equal,
-        Op::Ge => Comparison::AtLeast,
-        Op::Le => Comparison::AtMost,
-        Op::Ne => Comparison::NotEqual,
-    };
-    Some((comparison, value?.default_value.into()))
 }

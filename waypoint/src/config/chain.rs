@@ -11,27 +11,24 @@ use std::{
 };
 
 use bytes::Bytes;
-use cairn_proto::{
-    envoy::{
-        config::{
-            core::v3::ExtensionConfigSource,
-            listener::v3::{Filter, FilterChain, filter::ConfigType},
-        },
-        extensions::filters::{
-            common::set_filter_state::v3::{FilterStateValue, filter_state_value::Key},
-            network::{
-                mongo_proxy::v3::MongoProxy,
-                set_filter_state::v3::Config as SetFilterState,
-                sni_dynamic_forward_proxy::v3::{FilterConfig as SniForwardProxy, filter_config::PortSpecifier},
-            },
+use cairn_proto::envoy::{
+    config::{
+        core::v3::ExtensionConfigSource,
+        listener::v3::{Filter, FilterChain, filter::ConfigType},
+    },
+    extensions::filters::{
+        common::set_filter_state::v3::{FilterStateValue, filter_state_value::Key},
+        network::{
+            mongo_proxy::v3::MongoProxy,
+            set_filter_state::v3::Config as SetFilterState,
+            sni_dynamic_forward_proxy::v3::{FilterConfig as SniForwardProxy, filter_config::PortSpecifier},
         },
     },
-    stats::PluginConfig,
 };
 
 use cairn_filters::ext_authz::network::OfConnections;
 use cairn_policy::{rate_limit::TokenBucket, rbac::Rbac};
-use cairn_telemetry::access_log::LogFiles;
+use cairn_telemetry::{access_log::LogFiles, istio::Rules, trace::NodeFacts};
 
 use prost_types::Any;
 
@@ -43,16 +40,12 @@ use super::{
     own_limits::OwnLimits,
     rbac,
     report::{Malformed, Notes, Unsupported, ignore_set, refuse_set, unneeded},
-    structure, tcp,
-    value::duration,
+    stats, structure, tcp,
 };
 use crate::{
     export::Exports,
     snapshot::{Chain, ChainKind, Refusal, ServerNameUse},
 };
-
-/// How often `istio.stats` reports open TCP connections unless told otherwise.
-const TCP_REPORTING: Duration = Duration::from_secs(5);
 
 /// Where Envoy forwards TLS by its server name unless told otherwise.
 const SERVER_NAME_PORT: u16 = 443;
@@ -75,11 +68,24 @@ pub(crate) struct Compiled {
     pub unsupported: Vec<Unsupported>,
 }
 
+/// Where logs and traces go, and from whom.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Outputs {
+    /// Where access logs are written; `None` when nothing is served.
+    pub files: Option<LogFiles>,
+    /// The ways to collectors.
+    pub exports: Exports,
+    /// Who we are to collectors.
+    pub node: NodeFacts,
+}
+
 /// What the filters before the last one say.
 #[derive(Debug, Default)]
 pub(crate) struct Context {
     /// Istio's metrics, and how often for open connections.
     pub metrics: Option<Duration>,
+    /// What each of their filters changes.
+    pub metric_rules: Vec<Option<Arc<Rules>>>,
     /// RBAC filters of TCP, in order.
     pub rbac: Vec<Rbac>,
     /// Authorizers of connections, in order.
@@ -112,10 +118,8 @@ pub(crate) struct Context {
     pub chain: Arc<str>,
     /// How often each content was asked for.
     kept: HashMap<(&'static str, Vec<u8>), usize>,
-    /// Where access logs are written; `None` when nothing is served.
-    pub log_files: Option<LogFiles>,
-    /// The ways to collectors.
-    pub exports: Exports,
+    /// Where logs and traces go.
+    pub outputs: Outputs,
 }
 
 // === impl Context ===
@@ -145,7 +149,7 @@ pub(crate) fn compile(
     listener: &str,
     name: &str,
     bytes: &Bytes,
-    (log_files, exports): (Option<&LogFiles>, &Exports),
+    outputs: &Outputs,
     live: &Arc<Live>,
     extensions: &Arc<Extensions>,
     own_limits: &Arc<OwnLimits>,
@@ -167,8 +171,7 @@ pub(crate) fn compile(
         notes.refuse("use_proxy_proto", "is not supported");
     }
     let mut context = Context {
-        log_files: log_files.cloned(),
-        exports: exports.clone(),
+        outputs: outputs.clone(),
         live: live.clone(),
         extension_configs: extensions.clone(),
         own_limits: own_limits.clone(),
@@ -214,6 +217,7 @@ pub(crate) fn compile(
     };
     let Context {
         metrics: _,
+        metric_rules: _,
         rbac: _,
         authorizers: _,
         server_name: _,
@@ -229,8 +233,7 @@ pub(crate) fn compile(
         live: _,
         chain: _,
         kept: _,
-        log_files: _,
-        exports: _,
+        outputs: _,
         own_limits: _,
     } = context;
     Ok(Compiled {
@@ -328,7 +331,11 @@ fn compile_filter(filter: Filter, context: &mut Context, notes: &mut Notes) -> R
                 let limit = local_ratelimit::network(unpack(any, Unknown::Refuses, notes)?, context, notes)?;
                 context.limits.extend(limit);
             }
-            "stats.PluginConfig" => context.metrics = Some(stats(unpack(any, Unknown::Ignored, notes)?, notes)?),
+            "stats.PluginConfig" => {
+                let (interval, rules) = stats::compile(unpack(any, Unknown::Ignored, notes)?, notes)?;
+                context.metrics.get_or_insert(interval);
+                stats::add(&mut context.metric_rules, rules);
+            }
             other => notes.refuse("", format!("filter {name} ({other}) is not supported")),
         },
     }
@@ -436,43 +443,5 @@ fn is_known_object(key: &str, format: &str) -> bool {
             format.starts_with("%CEL('envoy.filters.listener.original_dst.local_ip' in filter_state ? ")
         }
         _ => false,
-    }
-}
-
-/// Istio's metrics: how often they are reported for open connections.
-pub(crate) fn stats(config: PluginConfig, notes: &mut Notes) -> Result<Duration, Malformed> {
-    let PluginConfig {
-        debug,
-        max_peer_cache_size,
-        stat_prefix,
-        field_separator,
-        value_separator,
-        disable_host_header_fallback,
-        tcp_reporting_duration,
-        metrics,
-        definitions,
-        reporter,
-        rotation_interval,
-        graceful_deletion_interval,
-    } = config;
-    unneeded!(
-        debug,
-        max_peer_cache_size,
-        field_separator,
-        value_separator,
-        disable_host_header_fallback,
-        reporter
-    );
-    ignore_set!(
-        notes,
-        stat_prefix,
-        metrics,
-        definitions,
-        rotation_interval,
-        graceful_deletion_interval
-    );
-    match tcp_reporting_duration {
-        None => Ok(TCP_REPORTING),
-        Some(value) => duration("tcp_reporting_duration", value, notes),
     }
 }

@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use cairn_exchange::clock::{self, Instant};
 use cairn_identity::Secrets;
 use cairn_proto::envoy::extensions::transport_sockets::tls::v3::Secret;
-use cairn_telemetry::access_log::LogFiles;
+use cairn_telemetry::{access_log::LogFiles, trace::NodeFacts};
 
 use super::{
     answer::words,
@@ -50,6 +50,8 @@ pub struct Sources {
     pub names: Names,
     /// Ways to collectors of traces and logs.
     pub exports: Exports,
+    /// Who we are to collectors.
+    pub node: NodeFacts,
 }
 
 /// The one writer.
@@ -102,7 +104,7 @@ impl Compiler {
     /// Feeds what connections of a running proxy take from elsewhere than a snapshot.
     pub fn feeding(mut self, sources: Sources) -> Self {
         self.clusters.look_up_in(sources.names.clone());
-        self.listeners.export_to(sources.exports.clone());
+        self.listeners.export_to(sources.exports.clone(), sources.node.clone());
         self.sources = sources;
         self
     }

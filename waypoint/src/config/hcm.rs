@@ -115,9 +115,9 @@ pub(crate) fn compile(manager: HttpConnectionManager, context: &mut Context, not
         settings,
         filters: FilterChain::of(filters.chain),
         routes,
-        access_logs: access_log::compile(access_log, context.log_files.as_ref(), notes)?,
+        access_logs: access_log::compile(access_log, &context.outputs, notes)?,
         tracer,
-        metrics: filters.metrics,
+        metrics: filters.metrics.into(),
         shared: None,
     })
 }

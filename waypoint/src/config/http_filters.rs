@@ -17,6 +17,7 @@ use cairn_proto::envoy::extensions::filters::{
     },
     network::http_connection_manager::v3::{HttpFilter, http_filter::ConfigType},
 };
+use cairn_telemetry::istio::Rules;
 use prost_types::{Struct, value::Kind};
 
 use super::{
@@ -24,7 +25,7 @@ use super::{
     chain::{self, Context},
     ext_authz, fault, header_mutation, jwt_authn, local_ratelimit, ratelimit, rbac,
     report::{Malformed, Notes, Present as _, ignore_set, refuse_set, unneeded},
-    set_filter_state, structure,
+    set_filter_state, stats, structure,
 };
 
 /// The filters of a chain.
@@ -32,8 +33,8 @@ use super::{
 pub(crate) struct Compiled {
     /// Those that work on requests.
     pub chain: Vec<Placed>,
-    /// Whether Istio's metrics are recorded.
-    pub metrics: bool,
+    /// What each filter changes of Istio's metrics; without one none are recorded.
+    pub metrics: Vec<Option<Arc<Rules>>>,
     /// Whether the router leaves out Envoy's own headers.
     pub suppress_envoy_headers: bool,
 }
@@ -197,8 +198,10 @@ fn compile_filter(
                 filter.map(|filter| Filter::Other(Arc::new(filter)))
             }
             "stats.PluginConfig" => {
-                chain::stats(unpack(any, Unknown::Ignored, notes)?, notes)?;
-                compiled.metrics |= !disabled;
+                let (_, rules) = stats::compile(unpack(any, Unknown::Ignored, notes)?, notes)?;
+                if !disabled {
+                    stats::add(&mut compiled.metrics, rules);
+                }
                 None
             }
             other => {

@@ -11,11 +11,11 @@ use std::{
 
 use bytes::Bytes;
 use cairn_proto::envoy::config::core::v3::TypedExtensionConfig;
-use cairn_telemetry::access_log::LogFiles;
+use cairn_telemetry::{access_log::LogFiles, trace::NodeFacts};
 
 use super::{
     any::{Unknown, decode},
-    chain::{self, Extensions},
+    chain::{self, Extensions, Outputs},
     clusters::Clusters,
     compiler::Resource,
     listener,
@@ -40,8 +40,7 @@ const MAIN: &str = "main_internal";
 /// All listeners.
 #[derive(Debug, Default)]
 pub(crate) struct Listeners {
-    log_files: Option<LogFiles>,
-    exports: Exports,
+    outputs: Outputs,
     live: Arc<Live>,
     extensions: Arc<Extensions>,
     own_limits: Arc<OwnLimits>,
@@ -98,14 +97,18 @@ impl Listeners {
     /// No listeners yet; access logs go to `log_files`.
     pub(crate) fn new(log_files: Option<LogFiles>) -> Self {
         Self {
-            log_files,
+            outputs: Outputs {
+                files: log_files,
+                ..Outputs::default()
+            },
             ..Self::default()
         }
     }
 
-    /// Traces and logs go to collectors these ways.
-    pub(crate) fn export_to(&mut self, exports: Exports) {
-        self.exports = exports;
+    /// Traces and logs go to collectors these ways, and say that they are from this node.
+    pub(crate) fn export_to(&mut self, exports: Exports, node: NodeFacts) {
+        self.outputs.exports = exports;
+        self.outputs.node = node;
     }
 
     /// Takes over listeners. What is wrong with any of those sent, now or since before, is added to `errors`.
@@ -115,10 +118,10 @@ impl Listeners {
             match resource.name.as_str() {
                 MAIN => any |= self.apply_main(resource, errors),
                 TERMINATE => {
-                    let files = self.log_files.as_ref();
+                    let outputs = &self.outputs;
                     any |= self
                         .terminate
-                        .apply(resource, || terminate::terminate(TERMINATE, &resource.bytes, files));
+                        .apply(resource, || terminate::terminate(TERMINATE, &resource.bytes, outputs));
                     errors.extend(self.terminate.errors());
                 }
                 name => {
@@ -225,8 +228,15 @@ impl Listeners {
     }
 
     fn compile_chain(&self, name: &str, bytes: &Bytes) -> Result<chain::Compiled, Malformed> {
-        let outputs = (self.log_files.as_ref(), &self.exports);
-        chain::compile(MAIN, name, bytes, outputs, &self.live, &self.extensions, &self.own_limits)
+        chain::compile(
+            MAIN,
+            name,
+            bytes,
+            &self.outputs,
+            &self.live,
+            &self.extensions,
+            &self.own_limits,
+        )
     }
 
     /// Takes over extension configurations; chains that name one are compiled anew. They are only ever replaced.

@@ -61,6 +61,7 @@ mod route_action;
 mod set_filter_state;
 pub mod show;
 mod state;
+mod stats;
 pub mod store;
 mod structure;
 mod subsets;

@@ -11,12 +11,16 @@ mod route;
 
 use std::{
     fmt::{self, Write},
+    sync::Arc,
     time::Duration,
 };
 
 use cairn_filters::Filter;
 use cairn_policy::headers::Sampling;
-use cairn_telemetry::trace::{Provider, Tracer};
+use cairn_telemetry::{
+    istio::Rules,
+    trace::{Provider, Tracer},
+};
 
 use crate::snapshot::{
     Chain, ChainKind, HttpChain, HttpSettings, ServerNameUse, Snapshot, TcpChain, Terminate,
@@ -271,7 +275,7 @@ fn write_http(out: &mut String, chain: &HttpChain) -> fmt::Result {
     writeln!(
         out,
         "    filters: {names}; metrics: {}; access logs: {logs}",
-        if *metrics { "yes" } else { "none" }
+        counted(metrics)
     )?;
     if let Some(tracer) = tracer.as_ref().filter(|tracer| !matches!(tracer.provider, Provider::None)) {
         write_tracer(out, tracer, &settings.sampling)?;
@@ -282,6 +286,15 @@ fn write_http(out: &mut String, chain: &HttpChain) -> fmt::Result {
         }
     }
     route::write_table(out, routes)
+}
+
+/// Whether Istio's metrics are counted.
+fn counted(filters: &[Option<Arc<Rules>>]) -> &'static str {
+    match filters {
+        [] => "none",
+        filters if filters.iter().any(Option::is_some) => "yes, changed",
+        _ => "yes",
+    }
 }
 
 fn write_tracer(out: &mut String, tracer: &Tracer, sampling: &Sampling) -> fmt::Result {
@@ -384,6 +397,7 @@ fn write_tcp(out: &mut String, chain: &TcpChain) -> fmt::Result {
         hash_source_ip,
         access_logs,
         metrics,
+        metric_rules,
         rbac,
         authorizers,
         limits,
@@ -426,7 +440,12 @@ fn write_tcp(out: &mut String, chain: &TcpChain) -> fmt::Result {
         ""
     };
     let logs = if access_logs.is_empty() { "none" } else { "yes" };
-    let metrics = metrics.map_or("none".to_owned(), |every| format!("every {}", time(every)));
+    let changed = if counted(metric_rules) == "yes, changed" {
+        ", changed"
+    } else {
+        ""
+    };
+    let metrics = metrics.map_or("none".to_owned(), |every| format!("every {}{changed}", time(every)));
     writeln!(
         out,
         "    idle {}, at most {}{by}; metrics: {metrics}; access logs: {logs}",

@@ -25,12 +25,12 @@ use cairn_proto::envoy::{
         transport_sockets::tls::v3::DownstreamTlsContext,
     },
 };
-use cairn_telemetry::access_log::{AccessLog, LogFiles};
+use cairn_telemetry::access_log::AccessLog;
 
 use super::{
     access_log,
     any::{Typed, Unknown, type_name, typed, unpack},
-    chain::{self, Context},
+    chain::{self, Context, Outputs},
     hcm, http_filters,
     listener::{self, Parts},
     rbac,
@@ -40,11 +40,7 @@ use super::{
 use crate::snapshot::{Refusal, Terminate};
 
 /// Compiles `connect_terminate`.
-pub(crate) fn terminate(
-    name: &str,
-    bytes: &Bytes,
-    log_files: Option<&LogFiles>,
-) -> Result<(Terminate, Vec<Unsupported>), Malformed> {
+pub(crate) fn terminate(name: &str, bytes: &Bytes, outputs: &Outputs) -> Result<(Terminate, Vec<Unsupported>), Malformed> {
     let mut notes = Notes::of(name);
     let notes = &mut notes;
     let Parts {
@@ -86,7 +82,7 @@ pub(crate) fn terminate(
             let Filter { name, config_type } = filter;
             match config_type {
                 Some(filter::ConfigType::TypedConfig(any)) if type_name(&any.type_url) == MANAGER && terms.is_none() => {
-                    terms = Some(manager(unpack(&any, Unknown::Refuses, notes)?, log_files, notes)?);
+                    terms = Some(manager(unpack(&any, Unknown::Refuses, notes)?, outputs, notes)?);
                 }
                 _ => notes.refuse(
                     "",
@@ -147,7 +143,7 @@ struct Terms {
     access_logs: AccessLog,
 }
 
-fn manager(manager: HttpConnectionManager, log_files: Option<&LogFiles>, notes: &mut Notes) -> Result<Terms, Malformed> {
+fn manager(manager: HttpConnectionManager, outputs: &Outputs, notes: &mut Notes) -> Result<Terms, Malformed> {
     let taken = hcm::take(manager, hcm::Where::Tunnel, notes)?;
     let mut routed = false;
     let mut rbac = Vec::new();
@@ -172,7 +168,7 @@ fn manager(manager: HttpConnectionManager, log_files: Option<&LogFiles>, notes: 
         keepalive,
         rbac: rbac.into_iter().collect(),
         server: taken.settings.server,
-        access_logs: access_log::refusals(taken.access_log, log_files, notes)?,
+        access_logs: access_log::refusals(taken.access_log, outputs, notes)?,
     })
 }
 

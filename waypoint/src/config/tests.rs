@@ -151,7 +151,7 @@ fn a_service_is_served_from_tunnel_to_endpoint() {
     let ChainKind::Http(http) = &chain.kind else {
         panic!("no HTTP")
     };
-    assert!(http.settings.websocket && http.settings.path.normalize && http.metrics);
+    assert!(http.settings.websocket && http.settings.path.normalize && !http.metrics.is_empty());
     assert_eq!(http.settings.stream_idle_timeout, None);
     let route = &http.routes.hosts()[0].routes[0];
     let forward = route.action.forward().unwrap();

@@ -215,7 +215,6 @@ fn open_telemetry(config: OpenTelemetryConfig, context: &mut Context, notes: &mu
         (Some(service), _) => notes.within("grpc_service", |notes| {
             let timeout = service
                 .timeout
-                .clone()
                 .map(|timeout| duration("timeout", timeout, notes))
                 .transpose()?;
             let service = grpc_service::collector(service, timeout, notes)?;
@@ -365,7 +364,7 @@ fn zipkin(config: ZipkinConfig, context: &mut Context, notes: &mut Notes) -> Res
 /// The queue to a collector.
 fn open(destination: Option<Destination>, envelope: Envelope, queue: Option<usize>, context: &Context) -> Option<Exporter> {
     let destination = destination?;
-    Some(context.exports.open(Spec {
+    Some(context.outputs.exports.open(Spec {
         name: destination.cluster().clone(),
         destination,
         envelope,
@@ -387,6 +386,11 @@ enum Scheme {
     Optional,
     /// It is a path.
     Needed,
+}
+
+/// Compiles a collector over HTTP that takes messages of protocol buffers.
+pub(crate) fn over_http(service: HttpService, notes: &mut Notes) -> Result<Option<Destination>, Malformed> {
+    http_service_of(service, Scheme::Optional, PROTOBUF, notes)
 }
 
 fn http_service_of(
@@ -467,6 +471,6 @@ fn server(
     clippy::disallowed_methods,
     reason = "the tag is the setting: it names a variable, read once when it is compiled"
 )]
-fn environment(name: &str) -> Option<String> {
+pub(crate) fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }

@@ -31,6 +31,15 @@ pub async fn call(proxy: &Proxy, snapshot: &Snapshot, call: &GrpcCall) -> Result
     read(sent, service.max_answer).await
 }
 
+/// Calls a method whose answer says nothing, and may have no message at all; bounded in time by the caller.
+pub async fn tell(proxy: &Proxy, snapshot: &Snapshot, call: &GrpcCall) -> Result<(), GrpcError> {
+    let service = &*call.service;
+    let head = head(call, proxy.settings.node.address)?;
+    let sent = call::send(proxy, snapshot, &service.cluster, &head, frame(&call.message)?).await;
+    read_frames(sent.map_err(GrpcError::Unreachable)?, service.max_answer).await?;
+    Ok(())
+}
+
 fn head(call: &GrpcCall, own_address: Option<IpAddr>) -> Result<RequestHead, GrpcError> {
     let GrpcService {
         cluster: _,
@@ -78,15 +87,18 @@ fn frame(message: &Bytes) -> Result<Bytes, GrpcError> {
 }
 
 async fn read(sent: Sent, limit: usize) -> Result<Bytes, GrpcError> {
+    unframe(read_frames(sent, limit).await?)
+}
+
+/// What an answer has before its status, which is good.
+async fn read_frames(sent: Sent, limit: usize) -> Result<Bytes, GrpcError> {
     let Answer { head, mut body, .. } = sent.answer;
     if head.status != StatusCode::OK {
         return Err(GrpcError::Malformed(format!("the service answered {}", head.status.as_u16())));
     }
     if let Some(status) = status(&head.headers) {
         // Trailers only: there is no message.
-        return Err(status
-            .err()
-            .unwrap_or_else(|| GrpcError::Malformed("the answer has no message".into())));
+        return status.map(|()| Bytes::new());
     }
     let mut bytes = BytesMut::new();
     let mut trailers = None;
@@ -101,7 +113,7 @@ async fn read(sent: Sent, limit: usize) -> Result<Bytes, GrpcError> {
         }
     }
     match trailers.as_ref().and_then(status) {
-        Some(Ok(())) => unframe(bytes.freeze()),
+        Some(Ok(())) => Ok(bytes.freeze()),
         Some(Err(error)) => Err(error),
         None => Err(GrpcError::Malformed("the answer has no grpc-status".into())),
     }

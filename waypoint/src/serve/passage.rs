@@ -274,10 +274,15 @@ impl Passage {
         let Some(exchange) = &mut self.exchange else { return };
         exchange.counts.received = relay.received;
         exchange.counts.sent = relay.sent;
-        if let ChainKind::Tcp(TcpChain { metrics: Some(_), .. }) = self.chain.kind {
+        if let ChainKind::Tcp(TcpChain {
+            metrics: Some(_),
+            metric_rules,
+            ..
+        }) = &self.chain.kind
+        {
             let istio = &self.inner.proxy.istio;
             self.report
-                .get_or_insert_with(|| istio.report_open(exchange))
+                .get_or_insert_with(|| istio.report_open(exchange, metric_rules))
                 .progress(exchange);
         }
     }
@@ -298,7 +303,7 @@ impl Passage {
         if let Some(tcp) = self.tcp() {
             if tcp.metrics.is_some() {
                 report
-                    .unwrap_or_else(|| self.inner.proxy.istio.report_open(&exchange))
+                    .unwrap_or_else(|| self.inner.proxy.istio.report_open(&exchange, &tcp.metric_rules))
                     .close(&exchange);
             }
             tcp.access_logs.log(&cairn_exchange::format::View::new(&exchange));
@@ -360,7 +365,7 @@ fn tell(inner: &Inner, tcp: &TcpChain, mut exchange: Exchange, tells: Tells) {
     }
     exchange.moments.last_sent = Some(exchange.elapsed());
     if tcp.metrics.is_some() {
-        inner.proxy.istio.report_open(&exchange).close(&exchange);
+        inner.proxy.istio.report_open(&exchange, &tcp.metric_rules).close(&exchange);
     }
     tcp.access_logs.log(&cairn_exchange::format::View::new(&exchange));
     if let Some(observer) = &inner.proxy.observer {

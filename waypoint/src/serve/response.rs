@@ -224,8 +224,10 @@ impl Tail {
         }
         let proxy = &self.inner.proxy;
         if let Some(http) = self.http() {
-            if http.metrics {
-                proxy.istio.report_http(&view(&self.exchange), Default::default());
+            for rules in &http.metrics {
+                proxy
+                    .istio
+                    .report_http(&view(&self.exchange), rules.as_ref(), Default::default());
             }
             http.access_logs.log(&view(&self.exchange));
         }

@@ -4,7 +4,7 @@ use std::{any::Any, sync::Arc, time::Duration};
 
 use cairn_filters::{FilterChain, ext_authz::network::OfConnections};
 use cairn_policy::{headers::Sampling, rate_limit::TokenBucket, rbac, route::RouteTable};
-use cairn_telemetry::{access_log::AccessLog, trace::Tracer};
+use cairn_telemetry::{access_log::AccessLog, istio::Rules, trace::Tracer};
 
 /// A compiled chain.
 #[derive(Debug)]
@@ -54,8 +54,8 @@ pub struct HttpChain {
     pub access_logs: AccessLog,
     /// Traces, where the chain has any.
     pub tracer: Option<Box<Tracer>>,
-    /// Whether Istio's metrics are recorded (the filter `istio.stats`).
-    pub metrics: bool,
+    /// What each filter `istio.stats` changes of Istio's metrics; without one none are recorded.
+    pub metrics: Box<[Option<Arc<Rules>>]>,
     /// Live things that filters of this chain share over all configurations with the same content.
     pub shared: Option<Arc<dyn Any + Send + Sync>>,
 }
@@ -149,6 +149,8 @@ pub struct TcpChain {
     pub access_logs: AccessLog,
     /// Whether Istio's metrics are recorded, and how often while the connection lives.
     pub metrics: Option<Duration>,
+    /// What each filter changes of them.
+    pub metric_rules: Box<[Option<Arc<Rules>>]>,
     /// Who may connect.
     pub rbac: rbac::Filters,
     /// Authorizers that are asked whether they may, in the order of the chain's filters.

@@ -710,7 +710,7 @@ fn http_chain(cluster: &str) -> HttpChain {
         routes: routes(vec![default_route(cluster)]),
         access_logs: Default::default(),
         tracer: None,
-        metrics: true,
+        metrics: Box::new([None]),
         shared: None,
     }
 }
@@ -724,6 +724,7 @@ fn tcp_chain(name: &Arc<str>, port: u16) -> Chain {
         hash_source_ip: false,
         access_logs: Default::default(),
         metrics: Some(Duration::from_secs(5)),
+        metric_rules: Box::new([None]),
         limits: Vec::new(),
         rbac: Default::default(),
         authorizers: Vec::new(),
