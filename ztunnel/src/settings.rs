@@ -71,8 +71,6 @@ pub struct Settings {
     pub log_filter: String,
     /// The domain of the cluster's services.
     pub dns_domain: String,
-    /// Where an older instance hands its place over, and a newer one comes.
-    pub handover: Option<PathBuf>,
 }
 
 /// Whom it serves.
@@ -169,7 +167,6 @@ impl Settings {
             log_opened: environment.flag("CAIRN_LOG_OPENED", false)?,
             log_filter: environment.text_or("RUST_LOG", "info").to_owned(),
             dns_domain: environment.text_or("DNS_DOMAIN", "cluster.local").to_owned(),
-            handover: environment.text("CAIRN_HANDOVER_SOCKET").map(PathBuf::from),
             node: NodeSettings {
                 cluster: cluster.into(),
                 node: environment.text_or("NODE_NAME", "").into(),
@@ -311,7 +308,8 @@ fn drain(environment: &Environment, config: &ProxyConfig) -> Result<DrainSetting
     Ok(DrainSettings {
         termination: environment.duration("CONNECTION_TERMINATION_DEADLINE", default)?,
         minimum: Duration::ZERO,
-        until_idle: false,
+        // The engine sets the limit: an instance that has nothing left to do need not wait.
+        until_idle: true,
     })
 }
 

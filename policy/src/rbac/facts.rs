@@ -82,6 +82,7 @@ impl<'a> Facts<'a> {
             local_principal: None,
             connect_authority: None,
             metadata: DynamicMetadata::NONE,
+            exchange: None,
         }
     }
 

@@ -6,6 +6,10 @@ use cairn_hbone::{Destination, Peer, ServerSettings, drain};
 use cairn_identity::{Identity, ServerTerms, peer_id};
 use cairn_proto::istio::security::{Address, Match, StringMatch, string_match::MatchType};
 use cairn_ztunnel::authorization;
+use hickory_proto::{
+    op::{Message, Query, ResponseCode},
+    rr::{Name, RecordType},
+};
 use http::HeaderMap;
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -323,4 +327,95 @@ async fn a_service_with_a_waypoint_is_reached_through_it_and_who_goes_around_is_
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(cluster.client.say(WEB, "x").await.is_err());
     until_logged(&cluster.log(&cluster.client, 0), &["nothing goes around it"]).await;
+}
+
+/// A question over UDP; the code and the records of the answer.
+async fn ask(pod: &Pod, name: &str, kind: RecordType) -> (ResponseCode, Vec<String>) {
+    let socket = pod.namespace.run(|| std::net::UdpSocket::bind("0.0.0.0:0")).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let socket = tokio::net::UdpSocket::from_std(socket).unwrap();
+    let mut question = Message::query();
+    question.metadata.recursion_desired = true;
+    question.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
+    // Whoever is asked: the question is redirected.
+    socket.send_to(&question.to_vec().unwrap(), "10.99.0.77:53").await.unwrap();
+    let mut answer = [0; 4096];
+    let (length, from) = tokio::time::timeout(Duration::from_secs(20), socket.recv_from(&mut answer))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(from.to_string(), "10.99.0.77:53");
+    let answer = Message::from_vec(&answer[..length]).unwrap();
+    assert_eq!(answer.metadata.id, question.metadata.id);
+    (
+        answer.metadata.response_code,
+        answer.answers.iter().map(|record| record.data.to_string()).collect(),
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_of_the_mesh_are_answered_and_garbage_is_not() {
+    let mut cluster = Cluster::new(Capture::Nftables, Capture::None);
+    let client = cluster.client.clone();
+    cluster.proxy(&client, &[("DNS_PROXY", "true")]);
+    client.ready().await;
+    let yes = (ResponseCode::NoError, vec!["10.98.0.1".to_owned()]);
+    assert_eq!(ask(&client, "web.", RecordType::A).await, yes);
+    assert_eq!(ask(&client, "web.default.svc.cluster.local.", RecordType::A).await, yes);
+    assert_eq!(
+        ask(&client, "web.", RecordType::AAAA).await,
+        (ResponseCode::NoError, Vec::new())
+    );
+    // Garbage deserves no answer and harms nobody.
+    let socket = client.namespace.run(|| std::net::UdpSocket::bind("0.0.0.0:0")).unwrap();
+    for bytes in [&b""[..], b"x", &[0xff; 600], &[0; 12]] {
+        socket.send_to(bytes, "10.99.0.77:53").unwrap();
+    }
+    assert_eq!(ask(&client, "web.", RecordType::A).await, yes);
+    let (_, metrics) = client.page(15020, "/metrics").await;
+    assert!(metrics.contains("istio_dns_requests_total 8\n"), "{metrics}");
+    // The same over TCP, by the port itself.
+    let mut question = Message::query();
+    question.add_query(Query::query(Name::from_ascii("web.").unwrap(), RecordType::A));
+    let question = question.to_vec().unwrap();
+    let stream = client
+        .namespace
+        .run(|| std::net::TcpStream::connect("127.0.0.1:15053"))
+        .unwrap();
+    stream.set_nonblocking(true).unwrap();
+    let mut stream = tokio::net::TcpStream::from_std(stream).unwrap();
+    stream.write_u16(question.len() as u16).await.unwrap();
+    stream.write_all(&question).await.unwrap();
+    let mut answer = vec![0; usize::from(stream.read_u16().await.unwrap())];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(Message::from_vec(&answer).unwrap().answers.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socks_client_reaches_services_by_name() {
+    let mut cluster = Cluster::new(Capture::None, Capture::Nftables);
+    let (client, server) = (cluster.client.clone(), cluster.server.clone());
+    cluster.istiod.workloads(vec![workload("client", client.ip, true, &[])]);
+    cluster.proxy(&client, &[("UNSTABLE_ENABLE_SOCKS5", "true")]);
+    cluster.proxy(&server, &[]);
+    client.ready().await;
+    server.ready().await;
+    server.echo(8080);
+    let stream = client
+        .namespace
+        .run(|| std::net::TcpStream::connect("127.0.0.1:15080"))
+        .unwrap();
+    stream.set_nonblocking(true).unwrap();
+    let mut stream = tokio::net::TcpStream::from_std(stream).unwrap();
+    let name = b"web.default.svc.cluster.local";
+    let mut head = vec![5, 1, 0, 5, 1, 0, 3, name.len() as u8];
+    head.extend(name);
+    head.extend(80_u16.to_be_bytes());
+    stream.write_all(&head).await.unwrap();
+    let mut reply = [0; 12];
+    stream.read_exact(&mut reply).await.unwrap();
+    assert_eq!(reply[..4], [5, 0, 5, 0]);
+    let mut greeting = [0; 9];
+    stream.read_exact(&mut greeting).await.unwrap();
+    assert_eq!(&greeting, b"10.99.0.1");
 }
