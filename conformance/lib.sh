@@ -115,6 +115,13 @@ echo_programs() { # Istio's own, from the module that istiod-lab is built with
 	echo_client=$built/client echo_server=$built/server
 }
 
+service_programs() { # programs that stand behind a waypoint, of others
+	go_program ratelimit "$conformance/services" 'go build -o "$OUT/ratelimit" github.com/envoyproxy/ratelimit/src/service_cmd'
+	ratelimit=$built/ratelimit
+	go_program extauthz "$conformance/istiod-lab" 'go build -o "$OUT/" istio.io/istio/samples/extauthz/cmd/extauthz'
+	extauthz=$built/extauthz
+}
+
 # k8slab_programs DIR: Kubernetes, istiod, Istio's echo, Gateway API's suite and our own parts, gathered in one folder.
 k8slab_programs() {
 	local lab=$conformance/k8slab istio=istio.io/istio programs=$1
@@ -133,7 +140,7 @@ k8slab_programs() {
 	gather
 	go_program k8slab "$lab/lab" 'go vet . && go build -o "$OUT/k8slab" .'
 	gather
-	go_program gateway-api "$lab/conformance" 'go test -c -o "$OUT/conformance.test" . && cp -r "$(go list -m -f "{{.Dir}}" sigs.k8s.io/gateway-api)/config/crd" "$OUT/crd" && chmod -R u+w "$OUT/crd"'
+	go_program gateway-api "$lab/conformance" 'go test -c -o "$OUT/conformance.test" . && cp -r "$(go list -m -f "{{.Dir}}" sigs.k8s.io/gateway-api)/config/crd" "$OUT/crd" && chmod -R u+w "$OUT/crd" && install -m 644 "$(go list -m -f "{{.Dir}}" sigs.k8s.io/gateway-api/conformance)/tests/mesh/httproute-307-redirect.yaml" "$OUT/"'
 	gather
 }
 

@@ -30,6 +30,7 @@ const usage = `usage:
   oracle scale      [--pushes N] [--proxy-cmd CMD]                       one changed chain among 2,000 services, under load
   oracle live       --lab ISTIOD-LAB [--proxy-cmd CMD] [--step NAME,…]   run against a real istiod
   oracle echo       --client BIN --server BIN [--proxy-cmd CMD]          Istio's echo programs through the proxy
+  oracle services   --ratelimit BIN --redis BIN --extauthz BIN           a rate limit service and an authorizer that are not ours
   oracle matrix     make|compare|fuzz|show                               made-up configuration and requests
   oracle serve-xds  --dir CAPTURE --listen ADDR [--no-strip]             serve a capture to a proxy of your own
   oracle up         --scenario NAME                                      bring a scenario up and wait
@@ -45,7 +46,7 @@ func main() {
 	}
 	commands := map[string]func([]string) error{
 		"record": record, "compare": compare, "serve-xds": serveXDS, "up": up, "strip": strip, "token": token, "experiment": experiment,
-		"churn": churn, "scale": scale, "live": runLive, "echo": runEcho, "matrix": runMatrix,
+		"churn": churn, "scale": scale, "live": runLive, "echo": runEcho, "matrix": runMatrix, "services": runServices,
 	}
 	command := commands[os.Args[1]]
 	if command == nil {

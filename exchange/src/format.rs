@@ -225,6 +225,18 @@ impl<'a> View<'a> {
         self.request.or(self.exchange.request.as_ref())
     }
 
+    /// An object of the filter state as text, under the names that istiod's configuration uses or filters have put it.
+    pub fn filter_state(&self, key: &str) -> Option<Vec<u8>> {
+        match state::filter_state(self, key, None, key) {
+            Value::Absent => None,
+            value => {
+                let mut text = Vec::new();
+                value.write(&mut text);
+                Some(text)
+            }
+        }
+    }
+
     /// Whether the request is gRPC.
     pub fn is_grpc(&self) -> bool {
         self.request().is_some_and(RequestHead::is_grpc)

@@ -114,6 +114,11 @@ impl Regex {
         re2::literal_prefix(&self.pattern)
     }
 
+    /// A text that every match has in it, as far as the pattern's ordinary characters tell.
+    pub fn required_literal(&self) -> String {
+        re2::required_literal(&self.pattern)
+    }
+
     /// Whether all of `value` matches.
     pub fn matches(&self, value: &[u8]) -> bool {
         self.whole.is_match(value)

@@ -145,6 +145,11 @@ mod tests {
             }]
         );
         assert!(exchange.audited);
+        let hint = |exchange: &Exchange| exchange.metadata.entry("envoy.common", "access_log_hint").cloned();
+        assert_eq!(hint(&exchange), Some(true.into()));
+        let chain = FilterChain::new(vec![enforced(rules(Action::Log, "/other"))]);
+        let _ = chain.decode_head(&mut Run::default(), &mut exchange, &OnRoute::NONE, &NoServices);
+        assert_eq!(hint(&exchange), Some(false.into()));
     }
 
     #[test]

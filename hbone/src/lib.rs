@@ -11,6 +11,7 @@ pub mod drain;
 
 mod budget;
 mod dial;
+mod heads;
 mod keepalive;
 mod open_error;
 mod place;
@@ -25,6 +26,7 @@ mod windows;
 
 pub use budget::Budget;
 pub use dial::{Connecting, Dial, DialError, Dialed, TcpTls};
+pub use heads::{Late, Watched, watch};
 pub use keepalive::KeepaliveSettings;
 pub use open_error::{OpenError, OpenErrorKind};
 pub use pool::{Destination, Opened, Pool, PoolSettings, PoolStats};

@@ -5,8 +5,7 @@
 //! connection's task does TLS and framing only: `on_connect` must be cheap, and spawns what is not.
 //!
 //! What a peer can make us hold is bounded: streams ([`ServerSettings::streams`]), header bytes, unread data
-//! ([`WindowSettings`]), resets that were never looked at, errors, and time (handshake, PING, idleness). A header block that
-//! never ends blocks its connection's PING answers too, so the keepalive ends it.
+//! ([`WindowSettings`]), resets that were never looked at, errors, and time (handshake, heads that do not end, PING, idleness).
 //!
 //! A drain sends GOAWAY; streams that are open go on, and the connection ends with the last one.
 
@@ -23,15 +22,15 @@ use std::{
 
 use bytes::Bytes;
 use cairn_exchange::{SpiffeId, clock};
-use h2::{RecvStream, server::SendResponse};
+use h2::{Reason, RecvStream, server::SendResponse};
 use http::{HeaderMap, Method, Request, Response, StatusCode, uri::Authority};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    time::{sleep_until, timeout},
+    time::{Sleep, sleep_until, timeout},
 };
 
 use crate::{
-    drain,
+    drain, heads,
     keepalive::{Keepalive, KeepaliveSettings, PeerGone, Resize},
     shared::{Shared, Slot},
     stream::TunnelStream,
@@ -72,6 +71,8 @@ pub struct ServerSettings {
     pub max_error_resets: usize,
     /// How long the HTTP/2 preface may take (10 s).
     pub handshake_timeout: Duration,
+    /// How long a head may take from its first byte to its last, and every other frame but DATA (10 s).
+    pub head_timeout: Duration,
     /// How long a connection may be without streams before it is drained (1 h).
     pub idle_timeout: Duration,
     /// PINGs.
@@ -104,6 +105,9 @@ pub enum ServeError {
     /// No HTTP/2 preface in time.
     #[error("the peer did not begin to speak HTTP/2 within {0:?}")]
     HandshakeTimeout(Duration),
+    /// A head was not finished in time.
+    #[error("the peer did not finish a head, or another frame, within {0:?}")]
+    HeadTimeout(Duration),
     /// A PING was not answered in time.
     #[error("the peer did not answer a PING within {0:?} and counts as gone")]
     KeepaliveTimeout(Duration),
@@ -114,6 +118,9 @@ pub enum ServeError {
     #[error("the tunnel connection failed: {0}")]
     Protocol(#[source] h2::Error),
 }
+
+/// How long the good-bye to a peer that does not finish a head may take.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 impl Default for ServerSettings {
     fn default() -> Self {
@@ -126,6 +133,7 @@ impl Default for ServerSettings {
             max_pending_resets: 200,
             max_error_resets: 1024,
             handshake_timeout: Duration::from_secs(10),
+            head_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(3600),
             keepalive: KeepaliveSettings::default(),
             windows: WindowSettings::default(),
@@ -149,6 +157,7 @@ where
 {
     let limit = settings.streams.grant();
     let windows = Windows::new(settings.windows.clone(), limit.streams());
+    let (io, mut late) = heads::watch(io, settings.head_timeout);
     let handshake = builder(settings, limit.streams(), &windows).handshake::<_, Bytes>(io);
     let mut connection = match timeout(settings.handshake_timeout, handshake).await {
         Ok(connection) => connection?,
@@ -164,6 +173,7 @@ where
     let mut idle = pin!(sleep_until(clock::now() + settings.idle_timeout));
     let mut closing_idle = false;
     let mut turn = Turn::default();
+    let mut ending: Option<Pin<Box<Sleep>>> = None;
     poll_fn(|cx| {
         ready!(turn.poll(cx, shared.streams()));
         if !draining && Pin::new(&mut drained).poll(cx).is_ready() {
@@ -189,6 +199,17 @@ where
                 Poll::Ready(None) => return Poll::Ready(Ok(())),
                 Poll::Pending => break,
             }
+        }
+        if ending.is_none() && late.poll(cx).is_ready() {
+            tracing::debug!(client = %peer.address, "a tunnel's peer does not finish a head");
+            connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+            ending = Some(Box::pin(sleep_until(clock::now() + GOODBYE)));
+            cx.waker().wake_by_ref();
+        }
+        if let Some(ending) = &mut ending
+            && ending.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(ServeError::HeadTimeout(settings.head_timeout)));
         }
         match poll_keepalive(&mut keepalive, cx, &shared, &mut connection) {
             Poll::Ready(PeerGone) => Poll::Ready(Err(ServeError::KeepaliveTimeout(settings.keepalive.timeout))),
@@ -283,7 +304,7 @@ impl Connect {
     }
 
     /// Resets the stream instead of answering it.
-    pub fn reset(mut self, reason: h2::Reason) {
+    pub fn reset(mut self, reason: Reason) {
         self.respond.send_reset(reason);
     }
 

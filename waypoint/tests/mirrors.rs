@@ -23,10 +23,8 @@ use cairn_policy::{
     route::{Forward, Fraction, Mirror, MirrorTarget, PathRewrite, Target as RouteTarget},
     timeout::RouteTimeouts,
 };
-use cairn_waypoint::{
-    proxy::Node,
-    upstream::{ClusterSettings, UpstreamProtocol},
-};
+use cairn_telemetry::trace::NodeFacts;
+use cairn_waypoint::upstream::{ClusterSettings, UpstreamProtocol};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use parking_lot::Mutex;
@@ -143,9 +141,9 @@ fn post(body: impl Into<Bytes>) -> Request<Full<Bytes>> {
 async fn each_mirror_gets_the_request_as_its_route_edits_it_and_the_client_only_its_answer() {
     let address = "10.244.0.2".parse().unwrap();
     let rig = Rig::start_with(|settings| {
-        settings.node = Node {
+        settings.node = NodeFacts {
             address: Some(address),
-            ..Node::default()
+            ..NodeFacts::default()
         };
     })
     .await;

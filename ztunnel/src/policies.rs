@@ -218,6 +218,7 @@ impl Policy {
         rbac::Policy {
             permissions: vec![self.condition.clone()],
             principals: vec![Condition::Always],
+            condition: None,
         }
     }
 }

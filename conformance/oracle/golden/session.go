@@ -42,6 +42,8 @@ type Runner struct {
 	TunnelsOnly bool
 	// Unobserved leaves out the access logs that tell what the proxy itself noted.
 	Unobserved bool
+	// Leaves are ports of destinations on which other programs listen.
+	Leaves []int
 	// Plays chooses the destinations that exist; all when nil.
 	Plays func(backend.Host) bool
 	// Token is the service account token that the proxy finds.
@@ -114,6 +116,7 @@ func (r *Runner) Open(f *File, manifests, captureDir string) (s *Session, err er
 	if r.Plays != nil {
 		s.World.Hosts = slices.DeleteFunc(s.World.Hosts, func(h backend.Host) bool { return !r.Plays(h) })
 	}
+	s.World.Ports = slices.DeleteFunc(s.World.Ports, func(port int) bool { return slices.Contains(r.Leaves, port) })
 	if s.Network, err = rig.Up(r.Prefix, rig.Plan{Clients: f.Clients(), Waypoint: s.World.Waypoint, Also: s.World.Also, Dest: s.World.Addresses()}); err != nil {
 		return s, err
 	}

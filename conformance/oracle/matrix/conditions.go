@@ -229,7 +229,7 @@ func (m *maker) request(c match, meet bool) golden.Request {
 	}
 	r := golden.Request{Method: or(c.method, pick(m, "GET", "GET", "GET", "POST", "PUT", "DELETE", "PATCH")), Path: "/" + pick(m, "other", "", "api/x")}
 	if missing == "method" {
-		r.Method = pick(m, "PATCH", "HEAD")
+		r.Method = pick(m, "PATCH", "OPTIONS")
 	}
 	if c.path != nil {
 		if path, there := value(*c.path, "path"); there {
@@ -250,7 +250,7 @@ func (m *maker) request(c match, meet bool) golden.Request {
 			continue
 		}
 		r.Headers = append(r.Headers, m.spelling(name)+": "+v)
-		if m.chance(8) && name != "cookie" {
+		if m.chance(8) && name != "cookie" && name != "user-agent" {
 			r.Headers = append(r.Headers, name+": second")
 		}
 	}

@@ -48,8 +48,37 @@ func (m *maker) hashing() {
 	}
 }
 
+// split makes a service whose requests are divided by chance: how many went where is compared.
+func (m *maker) split() {
+	u := m.unit("split", web)
+	hosts := []string{"web-v1", "web-v2"}
+	first := pick(m, 20, 50, 75)
+	if m.chance(50) {
+		var routes []object
+		for i, weight := range []int{first, 100 - first} {
+			routes = append(routes, object{"destination": object{"host": hosts[i]}, "weight": weight})
+		}
+		u.add(object{
+			"apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "metadata": object{"name": u.Name, "namespace": "app"},
+			"spec": object{"hosts": []string{u.host()}, "http": []object{{"route": routes}}},
+		})
+	} else {
+		one, two := backend(hosts[0]), backend(hosts[1])
+		one["weight"], two["weight"] = first, 100-first
+		u.add(object{
+			"apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": object{"name": u.Name, "namespace": "app"},
+			"spec": object{"parentRefs": []object{{"group": "", "kind": "Service", "name": u.Name}}, "rules": []object{{"backendRefs": []object{one, two}}}},
+		})
+	}
+	u.send("weights", golden.Case{Repeat: 150, Tolerance: 0.25, CountBy: "workload"})
+}
+
 // limits makes a service with one endpoint and a bound: on requests, or on failures.
 func (m *maker) limits() {
+	if m.chance(30) {
+		m.split()
+		return
+	}
 	u := m.unit("dr", object{"app": "one"})
 	milliseconds := func(n int) golden.Duration { return golden.Duration(time.Duration(n) * time.Millisecond) }
 	switch m.IntN(5) {

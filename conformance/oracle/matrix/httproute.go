@@ -40,6 +40,9 @@ func (m *maker) headerFilter(kind, key string, names []string) object {
 	change := object{}
 	for _, verb := range some(m, 1, 3, "set", "add", "remove") {
 		chosen := some(m, 1, 2, names...)
+		if verb == "add" {
+			chosen = withoutSlots(chosen)
+		}
 		if verb == "remove" {
 			change[verb] = chosen
 			continue
@@ -126,10 +129,8 @@ func (m *maker) gatewayAction(u *Unit, conditions *[]match) action {
 		return filtered("rewrite", nil, object{"type": "URLRewrite", "urlRewrite": rewrite})
 	case 6:
 		one, two := backend("web-v1"), backend("web-v2")
-		one["weight"], two["weight"] = pick(m, 1, 3, 0), pick(m, 1, 2)
-		return action{kind: "weights", add: func(rule object) { rule["backendRefs"] = []object{one, two} }, shape: func(c *golden.Case) {
-			c.Repeat, c.Tolerance = 60, 0.3
-		}}
+		one["weight"], two["weight"] = 0, pick(m, 1, 2)
+		return action{kind: "weights", add: func(rule object) { rule["backendRefs"] = []object{one, two} }}
 	case 7:
 		timeouts := object{pick(m, "request", "backendRequest"): pick(m, "150ms", "0s", "400ms")}
 		return action{kind: "timeout", add: func(rule object) {

@@ -278,7 +278,7 @@ fn object<'a>(key: &str, view: &View<'a>) -> Option<Value<'a>> {
             let upstream = view.exchange.upstream.as_ref();
             upstream.is_some_and(|upstream| upstream.workload.is_some())
         }
-        _ => return bytes(filter_state(view, key, None, key)).map(|bytes| Value::Bytes(bytes.into())),
+        _ => return view.filter_state(key).map(|bytes| Value::Bytes(bytes.into())),
     };
     there.then(|| Value::Map(Map::Object(Cow::Owned(key.to_owned()))))
 }
@@ -289,17 +289,10 @@ pub(super) fn field_of<'a>(object: &str, field: &str, view: &View<'a>) -> Option
         // istiod's workload discovery tells none.
         return Some(Value::Map(Map::Empty));
     }
-    let text = bytes(filter_state(view, object, Some(field), &format!("{object}:{field}")))?;
-    Some(Value::Text(text.into()))
-}
-
-fn bytes(value: Formatted<'_>) -> Option<Vec<u8>> {
-    if matches!(value, Formatted::Absent) {
-        return None;
+    match filter_state(view, object, Some(field), "") {
+        Formatted::Text(text) => Some(Value::Text(text)),
+        _ => None,
     }
-    let mut out = Vec::new();
-    value.write(&mut out);
-    Some(out)
 }
 
 // === impl Headers ===

@@ -18,9 +18,9 @@ impl<'a> Value<'a> {
         match self {
             Self::Text(text) | Self::Bytes(text) => Formatted::Text(text),
             Self::Null => Formatted::text("NULL"),
-            Self::List(_) | Self::JsonList(_) => Formatted::text("list value"),
-            Self::Map(_) => Formatted::text("map value"),
-            Self::Type(_) => Formatted::text("type value"),
+            Self::List(_) | Self::JsonList(_) => Formatted::text("CelList value"),
+            Self::Map(_) => Formatted::text("CelMap value"),
+            Self::Type(_) => Formatted::text("CelType value"),
             Self::Time(nanos) => Formatted::Text(moment(nanos, "+00:00").into_bytes().into()),
             Self::Duration(nanos) => Formatted::Text(span(nanos).into_bytes().into()),
             other => Formatted::Text(converted(&other).into_bytes().into()),
@@ -31,7 +31,7 @@ impl<'a> Value<'a> {
     pub(super) fn typed(self, view: &View<'a>) -> Formatted<'a> {
         match self {
             Self::Text(text) => Formatted::Text(text),
-            Self::Null => Formatted::Absent,
+            Self::Null | Self::Type(_) => Formatted::Absent,
             other => match other.to_json(view) {
                 Json::String(text) => Formatted::Text(text.into_bytes().into()),
                 json => Formatted::Json(json.to_string().into()),
@@ -45,10 +45,18 @@ impl<'a> Value<'a> {
             Self::Bool(value) => Json::Bool(*value),
             Self::Int(number) if (-EXACT..=EXACT).contains(number) => Json::from(*number),
             Self::Uint(number) if *number <= EXACT.unsigned_abs() => Json::from(*number),
-            Self::Double(number) => Json::from(*number),
+            Self::Double(number) => whole(*number).map_or_else(|| Json::from(*number), Json::from),
             Self::Bytes(bytes) => Json::from(BASE64_STANDARD.encode(bytes)),
-            Self::Time(nanos) => Json::from(moment(*nanos, "Z")),
-            Self::Int(_) | Self::Uint(_) | Self::Duration(_) => Json::from(converted(self)),
+            Self::Time(nanos) => {
+                let seconds = moment(nanos - nanos.rem_euclid(time::SECOND), "");
+                Json::from(format!("{seconds}{}Z", thirds(nanos.rem_euclid(time::SECOND))))
+            }
+            Self::Duration(nanos) => {
+                let sign = if *nanos < 0 { "-" } else { "" };
+                let rest = nanos.abs();
+                Json::from(format!("{sign}{}{}s", rest / time::SECOND, thirds(rest % time::SECOND)))
+            }
+            Self::Int(_) | Self::Uint(_) => Json::from(converted(self)),
             Self::Text(text) => Json::from(String::from_utf8_lossy(text)),
             Self::Type(name) => Json::from(*name),
             Self::List(items) => items.iter().map(|item| item.to_json(view)).collect(),
@@ -69,6 +77,26 @@ impl<'a> Value<'a> {
             Self::Time(_) | Self::Duration(_) | Self::Uint(_) => converted(self),
             other => other.to_json(view).to_string(),
         }
+    }
+}
+
+/// A number without fraction that JSON's numbers hold exactly.
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    reason = "only where nothing is lost"
+)]
+fn whole(number: f64) -> Option<i64> {
+    (number.fract() == 0.0 && number.abs() <= EXACT as f64).then_some(number as i64)
+}
+
+/// A fraction of a second in three, six or nine digits, as protobuf's JSON has it.
+fn thirds(nanos: i128) -> String {
+    match nanos {
+        0 => String::new(),
+        nanos if nanos % 1_000_000 == 0 => format!(".{:03}", nanos / 1_000_000),
+        nanos if nanos % 1_000 == 0 => format!(".{:06}", nanos / 1_000),
+        nanos => format!(".{nanos:09}"),
     }
 }
 

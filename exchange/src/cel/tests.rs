@@ -6,7 +6,10 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::{CelError, Constant, Failure, LONGEST, Options, Program, Syntax};
-use crate::{Exchange, format::View, format::tests::finished};
+use crate::{
+    Exchange,
+    format::{Kind, Value as Formatted, View, tests::finished},
+};
 
 fn exchange() -> Exchange {
     let mut exchange = finished();
@@ -88,7 +91,7 @@ fn attributes_are_read_off_the_record() {
         ("xds.filter_chain_name", r#""inbound-vip|80|http|web""#),
         ("metadata.filter_metadata['jwt']['payload']['iss']", r#""issuer""#),
         ("metadata.filter_metadata.jwt.payload.groups", r#"["dev","ops"]"#),
-        ("metadata.filter_metadata.jwt.payload.level", "3.0"),
+        ("metadata.filter_metadata.jwt.payload.level", "3"),
         ("filter_state['mine']", r#"b"text""#),
         (
             "filter_state['io.istio.peer_principal']",
@@ -177,6 +180,76 @@ fn operators_and_functions_are_cels() {
         r"'\x41\u00e9\U0001F600\101\n' == 'Aé😀A\n' && r'\n' != '\n' && b'\xff' != b'\xfe' && br'\x' == b'\\x'",
         "'''a\n'b''' == \"a\\n'b\" // said twice",
     ]);
+}
+
+/// What Envoy 1.40 wrote for `%CEL(…)%` and `%TYPED_CEL(…)%`.
+#[test]
+fn values_are_written_as_envoy_writes_them() {
+    let exchange = exchange();
+    let view = View::new(&exchange);
+    let text = |value: Formatted<'_>| {
+        let mut out = Vec::new();
+        value.write(&mut out);
+        match value.kind() {
+            Kind::Absent => "-".to_owned(),
+            Kind::Text | Kind::Raw => String::from_utf8(out).unwrap(),
+        }
+    };
+    for (expression, plain, typed) in [
+        ("request.method", "GET", "GET"),
+        ("request.size", "0", "0"),
+        ("response.grpc_status", "2", "2"),
+        ("request.headers['none']", "-", "-"),
+        ("filter_state['mine']", "text", "dGV4dA=="),
+        (
+            "metadata.filter_metadata.jwt.payload.groups",
+            "CelList value",
+            r#"["dev","ops"]"#,
+        ),
+        ("metadata.filter_metadata.jwt.payload.level", "3", "3"),
+        ("connection.requested_server_name", "", ""),
+        ("null", "NULL", "-"),
+        ("true", "true", "true"),
+        ("1.5", "1.5", "1.5"),
+        ("1e10", "1e+10", "10000000000"),
+        ("0.00001234", "1.234e-05", "0.00001234"),
+        ("123456789.0", "1.23457e+08", "123456789"),
+        ("duration('90s')", "1m30s", "90s"),
+        ("duration('1500us')", "1.5ms", "0.001500s"),
+        ("duration('-1h0.25s')", "-1h0.25s", "-3600.250s"),
+        ("duration('0')", "0", "0s"),
+        (
+            "timestamp('2026-01-02T03:04:05.5Z')",
+            "2026-01-02T03:04:05.5+00:00",
+            "2026-01-02T03:04:05.500Z",
+        ),
+        (
+            "timestamp('2026-01-02T03:04:05Z')",
+            "2026-01-02T03:04:05+00:00",
+            "2026-01-02T03:04:05Z",
+        ),
+        (
+            "timestamp('2026-01-02T00:00:00Z') - timestamp('2026-01-01T00:00:00Z')",
+            "24h",
+            "86400s",
+        ),
+        ("[1, 2]", "CelList value", "[1,2]"),
+        ("{'a': 1}", "CelMap value", r#"{"a":1}"#),
+        ("type(1)", "CelType value", "-"),
+        ("b'abc'", "abc", "YWJj"),
+        ("request", "CelMap value", "{}"),
+        ("1 / 0", "-", "-"),
+        ("1 / 0 == 1 || true", "true", "true"),
+        ("'path' in request", "true", "true"),
+        ("filter_state.mine == 'text'", "false", "false"),
+        ("'a' < 1", "-", "-"),
+        ("-7 / 2", "-3", "-3"),
+        ("-7 % 3", "-1", "-1"),
+    ] {
+        let program = parse(expression).unwrap();
+        assert_eq!(text(program.format(&view)), plain, "{expression}");
+        assert_eq!(text(program.format_typed(&view)), typed, "{expression}");
+    }
 }
 
 #[test]

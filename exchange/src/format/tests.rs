@@ -346,17 +346,38 @@ fn one_operator_alone_keeps_its_type() {
 #[test]
 fn a_template_tells_what_it_reads() {
     let template = Template::parse(
-        "%RESP(X-A?X-B)% %RESP(:STATUS)% %REQ(x-c)% %TRACE_ID% %CEL(xds.node.id)% %CEL(response.headers['x-d'])%",
+        "%RESP(X-A?X-B)% %RESP(:STATUS)% %REQ(x-c)% %DOWNSTREAM_TLS_VERSION% %CEL(xds.node.id)% %CEL(response.headers['x-d'])%",
     )
     .unwrap();
     assert_eq!(
         template.response_headers().map(HeaderName::as_str).collect::<Vec<_>>(),
         ["x-a", "x-b", "x-d"]
     );
-    assert_eq!(template.unrecorded().collect::<Vec<_>>(), ["TRACE_ID", "CEL(xds.node.id)"]);
+    assert_eq!(
+        template.unrecorded().collect::<Vec<_>>(),
+        ["DOWNSTREAM_TLS_VERSION", "CEL(xds.node.id)"]
+    );
     assert_eq!(template.is_literal(), None);
     assert_eq!(Template::parse("50%%").unwrap().is_literal(), Some("50%"));
     assert_eq!(Template::parse("").unwrap().is_literal(), Some(""));
+}
+
+#[test]
+fn what_filters_have_noted_is_read_off_the_record() {
+    let mut exchange = finished();
+    let payload = serde_json::json!({"sub": "dev", "groups": ["a"]});
+    exchange.metadata.set("jwt".into(), "payload".into(), Arc::new(payload));
+    for (template, text) in [
+        ("%DYNAMIC_METADATA(jwt:payload:sub)%", "dev"),
+        ("%METADATA(DYNAMIC:jwt:payload:groups)%", r#"["a"]"#),
+        ("%DYNAMIC_METADATA(jwt)%", r#"{"payload":{"groups":["a"],"sub":"dev"}}"#),
+        (
+            "%DYNAMIC_METADATA(jwt:payload:none)% %DYNAMIC_METADATA(none)% %CLUSTER_METADATA(jwt)%",
+            "- - -",
+        ),
+    ] {
+        assert_eq!(render(template, &View::new(&exchange)), text, "{template}");
+    }
 }
 
 #[test]

@@ -84,6 +84,80 @@ pub(super) fn literal_prefix(pattern: &str) -> &str {
     }
 }
 
+/// The longest row of ordinary characters that every match has in it; empty where none is seen.
+///
+/// Only what stands outside of groups is looked at. An alternative may go without any, and flags may change what a character means.
+pub(super) fn required_literal(pattern: &str) -> String {
+    let mut longest = String::new();
+    let mut row = String::new();
+    let mut depth = 0usize;
+    let mut source = pattern.chars().peekable();
+    let mut end = |row: &mut String| {
+        if row.len() > longest.len() {
+            longest.clone_from(row);
+        }
+        row.clear();
+    };
+    if pattern.contains("(?") {
+        return String::new();
+    }
+    while let Some(character) = source.next() {
+        match character {
+            '\\' => match source.next() {
+                Some(quoted) if depth == 0 && quoted.is_ascii_punctuation() => row.push(quoted),
+                // A class, a place, or a character with a name.
+                Some('d' | 'D' | 'w' | 'W' | 's' | 'S' | 'b' | 'B' | 'A' | 'z' | 'a' | 'f' | 't' | 'n' | 'r' | 'v') => {
+                    end(&mut row)
+                }
+                Some(quoted) if quoted.is_ascii_punctuation() => {}
+                // What follows the others belongs to them.
+                _ => return String::new(),
+            },
+            '[' => {
+                end(&mut row);
+                // `]` is ordinary where it stands first.
+                if source.peek() == Some(&'^') {
+                    source.next();
+                }
+                if source.peek() == Some(&']') {
+                    source.next();
+                }
+                loop {
+                    match source.next() {
+                        Some('\\') => drop(source.next()),
+                        // `[:alpha:]` inside: not worth telling apart.
+                        Some('[') | None => return String::new(),
+                        Some(']') => break,
+                        Some(_) => {}
+                    }
+                }
+            }
+            '(' => {
+                end(&mut row);
+                depth += 1;
+            }
+            ')' => depth = depth.saturating_sub(1),
+            '|' if depth == 0 => return String::new(),
+            '*' | '?' | '{' if depth == 0 => {
+                // What stands before may be missing, and a repetition's counts are no text.
+                row.pop();
+                end(&mut row);
+                if character == '{' {
+                    if repetition(&source).is_none() {
+                        return String::new();
+                    }
+                    source.by_ref().take_while(|inside| *inside != '}').for_each(drop);
+                }
+            }
+            '.' | '+' | '^' | '$' => end(&mut row),
+            ordinary if depth == 0 => row.push(ordinary),
+            _ => {}
+        }
+    }
+    end(&mut row);
+    longest
+}
+
 /// The rest of a repetition whose `{` was just read, without the `}`; `None` when it is none.
 fn repetition(source: &Source<'_>) -> Option<String> {
     let inside: String = source.clone().take(16).take_while(|character| *character != '}').collect();
@@ -349,6 +423,48 @@ mod tests {
             ("", ""),
         ] {
             assert_eq!(super::literal_prefix(pattern), prefix, "{pattern}");
+        }
+    }
+
+    #[test]
+    fn every_match_has_the_required_literal_in_it() {
+        for (pattern, literal) in [
+            ("/abc", "/abc"),
+            ("/[a-z]+/item-7/.*", "/item-7/"),
+            ("/v[0-9]+/xyz?", "/xy"),
+            (r"/a\.b\d+cd", "/a.b"),
+            ("(/a|/bcd)/ef", "/ef"),
+            ("(abc)?d", "d"),
+            ("ab{2}cd", "cd"),
+            ("ab+c", "ab"),
+            ("[]a]bc[^]x]d", "bc"),
+            (r"[\]]x", "x"),
+            (r"\x4142", ""),
+            (r"\pLabc", ""),
+            (r"\Qa.b\E", ""),
+            ("/users/{id}", ""),
+            ("/a|/b", ""),
+            ("(?i)/abc", ""),
+            ("[[:alpha:]]abc", ""),
+            (".*", ""),
+            ("", ""),
+        ] {
+            assert_eq!(super::required_literal(pattern), literal, "{pattern}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn what_matches_has_the_required_literal(
+            pattern in r"([ab]|\\[.d]|[.]|[ab][*+?]|[ab]\{1,2\}|\(a\|b\)|\(ab\)[?*]|\[ab\]|\[\^a\]){0,6}(\|b)?",
+            values in proptest::collection::vec("[ab.1]{0,6}", 20),
+        ) {
+            let regex = Regex::new(&pattern).unwrap();
+            let (literal, prefix) = (regex.required_literal(), regex.literal_prefix());
+            for value in values.iter().filter(|value| regex.matches(value.as_bytes())) {
+                proptest::prop_assert!(value.contains(&literal), "{} {}", pattern, value);
+                proptest::prop_assert!(value.starts_with(prefix), "{} {}", pattern, value);
+            }
         }
     }
 

@@ -155,7 +155,9 @@ fn metadata(settings: &CaSettings) -> Option<Struct> {
         (name.to_owned(), Value { kind })
     };
     let signer = settings.cert_signer.as_deref().map(|signer| text("CertSigner", signer));
-    let whose = settings.impersonate.then(|| text("ImpersonatedIdentity", settings.id.as_str()));
+    let whose = settings
+        .impersonate
+        .then(|| text("ImpersonatedIdentity", settings.id.as_str()));
     let fields: std::collections::BTreeMap<_, _> = signer.into_iter().chain(whose).collect();
     (!fields.is_empty()).then_some(Struct { fields })
 }

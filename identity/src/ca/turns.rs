@@ -145,7 +145,11 @@ mod tests {
         raised.unwrap().set(Urgency::Waiting);
         // One that gives up is passed over.
         let given_up = turns.turn(Urgency::Waiting);
-        assert!(tokio::time::timeout(std::time::Duration::from_secs(1), given_up.take()).await.is_err());
+        assert!(
+            tokio::time::timeout(std::time::Duration::from_secs(1), given_up.take())
+                .await
+                .is_err()
+        );
         drop(first);
         for task in tasks {
             task.await.unwrap();

@@ -14,7 +14,7 @@ use cairn_exchange::{RequestHead, Scheme};
 use super::StringMatcher;
 
 /// The name of a header as configuration names it, pseudo-headers included.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum HeaderName {
     /// `:method`
     Method,

@@ -3,6 +3,8 @@
 //! Values are bytes, since header values need not be UTF-8. Folding case is ASCII's, as in Envoy; it has no effect on regular
 //! expressions, which fold with `(?i)` on their own.
 
+use std::sync::Arc;
+
 use memchr::memmem;
 
 use super::Regex;
@@ -11,13 +13,13 @@ use super::Regex;
 #[derive(Clone, Debug)]
 pub enum StringMatch {
     /// The whole string.
-    Exact(Box<str>),
+    Exact(Arc<str>),
     /// Its beginning.
-    Prefix(Box<str>),
+    Prefix(Arc<str>),
     /// Its end.
-    Suffix(Box<str>),
+    Suffix(Arc<str>),
     /// Any part of it.
-    Contains(Box<str>),
+    Contains(Arc<str>),
     /// The whole string, by a regular expression.
     Regex(Regex),
 }

@@ -1,19 +1,24 @@
 //! Conditions in the form in which they are asked.
 //!
-//! Alternatives that compare one text or the path with whole strings become one lookup in a set, ranges of one address one search,
-//! ports a sorted list; what always or never holds is folded away; what costs least is asked first. None of it changes what
-//! holds: a condition has no effect but its answer.
+//! Alternatives that compare one text with many shapes become one lookup ([`Shapes`]), ranges of one address one search, ports a list;
+//! what always or never holds is folded away; what costs least is asked first. Texts are shared with the plain trees. None of it
+//! changes what holds: a condition has no effect but its answer.
 
-use std::{collections::HashSet, ops::RangeInclusive, sync::Arc};
+use std::{ops::RangeInclusive, sync::Arc};
 
 use cairn_exchange::cel::Program;
-use foldhash::fast::RandomState;
 use ipnet::IpNet;
 
-use super::{Address, Condition, Facts, Policy, Text, UriTemplate, interpret};
-use crate::matcher::{CidrSet, HeaderMatch, HeaderMatcher, HeaderName, MetadataMatcher, StringMatch, StringMatcher};
+use super::{
+    Address, Condition, Facts, Policy, UriTemplate,
+    index::Subject,
+    interpret,
+    shapes::{Shape, Shapes},
+};
+use crate::matcher::{CidrSet, HeaderMatch, HeaderMatcher, MetadataMatcher, StringMatch, StringMatcher};
 
-type Strings = HashSet<Box<[u8]>, RandomState>;
+/// Up to so many shapes of one text are compared one by one.
+const FEW: usize = 6;
 
 /// A compiled condition.
 #[derive(Clone, Debug)]
@@ -25,15 +30,12 @@ pub(super) enum Check {
     Not(Box<Check>),
     Ports(Box<[RangeInclusive<u16>]>),
     Authenticated,
-    Addresses(Address, CidrSet),
-    Text(Text, StringMatcher),
-    TextIn(Text, Strings),
-    Path(StringMatcher),
-    PathIn(Strings),
-    Header(HeaderMatcher),
-    HeaderIn(HeaderName, Strings),
-    Template(UriTemplate),
-    Metadata(MetadataMatcher),
+    Addresses(Address, Box<CidrSet>),
+    One(Subject, StringMatcher),
+    Many(Subject, Box<Shapes>),
+    Header(Box<HeaderMatcher>),
+    Template(Box<UriTemplate>),
+    Metadata(Box<MetadataMatcher>),
     Expression(Arc<Program>),
 }
 
@@ -43,9 +45,7 @@ struct Alternatives {
     always: bool,
     ports: Vec<RangeInclusive<u16>>,
     ranges: Vec<(Address, Vec<IpNet>)>,
-    texts: Vec<(Text, Strings)>,
-    paths: Strings,
-    headers: Vec<(HeaderName, Strings)>,
+    texts: Vec<(Subject, Vec<StringMatcher>)>,
     others: Vec<Check>,
 }
 
@@ -115,12 +115,9 @@ impl Check {
             Self::Ports(ranges) => ranges.iter().any(|range| range.contains(&facts.destination_port)),
             Self::Authenticated => facts.certificate.is_some(),
             Self::Addresses(which, set) => facts.address(*which).is_some_and(|address| set.contains(address)),
-            Self::Text(which, matcher) => facts.text(*which).is_some_and(|text| matcher.matches(text.as_bytes())),
-            Self::TextIn(which, set) => facts.text(*which).is_some_and(|text| set.contains(text.as_bytes())),
-            Self::Path(matcher) => facts.path().is_some_and(|path| matcher.matches(path.as_bytes())),
-            Self::PathIn(set) => facts.path().is_some_and(|path| set.contains(path.as_bytes())),
+            Self::One(subject, matcher) => subject.any(facts, |text| matcher.matches(text)),
+            Self::Many(subject, shapes) => subject.any(facts, |text| shapes.any(text)),
             Self::Header(matcher) => facts.header_matches(matcher),
-            Self::HeaderIn(name, set) => facts.any_header(name, |value| set.contains(value)) == Some(true),
             Self::Template(template) => facts.path().is_some_and(|path| template.matches(path)),
             Self::Metadata(matcher) => matcher.matches(facts.metadata),
             Self::Expression(program) => interpret::agrees(Some(program), facts),
@@ -131,9 +128,9 @@ impl Check {
     fn cost(&self) -> u8 {
         match self {
             Self::Always | Self::Never | Self::Ports(_) | Self::Authenticated => 0,
-            Self::Addresses(..) | Self::TextIn(..) | Self::PathIn(_) => 1,
-            Self::HeaderIn(..) => 2,
-            Self::Text(_, matcher) | Self::Path(matcher) => string_cost(matcher),
+            Self::Addresses(..) => 1,
+            Self::One(subject, matcher) => string_cost(matcher) + u8::from(matches!(subject, Subject::Header(_))),
+            Self::Many(subject, _) => 2 + u8::from(matches!(subject, Subject::Header(_))),
             Self::Header(matcher) => match &matcher.how {
                 HeaderMatch::String(string) => string_cost(string) + 1,
                 HeaderMatch::Present(_) | HeaderMatch::Range { .. } => 2,
@@ -155,11 +152,14 @@ fn string_cost(matcher: &StringMatcher) -> u8 {
     }
 }
 
-/// The whole string that a matcher asks for, letters as they are.
-fn whole(matcher: &StringMatcher) -> Option<Box<[u8]>> {
+/// What is looked up with others of its kind.
+fn shape(matcher: &StringMatcher) -> Shape {
     match matcher.how() {
-        StringMatch::Exact(text) if !matcher.ignores_case() => Some(text.as_bytes().into()),
-        _ => None,
+        StringMatch::Exact(text) => Shape::Exact(text.clone()),
+        StringMatch::Prefix(text) => Shape::Prefix(text.clone()),
+        StringMatch::Suffix(text) => Shape::Suffix(text.clone()),
+        StringMatch::Contains(text) => Shape::Contains(text.clone()),
+        StringMatch::Regex(regex) => Shape::Regex(regex.clone()),
     }
 }
 
@@ -171,23 +171,18 @@ impl Alternatives {
             Condition::AnyOf(any) => any.into_iter().for_each(|one| self.add(one)),
             Condition::Port(range) => self.ports.push(range),
             Condition::Address(which, net) => entry(&mut self.ranges, which).push(net),
-            Condition::Text(which, matcher) => match whole(&matcher) {
-                Some(text) => drop(entry(&mut self.texts, which).insert(text)),
-                None => self.others.push(Check::Text(which, matcher)),
-            },
-            Condition::Path(matcher) => match whole(&matcher) {
-                Some(path) => drop(self.paths.insert(path)),
-                None => self.others.push(Check::Path(matcher)),
-            },
-            Condition::Header(matcher) => match &matcher.how {
-                HeaderMatch::String(string) if !matcher.invert && !matcher.treat_missing_as_empty => match whole(string) {
-                    Some(value) => drop(entry(&mut self.headers, matcher.name).insert(value)),
-                    None => self.others.push(Check::Header(matcher)),
-                },
-                _ => self.others.push(Check::Header(matcher)),
-            },
-            Condition::Template(template) => self.others.push(Check::Template(template)),
-            Condition::Metadata(matcher) => self.others.push(Check::Metadata(matcher)),
+            Condition::Text(which, matcher) => self.add_text(Subject::Text(which), matcher),
+            Condition::State(key, matcher) => self.add_text(Subject::State(key), matcher),
+            Condition::Path(matcher) => self.add_text(Subject::Path, matcher),
+            Condition::Header(HeaderMatcher {
+                name,
+                how: HeaderMatch::String(matcher),
+                invert: false,
+                treat_missing_as_empty: false,
+            }) => self.add_text(Subject::Header(name), matcher),
+            Condition::Header(matcher) => self.others.push(Check::Header(matcher.into())),
+            Condition::Template(template) => self.others.push(Check::Template(template.into())),
+            Condition::Metadata(matcher) => self.others.push(Check::Metadata(matcher.into())),
             Condition::Authenticated => self.others.push(Check::Authenticated),
             nested @ (Condition::Always | Condition::All(_) | Condition::Not(_)) => match Check::new(nested) {
                 Check::Always => self.always = true,
@@ -197,14 +192,21 @@ impl Alternatives {
         }
     }
 
+    /// Shapes that fold letters are compared alone; expressions fold on their own.
+    fn add_text(&mut self, subject: Subject, matcher: StringMatcher) {
+        if matcher.ignores_case() && !matches!(matcher.how(), StringMatch::Regex(_)) {
+            self.others.push(Check::One(subject, matcher));
+        } else {
+            entry(&mut self.texts, subject).push(matcher);
+        }
+    }
+
     fn finish(self) -> Check {
         let Self {
             always,
             ports,
             ranges,
             texts,
-            paths,
-            headers,
             others,
         } = self;
         if always {
@@ -217,13 +219,16 @@ impl Alternatives {
         any.extend(
             ranges
                 .into_iter()
-                .map(|(which, nets)| Check::Addresses(which, nets.into_iter().collect())),
+                .map(|(which, nets)| Check::Addresses(which, Box::new(nets.into_iter().collect()))),
         );
-        any.extend(texts.into_iter().map(|(which, set)| Check::TextIn(which, set)));
-        if !paths.is_empty() {
-            any.push(Check::PathIn(paths));
+        for (subject, matchers) in texts {
+            let together = (matchers.len() > FEW).then(|| Shapes::new(matchers.iter().map(|matcher| (shape(matcher), 0))));
+            match together {
+                Some(Ok(shapes)) => any.push(Check::Many(subject, Box::new(shapes))),
+                // Few, or expressions that together take too much memory.
+                None | Some(Err(_)) => any.extend(matchers.into_iter().map(|matcher| Check::One(subject.clone(), matcher))),
+            }
         }
-        any.extend(headers.into_iter().map(|(name, set)| Check::HeaderIn(name, set)));
         any.sort_by_key(Check::cost);
         match <[Check; 1]>::try_from(any) {
             Ok([only]) => only,
@@ -234,7 +239,7 @@ impl Alternatives {
 }
 
 /// The value of a key in a short list; there are as many keys as kinds of facts.
-fn entry<K: PartialEq, V: Default>(list: &mut Vec<(K, V)>, key: K) -> &mut V {
+pub(super) fn entry<K: PartialEq, V: Default>(list: &mut Vec<(K, V)>, key: K) -> &mut V {
     let at = match list.iter().position(|(known, _)| *known == key) {
         Some(at) => at,
         None => {

@@ -42,6 +42,8 @@ pub enum Condition {
     Port(RangeInclusive<u16>),
     /// Some text that is known of the connection; what is missing has no shape.
     Text(Text, StringMatcher),
+    /// An object of filter state, as text; only in the record of an exchange there are any.
+    State(Arc<str>, StringMatcher),
     /// The client has shown a certificate on this very connection.
     Authenticated,
     /// What filters have noted about the request.

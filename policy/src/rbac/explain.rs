@@ -283,6 +283,10 @@ fn describe(condition: &Condition, facts: &Facts<'_>) -> Fact {
             Fact::new("port", wanted, Some(facts.destination_port.to_string().into()))
         }
         Condition::Text(which, matcher) => text(*which, matcher, facts),
+        Condition::State(key, matcher) => {
+            let found = facts.state(key).map(|text| String::from_utf8_lossy(&text).into_owned());
+            Fact::new(format!("filter state {key}"), string_words(matcher), found.map(Cow::from))
+        }
         Condition::Authenticated => Fact::new("certificate", "any", facts.certificate.map(Cow::from)),
         Condition::Metadata(matcher) => Fact::metadata(matcher, facts.metadata),
         Condition::Always | Condition::All(_) | Condition::AnyOf(_) | Condition::Not(_) => Fact::new("policy", "anything", None),

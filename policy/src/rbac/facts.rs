@@ -130,6 +130,11 @@ impl<'a> Facts<'a> {
         }
     }
 
+    /// An object of filter state.
+    pub(super) fn state(&self, key: &str) -> Option<Vec<u8>> {
+        self.view()?.filter_state(key)
+    }
+
     /// The path without its query.
     pub(super) fn path(&self) -> Option<&'a str> {
         self.request.filter(|_| self.has_path).map(|head| head.path.path())

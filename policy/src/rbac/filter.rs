@@ -1,6 +1,6 @@
 //! An RBAC filter, and several of them in a row.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use cairn_exchange::{DynamicMetadata, Exchange, Protocol, ShadowDecision};
 use serde_json::Value;
@@ -32,6 +32,9 @@ pub struct Shadow {
 /// Where the results of shadow rules are noted, by what was decided about.
 const OF_REQUESTS: &str = "envoy.filters.http.rbac";
 const OF_CONNECTIONS: &str = "envoy.filters.network.rbac";
+
+/// Where an audit notes whether it matched, for logs: `true` or `false`.
+static AUDIT_HINT: LazyLock<[Arc<str>; 2]> = LazyLock::new(|| ["envoy.common".into(), "access_log_hint".into()]);
 
 /// What one filter says.
 #[derive(Clone, Copy, Debug)]
@@ -84,14 +87,20 @@ impl Rbac {
                 policy: decision.policy.cloned(),
             });
         }
-        exchange.audited |= marked;
+        if let Some(marked) = marked {
+            exchange.audited |= marked;
+            let [namespace, key] = &*AUDIT_HINT;
+            exchange
+                .metadata
+                .set(namespace.clone(), key.clone(), Arc::new(Value::Bool(marked)));
+        }
         denied.map_or(Ok(()), Err)
     }
 
-    /// Whether the enforced rules are an audit that matched.
-    fn marks(&self, outcome: &Outcome<'_>) -> bool {
-        self.rules.as_ref().is_some_and(|rules| rules.action() == Action::Log)
-            && outcome.enforced.is_some_and(|decision| decision.policy.is_some())
+    /// Where the enforced rules are an audit: whether it matched.
+    fn marks(&self, outcome: &Outcome<'_>) -> Option<bool> {
+        self.rules.as_ref().filter(|rules| rules.action() == Action::Log)?;
+        Some(outcome.enforced?.policy.is_some())
     }
 }
 

@@ -19,6 +19,7 @@ pub fn holds(condition: &Condition, facts: &Facts<'_>) -> bool {
         Condition::Address(which, net) => facts.address(*which).is_some_and(|address| net.contains(&address)),
         Condition::Port(range) => range.contains(&facts.destination_port),
         Condition::Text(which, matcher) => facts.text(*which).is_some_and(|text| matcher.matches(text.as_bytes())),
+        Condition::State(key, matcher) => facts.state(key).is_some_and(|text| matcher.matches(&text)),
         Condition::Authenticated => facts.certificate.is_some(),
         Condition::Metadata(matcher) => matcher.matches(facts.metadata),
     }

@@ -7,17 +7,19 @@
 //! ALLOW lets pass what a policy matches and nothing else, so that ALLOW without policies denies everything; DENY stops what one
 //! matches; LOG only marks it. Shadow rules are decided beside the others and never stop anything.
 //!
-//! Rules are compiled when they are made: alternatives that ask one fact for one of several values become one lookup. What holds
-//! does not depend on it, which the tests prove against an interpreter of the plain trees; that interpreter tells people why
-//! ([`Rules::explain`]).
+//! Rules are compiled when they are made: alternatives that ask one fact for one of several shapes become one lookup, and of many
+//! policies only those are asked that an index finds. What holds does not depend on it, which the tests prove against an interpreter
+//! of the plain trees; that interpreter tells people why ([`Rules::explain`]).
 
 mod compile;
 mod condition;
 mod explain;
 mod facts;
 mod filter;
+mod index;
 mod interpret;
 mod rules;
+mod shapes;
 mod template;
 #[cfg(test)]
 mod tests;

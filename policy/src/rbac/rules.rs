@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{Facts, Policy, compile::Check};
+use super::{Facts, Policy, compile::Check, index::Index};
 
 /// What becomes of what a policy matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -20,6 +20,7 @@ pub enum Action {
 pub struct Rules {
     action: Action,
     policies: Box<[(Arc<str>, Check)]>,
+    index: Option<Arc<Index>>,
     /// As configured, for those who ask why.
     plain: Arc<BTreeMap<String, Policy>>,
 }
@@ -44,6 +45,7 @@ impl Rules {
         Self {
             action,
             policies: compiled.collect(),
+            index: Index::worthwhile(policies.values()).map(Arc::new),
             plain: Arc::new(policies),
         }
     }
@@ -63,9 +65,23 @@ impl Rules {
         &self.plain
     }
 
+    /// Whether only those policies are asked that an index finds.
+    #[cfg(test)]
+    pub(super) fn is_indexed(&self) -> bool {
+        self.index.is_some()
+    }
+
     /// Decides.
     pub fn decide(&self, facts: &Facts<'_>) -> Decision<'_> {
-        let matched = self.policies.iter().find(|(_, check)| check.holds(facts));
+        let holds = |(_, check): &&(Arc<str>, Check)| check.holds(facts);
+        let matched = match &self.index {
+            None => self.policies.iter().find(holds),
+            Some(index) => {
+                let policy = |position: u32| self.policies.get(usize::try_from(position).ok()?);
+                let candidates = index.candidates(facts).into_iter();
+                candidates.filter_map(policy).find(holds)
+            }
+        };
         let allowed = match self.action {
             Action::Allow => matched.is_some(),
             Action::Deny => matched.is_none(),

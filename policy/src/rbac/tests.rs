@@ -318,6 +318,20 @@ fn a_condition_has_to_hold_besides() {
 }
 
 #[test]
+fn objects_of_filter_state_are_read_off_the_record() {
+    let mut exchange = record(&Sample::http("GET", "/", &[]));
+    exchange.filter_state.set("tenant".into(), "gold".to_owned(), false);
+    let facts = Facts::inside(&exchange);
+    for (key, wanted, expected) in [("tenant", "gold", true), ("tenant", "lead", false), ("other", "gold", false)] {
+        assert_eq!(
+            holds(&Condition::State(key.into(), exact(wanted)), &facts),
+            expected,
+            "{key} {wanted}"
+        );
+    }
+}
+
+#[test]
 fn the_story_of_a_condition_says_what_it_is_and_what_it_found() {
     let exchange = record(&Sample::http("GET", "/a", &[("x-tenant", "lead"), ("x-api-key", "hush")]));
     let facts = Facts::inside(&exchange);
@@ -419,7 +433,20 @@ fn text() -> impl Strategy<Value = StringMatcher> {
         };
         StringMatcher::new(how, fold)
     });
-    let regex = select(vec![".*", ".+", ".*/ns/app/.*", "/admin.*", "[A-Z]+"]).prop_map(regex);
+    let regex = select(vec![
+        ".*",
+        ".+",
+        ".*/ns/app/.*",
+        "/admin.*",
+        ".*/client",
+        "GET",
+        "/ad.in",
+        "(?i)/ADMIN.*",
+        "a|.*b",
+        "[A-Z]+",
+        "/admin?",
+    ])
+    .prop_map(regex);
     prop_oneof![4 => shaped, 1 => regex]
 }
 
@@ -475,6 +502,34 @@ fn expression() -> impl Strategy<Value = Arc<Program>> {
         "request.path",
     ];
     select(texts).prop_map(|text| Program::parse(text, Options::default()).unwrap().into())
+}
+
+/// Enough for an index, and mostly of what an index can look up.
+fn many_policies() -> impl Strategy<Value = BTreeMap<String, Policy>> {
+    let plain = prop_oneof![
+        3 => text().prop_map(Condition::Path),
+        3 => text().prop_map(|how| Condition::Text(Text::PeerPrincipal, how)),
+        2 => text().prop_map(|how| header("x-tenant", HeaderMatch::String(how))),
+        1 => (78..82u16).prop_map(|port| Condition::Port(port..=port + 1)),
+        1 => select(vec!["10.0.0.0/8", "10.244.0.9/32", "10.244.0.0/24", "0.0.0.0/0", "fd00::/8"])
+            .prop_map(|range| Condition::Address(Address::DirectRemote, net(range))),
+        1 => select(vec!["/*", "/admin/*", "/a{b}"]).prop_map(|template| {
+            UriTemplate::new(template).map_or(Condition::Authenticated, Condition::Template)
+        }),
+        1 => Just(Condition::Always),
+    ];
+    let nested = prop_oneof![
+        3 => plain.clone(),
+        1 => vec(plain.clone(), 0..3).prop_map(Condition::All),
+        1 => vec(plain.clone(), 0..9).prop_map(Condition::AnyOf),
+        1 => plain.prop_map(not),
+    ];
+    let policy = (vec(nested.clone(), 1..3), vec(nested, 1..3)).prop_map(|(permissions, principals)| Policy {
+        permissions,
+        principals,
+        condition: None,
+    });
+    proptest::collection::btree_map("[a-z]{2}", policy, 8..16)
 }
 
 fn policies() -> impl Strategy<Value = BTreeMap<String, Policy>> {
@@ -539,6 +594,23 @@ fn sample() -> impl Strategy<Value = Sample> {
 
 fn action() -> impl Strategy<Value = Action> {
     select(vec![Action::Allow, Action::Deny, Action::Log])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+
+    #[test]
+    fn of_many_policies_those_that_can_match_are_asked(action in action(), policies in many_policies(), samples in vec(sample(), 1..8)) {
+        let compiled = Rules::new(action, policies.clone());
+        prop_assert!(compiled.is_indexed());
+        for sample in samples {
+            let record = record(&sample);
+            let facts = sample.facts_of(&record);
+            let (allowed, policy) = interpret::decide(action, &policies, &facts);
+            let decision = compiled.decide(&facts);
+            prop_assert_eq!((decision.allowed, decision.policy.map(|name| &**name)), (allowed, policy), "{:?}", sample);
+        }
+    }
 }
 
 proptest! {

@@ -1,12 +1,17 @@
 //! An index over the routes of a virtual host: which of them could match a path at all.
 //!
-//! Each route lies in one bucket: under its whole path, under the beginning that its matches must have, or among those that nothing is
-//! known of. A bucket sorts further by one header that must have an exact value (`:method` is one). A search takes the few lists of
+//! Each route lies in one bucket: under its whole path, under the beginning or the part that its matches must have, or among those that
+//! nothing is known of. A bucket sorts further by one header that must have an exact value (`:method` is one). A search takes the few lists of
 //! the buckets that fit the request and asks their routes in configuration's order, so that it finds what asking all would find: the
 //! index only leaves out routes that cannot match.
 
-use std::{borrow::Cow, collections::HashMap, sync::Arc};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
+use aho_corasick::AhoCorasick;
 use cairn_exchange::RequestHead;
 use foldhash::fast::RandomState;
 use smallvec::SmallVec;
@@ -29,17 +34,32 @@ pub(super) struct RouteIndex {
     strict: Paths,
     /// Letters folded.
     folded: Paths,
+    /// Regular expressions by a text that they must have in them.
+    parts: Parts,
     /// Routes whose path says nothing that could be looked up.
     other: Bucket,
+}
+
+#[derive(Debug, Default)]
+struct Parts {
+    /// While it is put together.
+    by_text: Map<Bucket>,
+    automaton: Option<AhoCorasick>,
+    /// By the automaton's patterns.
+    buckets: Vec<Bucket>,
 }
 
 #[derive(Debug, Default)]
 struct Paths {
     exact: Map<Bucket>,
     prefixes: Map<Bucket>,
-    /// The lengths that occur among the prefixes, ascending.
-    lengths: Vec<usize>,
+    /// The lengths that occur among the prefixes, ascending, and with which bytes those of a length end.
+    lengths: Vec<(usize, Bytes)>,
 }
+
+/// A set of bytes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Bytes([u64; 4]);
 
 #[derive(Debug, Default)]
 struct Bucket {
@@ -60,11 +80,9 @@ impl RouteIndex {
         for (position, route) in (0u32..).zip(routes) {
             index.bucket_of(route).insert(position, &route.matches.headers);
         }
-        for paths in [&mut index.strict, &mut index.folded] {
-            paths.lengths = paths.prefixes.keys().map(|prefix| prefix.len()).collect();
-            paths.lengths.sort_unstable();
-            paths.lengths.dedup();
-        }
+        index.strict.finish();
+        index.folded.finish();
+        index.parts.finish(&mut index.other);
         index
     }
 
@@ -76,6 +94,7 @@ impl RouteIndex {
         if !self.folded.is_empty() {
             self.folded.collect(&path.to_ascii_lowercase(), head, &mut lists);
         }
+        self.parts.collect(path, head, &mut lists);
         self.other.collect(head, &mut lists);
         let mut in_order = InOrder(lists);
         let route = |position: u32| routes.get(usize::try_from(position).ok()?);
@@ -98,10 +117,17 @@ impl RouteIndex {
         match path.how() {
             PathMatch::Exact(whole) => paths.exact.entry(key(whole)).or_default(),
             PathMatch::Prefix(start) | PathMatch::SeparatedPrefix(start) => paths.prefixes.entry(key(start)).or_default(),
-            PathMatch::Regex(regex) if !regex.literal_prefix().is_empty() => {
-                paths.prefixes.entry(key(regex.literal_prefix())).or_default()
+            PathMatch::Regex(regex) => {
+                let (start, part) = (regex.literal_prefix(), regex.required_literal());
+                if start.len() >= part.len() && !start.is_empty() {
+                    paths.prefixes.entry(key(start)).or_default()
+                } else if !part.is_empty() {
+                    self.parts.by_text.entry(part.into_bytes().into()).or_default()
+                } else {
+                    &mut self.other
+                }
             }
-            PathMatch::Regex(_) | PathMatch::Connect => &mut self.other,
+            PathMatch::Connect => &mut self.other,
         }
     }
 }
@@ -109,6 +135,15 @@ impl RouteIndex {
 // === impl Paths ===
 
 impl Paths {
+    fn finish(&mut self) {
+        let mut lengths: BTreeMap<usize, Bytes> = BTreeMap::new();
+        for prefix in self.prefixes.keys() {
+            let ends = lengths.entry(prefix.len()).or_default();
+            prefix.last().into_iter().for_each(|byte| ends.insert(*byte));
+        }
+        self.lengths = lengths.into_iter().collect();
+    }
+
     fn is_empty(&self) -> bool {
         self.exact.is_empty() && self.prefixes.is_empty()
     }
@@ -117,10 +152,62 @@ impl Paths {
         if let Some(bucket) = self.exact.get(path) {
             bucket.collect(head, lists);
         }
-        for start in self.lengths.iter().map_while(|length| path.get(..*length)) {
-            if let Some(bucket) = self.prefixes.get(start) {
+        for (length, ends) in &self.lengths {
+            let Some(start) = path.get(..*length) else { break };
+            // Most beginnings end with a slash, and most slashes are elsewhere.
+            let possible = start.last().is_none_or(|byte| ends.contains(*byte));
+            if possible && let Some(bucket) = self.prefixes.get(start) {
                 bucket.collect(head, lists);
             }
+        }
+    }
+}
+
+// === impl Bytes ===
+
+impl Bytes {
+    fn insert(&mut self, byte: u8) {
+        if let Some(word) = self.0.get_mut(usize::from(byte / 64)) {
+            *word |= 1 << (byte % 64);
+        }
+    }
+
+    fn contains(self, byte: u8) -> bool {
+        self.0
+            .get(usize::from(byte / 64))
+            .is_some_and(|word| word >> (byte % 64) & 1 == 1)
+    }
+}
+
+// === impl Parts ===
+
+impl Parts {
+    /// Texts that take too much memory together are not looked for.
+    fn finish(&mut self, other: &mut Bucket) {
+        let (texts, buckets): (Vec<_>, Vec<_>) = std::mem::take(&mut self.by_text).into_iter().unzip();
+        if texts.is_empty() {
+            return;
+        }
+        match AhoCorasick::new(&texts) {
+            Ok(automaton) => {
+                self.automaton = Some(automaton);
+                self.buckets = buckets;
+            }
+            Err(_) => buckets.into_iter().for_each(|bucket| other.absorb(bucket)),
+        }
+    }
+
+    fn collect<'a>(&'a self, path: &[u8], head: &RequestHead, lists: &mut SmallVec<[&'a [u32]; 8]>) {
+        let Some(automaton) = &self.automaton else { return };
+        let mut found: SmallVec<[usize; 8]> = automaton
+            .find_overlapping_iter(path)
+            .map(|found| found.pattern().as_usize())
+            .collect();
+        // A text may be there twice.
+        found.sort_unstable();
+        found.dedup();
+        for bucket in found.into_iter().filter_map(|pattern| self.buckets.get(pattern)) {
+            bucket.collect(head, lists);
         }
     }
 }
@@ -141,6 +228,13 @@ impl Bucket {
         if let Some((_, values)) = self.by_header.get_mut(at) {
             values.entry(value.as_bytes().into()).or_default().push(position);
         }
+    }
+
+    /// Takes the routes of another; whichever header sorted them there.
+    fn absorb(&mut self, other: Self) {
+        let sorted = other.by_header.into_iter().flat_map(|(_, values)| values.into_values());
+        self.plain.extend(sorted.flatten().chain(other.plain));
+        self.plain.sort_unstable();
     }
 
     fn collect<'a>(&'a self, head: &RequestHead, lists: &mut SmallVec<[&'a [u32]; 8]>) {
@@ -205,7 +299,19 @@ mod tests {
     }
 
     fn a_path_match() -> impl Strategy<Value = PathMatch> {
-        let regexes = prop::sample::select(vec!["/a.*", "/[ab]+", "/(a|b)/?", ".*b", "/a|/b", "/ab?", "(?i)/a", "/a/b"]);
+        let regexes = prop::sample::select(vec![
+            "/a.*",
+            "/[ab]+",
+            "/(a|b)/?",
+            ".*b",
+            "/a|/b",
+            "/ab?",
+            "(?i)/a",
+            "/a/b",
+            "/[ab]+/ab.*",
+            ".*/b",
+            "/.?bb",
+        ]);
         prop_oneof![
             a_path().prop_map(|path| PathMatch::Exact(path.into())),
             a_path().prop_map(|path| PathMatch::Prefix(path.into())),

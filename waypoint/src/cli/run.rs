@@ -6,7 +6,7 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
 
 use anyhow::{Context as _, Result};
 use cairn_exchange::{SpiffeId, clock};
-use cairn_identity::{Identity, Source, generate::Authority};
+use cairn_identity::{Identity, Options, Source, generate::Authority};
 use clap::Args;
 
 use crate::{
@@ -23,7 +23,7 @@ pub struct Run {
     /// A folder with a capture (cds.pb, eds.pb, lds.pb, …), or a file with Envoy's /config_dump JSON.
     #[arg(long, value_name = "PATH")]
     config: PathBuf,
-    /// A folder with cert-chain.pem, key.pem and root-cert.pem; without it, certificates are generated.
+    /// A folder with cert-chain.pem, key.pem and root-cert.pem, and ca-crl.pem where there is one; without it, certificates are generated.
     #[arg(long, value_name = "DIR")]
     certs: Option<PathBuf>,
     /// With generated certificates: where to put root, and certificate and key of a client.
@@ -125,11 +125,16 @@ const CERTIFICATES_TIMEOUT: std::time::Duration = std::time::Duration::from_secs
 fn identity(args: &Run) -> Result<Identity> {
     if let Some(dir) = &args.certs {
         let file = |name: &str| dir.join(name);
-        return Ok(Identity::start(Source::Files {
+        let source = Source::Files {
             chain: file("cert-chain.pem"),
             key: file("key.pem"),
             root: file("root-cert.pem"),
-        }));
+        };
+        let options = Options {
+            revocation_file: Some(file("ca-crl.pem")),
+            ..Options::default()
+        };
+        return Ok(Identity::start_with(source, options));
     }
     let authority = Authority::new("cairn run")?;
     let id: SpiffeId = args.identity.parse()?;

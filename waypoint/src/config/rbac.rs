@@ -77,7 +77,7 @@ fn of_requests(filter: HttpRbac, layer: Layer, notes: &mut Notes) -> Result<Rbac
         shadow_rules_stat_prefix,
         track_per_rule_stats,
     } = filter;
-    unneeded!(rules_stat_prefix, track_per_rule_stats);
+    ignore_set!(notes, rules_stat_prefix, track_per_rule_stats);
     refuse_set!(notes, matcher);
     ignore_set!(notes, shadow_matcher);
     both(rules, shadow_rules, &shadow_rules_stat_prefix, layer, notes)

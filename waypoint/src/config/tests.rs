@@ -33,6 +33,7 @@ use crate::{
     workloads::Workloads,
 };
 
+mod policies;
 mod unsupported;
 mod warming;
 

@@ -17,6 +17,9 @@ const BLANK_LINE: usize = 3;
 pub enum Violation {
     /// Both `Content-Length` and `Transfer-Encoding`.
     LengthAndChunked,
+    /// A transfer coding other than `chunked` alone. hyper passes a request whose last coding is chunked, and another reader may look at
+    /// the first; Envoy answers 501.
+    UnknownCoding,
 }
 
 /// Follows the requests of one connection.
@@ -185,7 +188,7 @@ fn blank_line(bytes: &[u8]) -> Option<usize> {
 
 /// What follows a head, and whether its answer may switch to another protocol.
 fn after_head(head: &[u8]) -> Result<(State, bool), Violation> {
-    let (mut length, mut encoding, mut chunked, mut upgrade, mut unreadable) = (None, false, false, false, false);
+    let (mut length, mut encoding, mut chunked, mut upgrade, mut unreadable) = (None, false, true, false, false);
     let mut at = memchr::memchr(b'\n', head).map_or(head.len(), |end| end + 1);
     while let Some(line) = head.get(at..).filter(|rest| !rest.is_empty()) {
         let end = memchr::memchr(b'\n', line).map_or(line.len(), |end| end + 1);
@@ -204,12 +207,9 @@ fn after_head(head: &[u8]) -> Result<(State, bool), Violation> {
             }
             Some(b't' | b'T') => {
                 if let Some(value) = value_of(line, b"transfer-encoding") {
+                    // A second one makes it a list.
+                    chunked &= !encoding && value.trim_ascii_end().eq_ignore_ascii_case(b"chunked");
                     encoding = true;
-                    chunked = value.trim_ascii_end().len() >= 7
-                        && value
-                            .trim_ascii_end()
-                            .get(value.trim_ascii_end().len() - 7..)
-                            .is_some_and(|end| end.eq_ignore_ascii_case(b"chunked"));
                 }
             }
             Some(b'u' | b'U') => upgrade |= value_of(line, b"upgrade").is_some(),
@@ -218,8 +218,8 @@ fn after_head(head: &[u8]) -> Result<(State, bool), Violation> {
     }
     let state = match (length, encoding, chunked) {
         (Some(_), true, _) => return Err(Violation::LengthAndChunked),
-        (_, true, true) => State::ChunkLine,
-        (_, true, false) => State::Blind,
+        (None, true, true) => State::ChunkLine,
+        (None, true, false) => return Err(Violation::UnknownCoding),
         (Some(left @ 1..), false, _) => State::Skip { left, then: Then::Head },
         // hyper refuses a length that is no number.
         (Some(0) | None, false, _) if unreadable => State::Blind,
@@ -283,6 +283,31 @@ mod tests {
                     Err(Violation::LengthAndChunked),
                     "with bare line feeds after {before:?}"
                 );
+            }
+        }
+    }
+
+    #[test]
+    fn codings_other_than_chunked_alone_are_found() {
+        for fields in [
+            "transfer-encoding: gzip",
+            "Transfer-Encoding: gzip, chunked",
+            "transfer-encoding: chunked, identity",
+            "transfer-encoding: x\r\nTransfer-Encoding: chunked",
+            "transfer-encoding: chunked\r\ntransfer-encoding: chunked",
+            "transfer-encoding:",
+        ] {
+            for result in observe(&format!("POST / HTTP/1.1\r\n{fields}\r\n\r\n")) {
+                assert_eq!(result, Err(Violation::UnknownCoding), "{fields}");
+            }
+        }
+        for fields in [
+            "transfer-encoding: chunked",
+            "Transfer-Encoding:\tChunked \t",
+            "x-transfer-encoding: gzip",
+        ] {
+            for result in observe(&format!("POST / HTTP/1.1\r\n{fields}\r\n\r\n")) {
+                assert!(result.is_ok(), "{fields}");
             }
         }
     }

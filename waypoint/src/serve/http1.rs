@@ -102,7 +102,7 @@ fn limits(inner: &Inner) -> Limits {
     let of = |settings: &HttpSettings| Limits {
         max_head: settings.max_request_head,
         max_headers: settings.max_request_headers,
-        head_timeout: settings.request_headers_timeout,
+        head_timeout: settings.request_headers_timeout.or(Some(super::HEAD_TIMEOUT)),
         preserve_header_case: settings.preserve_header_case,
     };
     match chain.as_ref().map(|chain| &chain.kind) {

@@ -49,6 +49,7 @@ async fn run(inner: Arc<Inner>, io: InnerIo) -> Result<(), h2::Error> {
         Some(ChainKind::Http(http)) => &http.settings,
         _ => &defaults,
     };
+    let (io, mut late) = cairn_hbone::watch(io, settings.request_headers_timeout.unwrap_or(super::HEAD_TIMEOUT));
     let mut builder = h2::server::Builder::new();
     if settings.http2_extended_connect {
         builder.enable_connect_protocol();
@@ -67,6 +68,8 @@ async fn run(inner: Arc<Inner>, io: InnerIo) -> Result<(), h2::Error> {
     inner.proxy.open.enter(&inner);
     loop {
         let accepted = tokio::select! {
+            // What was read is known before it is asked whether it is late.
+            biased;
             accepted = connection.accept() => accepted,
             () = drain.drained(), if !draining => {
                 draining = true;
@@ -77,6 +80,16 @@ async fn run(inner: Arc<Inner>, io: InnerIo) -> Result<(), h2::Error> {
                 draining = true;
                 connection.graceful_shutdown();
                 continue;
+            }
+            () = poll_fn(|cx| late.poll(cx)) => {
+                tracing::info!(
+                    authority = %inner.connection.authority,
+                    client = %inner.connection.remote_address,
+                    "an inner connection is closed: its client does not finish a head"
+                );
+                connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                let closed = poll_fn(|cx| connection.poll_closed(cx));
+                return timeout(open::GOODBYE, closed).await.unwrap_or(Ok(()));
             }
             () = poll_fn(|cx| inner.changes.poll_ended(cx)) => {
                 if inner.is_busy() {

@@ -27,7 +27,10 @@ use tokio::{
     time::Sleep,
 };
 
-use super::{framing::Framing, line::Line};
+use super::{
+    framing::{Framing, Violation},
+    line::Line,
+};
 use crate::stall::{self, Stall};
 
 /// Most informational answers that wait to be written; more are dropped, they are advice only.
@@ -305,10 +308,14 @@ impl Watch {
     fn observe(&mut self, data: &mut Bytes) {
         match self.framing.observe(data, self.max_head) {
             Ok(passes) => self.behind = data.split_off(passes.min(data.len())),
-            Err(_) => {
+            Err(violation) => {
                 *data = Bytes::new();
                 self.refused = true;
-                self.answer(StatusCode::BAD_REQUEST, "http1.content_length_and_chunked_not_allowed");
+                let (status, details) = match violation {
+                    Violation::LengthAndChunked => (StatusCode::BAD_REQUEST, "http1.content_length_and_chunked_not_allowed"),
+                    Violation::UnknownCoding => (StatusCode::NOT_IMPLEMENTED, "http1.invalid_transfer_encoding"),
+                };
+                self.answer(status, details);
             }
         }
     }

@@ -9,6 +9,8 @@
 //! * `tcp` decides about connections of bytes (`passage`, `authorize`); `relay` passes them, and those of upgraded requests (`upgrade`);
 //! * `open` looks whether policy still allows what is open, and `trusted` whether the peers of tunnels are believed still.
 
+use std::time::Duration;
+
 mod ask;
 mod authorize;
 mod body_start;
@@ -46,3 +48,6 @@ pub use inner_io::Informational;
 pub(crate) use limits::request_end;
 pub use mirrors::Mirrors;
 pub use response::ResponseBody;
+
+/// How long a request's head may take where the configuration does not say: longer than any honest client needs.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);

@@ -38,6 +38,8 @@ use crate::config::{
     value,
 };
 
+/// What the keys of objects begin with that Envoy and Istio put into filter state themselves.
+const OWN_OBJECTS: [&str; 6] = ["envoy.", "io.istio.", "istio.", "wasm.", "downstream_peer", "upstream_peer"];
 /// First port number that there is not.
 const PORTS: i32 = 65_536;
 
@@ -247,7 +249,11 @@ fn filter_state(matcher: FilterStateMatcher, layer: Layer, notes: &mut Notes) ->
         "io.istio.peer_principal" => Text::PeerPrincipal,
         "io.istio.local_principal" => Text::LocalPrincipal,
         "io.istio.connect_authority" => Text::ConnectAuthority,
-        _ => return Ok(refused("key", format!("object {key} of filter state is not known"), notes)),
+        // What Envoy and Istio put there themselves we would have to know of; what else is there, filters of the chain have put.
+        key if OWN_OBJECTS.iter().any(|own| key.starts_with(own)) => {
+            return Ok(refused("key", format!("object {key} of filter state is not known"), notes));
+        }
+        _ => return Ok(Condition::State(key.into(), matcher)),
     };
     Ok(Condition::Text(text, matcher))
 }

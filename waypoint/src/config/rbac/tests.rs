@@ -228,6 +228,8 @@ fn each_kind_of_principal_is_done_or_refused() {
         // RBAC stands before what fills filter state there.
         (state("io.istio.peer_principal"), Layer::Tunnel, "refused"),
         (state("io.istio.other"), Layer::Http, "refused"),
+        (state("tenant"), Layer::Http, "done"),
+        (state("tenant"), Layer::Tunnel, "refused"),
         (
             Identifier::OrIds(principal::Set {
                 ids: vec![Principal {

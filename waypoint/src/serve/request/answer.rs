@@ -103,7 +103,9 @@ fn end_reply(
             .headers_mut()
             .insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    let body = if is_head {
+    // Nobody waits for a body behind these, whatever a direct response has.
+    let bodyless = is_head || matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let body = if bodyless {
         Incoming::Empty
     } else {
         Incoming::whole(body, None)
