@@ -7,6 +7,8 @@
 //! A policy decides who gets in, so nothing in it is passed over: a value that cannot be read, an action, scope or field that is newer
 //! than we are refuses the whole resource.
 
+use std::sync::Arc;
+
 use cairn_policy::{
     matcher::{Regex, StringMatch as Shape, StringMatcher},
     rbac::{Address as Which, Condition, Text},
@@ -166,7 +168,7 @@ fn all(conditions: impl Iterator<Item = Result<Condition, Wrong>>) -> Result<Con
 
 /// Principals are compared without their scheme, on both sides.
 fn principal(field: &'static str, StringMatch { match_type }: StringMatch) -> Result<Condition, Wrong> {
-    let bare = |text: String| -> Box<str> { text.strip_prefix("spiffe://").unwrap_or(&text).into() };
+    let bare = |text: String| -> Arc<str> { text.strip_prefix("spiffe://").unwrap_or(&text).into() };
     let shape = match match_type {
         Some(MatchType::Exact(text)) => Shape::Exact(bare(text)),
         Some(MatchType::Prefix(text)) => Shape::Prefix(bare(text)),
