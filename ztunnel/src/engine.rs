@@ -96,7 +96,6 @@ pub async fn run(settings: Settings, logging: logging::Handle, data: tokio::runt
         readiness: readiness.clone(),
         logging,
         control: ending,
-        drain: settings.drain.termination,
     };
     let discovered = settings
         .istiod

@@ -115,6 +115,7 @@ struct ProxyConfig {
 impl Settings {
     /// What the environment says, on a machine with so many cores.
     pub fn new(environment: &Environment, cores: usize) -> Result<Self, SettingError> {
+        refuse_unsupported(environment)?;
         let config = proxy_config(environment)?;
         let cluster = environment.text_or("CLUSTER_ID", "Kubernetes").to_owned();
         let workers = match environment.parsed::<usize>("ZTUNNEL_WORKER_THREADS", "a number of threads")? {
@@ -180,6 +181,24 @@ impl Settings {
             workers,
             log_format,
         })
+    }
+}
+
+/// What decides about trust or about where the configuration comes from, and is not done: no start is better than one that ignores it.
+fn refuse_unsupported(environment: &Environment) -> Result<(), SettingError> {
+    const REFUSED: [(&str, &str); 5] = [
+        ("LOCAL_XDS_PATH", "configuration from a file"),
+        ("XDS_ON_DEMAND", "discovery on demand"),
+        ("CRL_PATH", "certificate revocation"),
+        ("COMPLIANCE_POLICY", "a compliance policy"),
+        ("TLS12_ENABLED", "TLS 1.2"),
+    ];
+    let set = |name: &str| environment.text(name).is_some_and(|value| value != "false" && value != "0");
+    match REFUSED.iter().find(|(name, _)| set(name)) {
+        None => Ok(()),
+        Some((name, what)) => Err(SettingError::Refused(format!(
+            "{name} is set, and {what} is not done by this proxy yet; leave it out"
+        ))),
     }
 }
 
@@ -400,6 +419,7 @@ mod tests {
             ("LOG_FORMAT", "xml", "plain or json"),
             ("PROXY_CONFIG", "[", "PROXY_CONFIG"),
             ("PACKET_MARK", "x", "a mark"),
+            ("CRL_PATH", "/crl.pem", "certificate revocation is not done"),
         ] {
             let error = with((name, value)).unwrap_err();
             assert!(error.contains(words), "{error}");
