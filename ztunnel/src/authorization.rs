@@ -1,11 +1,14 @@
 //! `istio.security.Authorization` into conditions (layer 4 of an `AuthorizationPolicy`).
 //!
 //! A policy is an OR over rules, a rule an AND over clauses, a clause an OR over matches, a match an AND over fields; a field holds when
-//! one of its values does (or it has none) and none of its `not_` values does. A rule without clauses always holds, a policy without
-//! rules never does, and a match without fields is passed over.
+//! one of its values does (or it has none) and none of its `not_` values does. A rule without clauses and a clause without
+//! matches always hold, a policy without rules never does, and a match without fields is passed over: istiod sends one for what is of
+//! layer 7 in a DENY, which the waypoint enforces.
 //!
 //! A policy decides who gets in, so nothing in it is passed over: a value that cannot be read, an action, scope or field that is newer
 //! than we are refuses the whole resource.
+
+use std::sync::Arc;
 
 use cairn_policy::{
     matcher::{Regex, StringMatch as Shape, StringMatcher},
@@ -111,6 +114,9 @@ fn rule(Group { rules }: Group) -> Result<Condition, Wrong> {
 }
 
 fn clause(Rules { matches }: Rules) -> Result<Condition, Wrong> {
+    if matches.is_empty() {
+        return Ok(Condition::Always);
+    }
     any_of(matches.into_iter().filter(|one| *one != Match::default()).map(one_match))
 }
 
@@ -166,7 +172,7 @@ fn all(conditions: impl Iterator<Item = Result<Condition, Wrong>>) -> Result<Con
 
 /// Principals are compared without their scheme, on both sides.
 fn principal(field: &'static str, StringMatch { match_type }: StringMatch) -> Result<Condition, Wrong> {
-    let bare = |text: String| -> std::sync::Arc<str> { text.strip_prefix("spiffe://").unwrap_or(&text).into() };
+    let bare = |text: String| -> Arc<str> { text.strip_prefix("spiffe://").unwrap_or(&text).into() };
     let shape = match match_type {
         Some(MatchType::Exact(text)) => Shape::Exact(bare(text)),
         Some(MatchType::Prefix(text)) => Shape::Prefix(bare(text)),

@@ -28,8 +28,11 @@ pub enum Authority {
         settings: Box<CaSettings>,
     },
     /// Somebody in this process.
-    Made(Box<dyn Fn(&SpiffeId) -> Option<Credentials> + Send + Sync>),
+    Made(Box<Make>),
 }
+
+/// Makes a certificate for an identity.
+pub type Make = dyn Fn(&SpiffeId) -> Credentials + Send + Sync;
 
 /// The certificates of this node.
 pub struct Certificates {
@@ -79,18 +82,12 @@ impl Certificates {
                     turns: Some(turn.clone()),
                     ..CaSettings::clone(settings)
                 };
-                Some(Source::CertificateAuthority(settings))
+                Source::CertificateAuthority(settings)
             }
-            Authority::Made(make) => make(id).map(Source::Fixed),
+            Authority::Made(make) => Source::Fixed(make(id)),
         };
         let _control = self.runtime.enter();
-        let identity = match source {
-            Some(source) => Identity::start(source),
-            // Nobody ever issues it.
-            None => Identity::start(Source::SdsSocket {
-                path: "/nonexistent".into(),
-            }),
-        };
+        let identity = Identity::start(source);
         let new = Arc::new(Held { identity, turn });
         held.insert(id.clone(), Arc::downgrade(&new));
         new
@@ -153,7 +150,7 @@ mod tests {
         let count = asked.clone();
         let make = move |id: &SpiffeId| {
             count.fetch_add(1, Relaxed);
-            ca.issue(id).ok()
+            ca.issue(id).unwrap()
         };
         let certificates = Certificates::new(Authority::Made(Box::new(make)), runtime::Handle::current());
         let id: SpiffeId = "spiffe://cluster.local/ns/app/sa/web".parse().unwrap();

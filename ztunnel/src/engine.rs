@@ -7,6 +7,7 @@ use std::{collections::HashMap, io, net::SocketAddr, sync::Arc};
 
 use anyhow::{Context as _, Result};
 use cairn_agent::{server, shutdown};
+use cairn_exchange::clock;
 use cairn_telemetry::Registry;
 use tokio::runtime::{Builder, Runtime};
 
@@ -95,7 +96,6 @@ pub async fn run(settings: Settings, logging: logging::Handle, data: tokio::runt
         readiness: readiness.clone(),
         logging,
         control: ending,
-        drain: settings.drain.termination,
     };
     let discovered = settings
         .istiod
@@ -139,13 +139,17 @@ pub async fn run(settings: Settings, logging: logging::Handle, data: tokio::runt
 
     let draining = node.clone();
     let not_ready = parking_lot::Mutex::new(None);
+    let deadline = parking_lot::Mutex::new(None);
     let begin_drain = || {
         *not_ready.lock() = Some(readiness.task("the proxy is draining"));
+        *deadline.lock() = Some(clock::now() + settings.drain.termination);
         for pod in draining.pods() {
             pod.drain();
         }
     };
-    requests.until_exit(&settings.drain, begin_drain, || node.open() == 0).await;
+    // What is open goes on until it ends by itself, or time is up: a newer instance serves what is new.
+    let done = || node.open() == 0 || deadline.lock().is_some_and(|deadline| clock::now() >= deadline);
+    requests.until_exit(&settings.drain, begin_drain, done).await;
     Ok(())
 }
 

@@ -87,15 +87,15 @@ pub async fn begin(pod: &Pod, source: SocketAddr, target: SocketAddr) -> Result<
     };
     let route = route::decide(&pod.node.mesh, &from, target).map_err(|error| refuse(&error))?;
     let actual = address(&route.to).await.map_err(|error| refuse(&error))?;
-    let mut parties = parties(pod, &from, source, actual, &route);
     let headers = || {
         let host = route.service.as_ref().map(|service| &*service.hostname);
         baggage::connect(&from, source, host)
     };
+    let mut peer = None;
     let connected = match &route.tunnel {
         Some(tunnel) => match pod.tunnels.open(actual, tunnel, headers()).await {
             Ok(opened) => {
-                parties.destination_identity = opened.peer_id;
+                peer = opened.peer_id;
                 Ok(Side::Tunnel(Box::new(opened.stream)))
             }
             Err(error) => Err(ConnectError::from(error)),
@@ -106,6 +106,11 @@ pub async fn begin(pod: &Pod, source: SocketAddr, target: SocketAddr) -> Result<
             .await
             .map(Side::Tcp)
             .map_err(ConnectError::from),
+    };
+    // Only now: the first tunnel may have waited for our own certificate.
+    let parties = Parties {
+        destination_identity: peer,
+        ..parties(pod, &from, source, actual, &route)
     };
     let record = Record::open(parties, begin, &pod.node.metrics, log);
     match connected {

@@ -9,7 +9,10 @@ use arc_swap::ArcSwapOption;
 use cairn_exchange::SpiffeId;
 use cairn_hbone::drain;
 use cairn_identity::Urgency;
-use tokio::{net::TcpListener, time::timeout};
+use tokio::{
+    net::{TcpListener, UdpSocket},
+    time::timeout,
+};
 
 use crate::{
     certificates::Held,
@@ -92,7 +95,7 @@ pub struct Listeners {
     /// Tunnels.
     pub hbone: TcpListener,
     /// DNS by datagrams and by TCP, where it is answered.
-    pub dns: Option<(tokio::net::UdpSocket, TcpListener)>,
+    pub dns: Vec<(UdpSocket, TcpListener)>,
     /// SOCKS5, where it is wanted.
     pub socks5: Option<TcpListener>,
 }
@@ -125,8 +128,8 @@ impl Listeners {
             plaintext: tcp(ports::INBOUND_PLAINTEXT)?,
             hbone: tcp(ports::INBOUND_HBONE)?,
             dns: match node.settings.dns {
-                true => Some((sockets.datagrams(ports::DNS).map_err(failed(ports::DNS))?, tcp(ports::DNS)?)),
-                false => None,
+                true => sockets.dns(ports::DNS).map_err(failed(ports::DNS))?,
+                false => Vec::new(),
             },
             socks5: match node.settings.socks5 {
                 true => Some(sockets.listen_locally(ports::SOCKS5).map_err(failed(ports::SOCKS5))?),
@@ -175,7 +178,7 @@ impl Pod {
         self.spawn(inbound::plaintext::accept(self.clone(), plaintext));
         self.spawn(inbound::hbone::accept(self.clone(), hbone));
         self.spawn(inbound::watch(Arc::downgrade(self)));
-        if let Some((datagrams, streams)) = dns {
+        for (datagrams, streams) in dns {
             self.spawn(dns::serve(self.clone(), datagrams, streams));
         }
         if let Some(listener) = socks5 {

@@ -71,8 +71,6 @@ pub struct Settings {
     pub log_filter: String,
     /// The domain of the cluster's services.
     pub dns_domain: String,
-    /// Where an older instance hands its place over, and a newer one comes.
-    pub handover: Option<PathBuf>,
 }
 
 /// Whom it serves.
@@ -117,6 +115,7 @@ struct ProxyConfig {
 impl Settings {
     /// What the environment says, on a machine with so many cores.
     pub fn new(environment: &Environment, cores: usize) -> Result<Self, SettingError> {
+        refuse_unsupported(environment)?;
         let config = proxy_config(environment)?;
         let cluster = environment.text_or("CLUSTER_ID", "Kubernetes").to_owned();
         let workers = match environment.parsed::<usize>("ZTUNNEL_WORKER_THREADS", "a number of threads")? {
@@ -169,7 +168,6 @@ impl Settings {
             log_opened: environment.flag("CAIRN_LOG_OPENED", false)?,
             log_filter: environment.text_or("RUST_LOG", "info").to_owned(),
             dns_domain: environment.text_or("DNS_DOMAIN", "cluster.local").to_owned(),
-            handover: environment.text("CAIRN_HANDOVER_SOCKET").map(PathBuf::from),
             node: NodeSettings {
                 cluster: cluster.into(),
                 node: environment.text_or("NODE_NAME", "").into(),
@@ -183,6 +181,24 @@ impl Settings {
             workers,
             log_format,
         })
+    }
+}
+
+/// What decides about trust or about where the configuration comes from, and is not done: no start is better than one that ignores it.
+fn refuse_unsupported(environment: &Environment) -> Result<(), SettingError> {
+    const REFUSED: [(&str, &str); 5] = [
+        ("LOCAL_XDS_PATH", "configuration from a file"),
+        ("XDS_ON_DEMAND", "discovery on demand"),
+        ("CRL_PATH", "certificate revocation"),
+        ("COMPLIANCE_POLICY", "a compliance policy"),
+        ("TLS12_ENABLED", "TLS 1.2"),
+    ];
+    let set = |name: &str| environment.text(name).is_some_and(|value| value != "false" && value != "0");
+    match REFUSED.iter().find(|(name, _)| set(name)) {
+        None => Ok(()),
+        Some((name, what)) => Err(SettingError::Refused(format!(
+            "{name} is set, and {what} is not done by this proxy yet; leave it out"
+        ))),
     }
 }
 
@@ -311,7 +327,8 @@ fn drain(environment: &Environment, config: &ProxyConfig) -> Result<DrainSetting
     Ok(DrainSettings {
         termination: environment.duration("CONNECTION_TERMINATION_DEADLINE", default)?,
         minimum: Duration::ZERO,
-        until_idle: false,
+        // The engine sets the limit: an instance that has nothing left to do need not wait.
+        until_idle: true,
     })
 }
 
@@ -402,6 +419,7 @@ mod tests {
             ("LOG_FORMAT", "xml", "plain or json"),
             ("PROXY_CONFIG", "[", "PROXY_CONFIG"),
             ("PACKET_MARK", "x", "a mark"),
+            ("CRL_PATH", "/crl.pem", "certificate revocation is not done"),
         ] {
             let error = with((name, value)).unwrap_err();
             assert!(error.contains(words), "{error}");

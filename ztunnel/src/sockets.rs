@@ -66,9 +66,17 @@ impl Sockets {
         TcpListener::from_std(socket.into())
     }
 
-    /// As [`Sockets::listen`], for datagrams.
-    pub fn datagrams(&self, port: u16) -> io::Result<UdpSocket> {
-        UdpSocket::from_std(self.on_both_families(port, Type::DGRAM)?.into())
+    /// Datagrams and connections at the loopback addresses: where redirected questions go, and from where their answers have to come. IPv6
+    /// is left out where there is none.
+    pub fn dns(&self, port: u16) -> io::Result<Vec<(UdpSocket, TcpListener)>> {
+        let at = |address: IpAddr| {
+            let datagrams = self.bound((address, port).into(), Type::DGRAM)?;
+            let streams = self.bound((address, port).into(), Type::STREAM)?;
+            streams.listen(BACKLOG)?;
+            Ok((UdpSocket::from_std(datagrams.into())?, TcpListener::from_std(streams.into())?))
+        };
+        let v6: io::Result<_> = at(Ipv6Addr::LOCALHOST.into());
+        Ok([at(Ipv4Addr::LOCALHOST.into())?].into_iter().chain(v6.ok()).collect())
     }
 
     /// Listens on the loopback address only.

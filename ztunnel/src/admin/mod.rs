@@ -2,7 +2,7 @@
 
 mod dump;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use axum::{
     Router,
@@ -30,8 +30,6 @@ pub struct Pages {
     pub logging: logging::Handle,
     /// Ends it.
     pub control: Control,
-    /// How long it goes on after a signal, for display.
-    pub drain: Duration,
 }
 
 /// `/logging?level=…`

@@ -25,6 +25,8 @@ use crate::{
 
 /// Pause after an accept that failed for want of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Connections that are still accepted after a drain has begun: what the kernel may have kept for us.
+const MOST_LATE: u32 = 4096;
 
 /// Accepts connections until the drain, each served by a task that ends with the pod.
 pub async fn accept_all<F>(pod: Arc<Pod>, listener: TcpListener, serve: impl Fn(Arc<Pod>, TcpStream, SocketAddr) -> F)
@@ -32,11 +34,20 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     let mut stop = pod.listening();
+    let mut late = 0;
     loop {
+        // What has come before the drain is served: closing the socket would reset it.
         let accepted = tokio::select! {
+            biased;
             accepted = listener.accept() => accepted,
             () = stop.drained() => return,
         };
+        if stop.is_draining() {
+            late += 1;
+            if late > MOST_LATE {
+                return;
+            }
+        }
         match accepted {
             Ok((stream, source)) if prepare(&stream).is_ok() => {
                 let work = serve(pod.clone(), stream, canonical(source));

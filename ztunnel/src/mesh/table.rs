@@ -20,6 +20,8 @@ use super::{
 };
 
 type Map<K, V> = HashMap<K, V, RandomState>;
+/// A range of addresses in a network, and whose it is.
+type Range = (Arc<str>, ipnet::IpNet, Arc<Service>);
 /// An address in a network.
 type Place = (Arc<str>, IpAddr);
 
@@ -37,7 +39,7 @@ pub struct Mesh {
     by_vip: Map<Place, Arc<[Arc<Service>]>>,
     by_host: Map<Arc<str>, Arc<[Arc<Service>]>>,
     /// Services whose addresses are ranges; few, the longest first.
-    ranges: ArcSwap<Vec<(Arc<str>, ipnet::IpNet, Arc<Service>)>>,
+    ranges: ArcSwap<Vec<Range>>,
     endpoints: Map<Arc<str>, Arc<Endpoints>>,
     workload_count: AtomicUsize,
     version: watch::Sender<u64>,
@@ -283,7 +285,7 @@ impl Mesh {
         }
     }
 
-    fn change_ranges(&self, key: &str, added: Vec<(Arc<str>, ipnet::IpNet, Arc<Service>)>) {
+    fn change_ranges(&self, key: &str, added: Vec<Range>) {
         let mut ranges: Vec<_> = self
             .ranges
             .load()

@@ -248,6 +248,9 @@ fn rules_are_alternatives_clauses_are_conditions_and_matches_are_alternatives() 
     // A match without fields says nothing.
     assert!(!passes(&wire(ALLOW, vec![vec![Match::default()]]), 80));
     assert!(passes(&wire(ALLOW, vec![vec![Match::default(), port(80)]]), 80));
+    // A clause without matches holds, and asks nothing of the others.
+    assert!(passes(&wire(ALLOW, vec![vec![]]), 80) && !passes(&wire(DENY, vec![vec![]]), 80));
+    assert!(passes(&wire(ALLOW, vec![vec![], vec![port(80)]]), 80) && !passes(&wire(ALLOW, vec![vec![], vec![port(80)]]), 81));
     // A rule without clauses says everything, a policy without rules nothing.
     assert!(passes(&wire(ALLOW, vec![]), 80) && !passes(&wire(DENY, vec![]), 80));
     let mut without = wire(ALLOW, vec![]);

@@ -32,6 +32,9 @@ pub struct Metrics {
     pub unknown_policies: Counter,
 }
 
+/// One of the numbers of a series.
+type Value = fn(&Series) -> &AtomicU64;
+
 /// One set of labels.
 #[derive(Debug, Default)]
 pub(super) struct Series {
@@ -112,7 +115,7 @@ impl Metrics {
             .map(|(labels, series)| (labels.clone(), series.clone()))
             .collect();
         all.sort_by(|(a, _), (b, _)| a.cmp(b));
-        let families: [(&str, &str, fn(&Series) -> &AtomicU64); 4] = [
+        let families: [(&str, &str, Value); 4] = [
             (
                 "istio_tcp_connections_opened_total",
                 "The total number of TCP connections opened",

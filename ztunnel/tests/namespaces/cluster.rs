@@ -142,22 +142,18 @@ impl Cluster {
         let listener = net.hub().run(|| std::net::TcpListener::bind((hub_ip(), 15010))).unwrap();
         istiod.serve(listener);
         let captured = |capture: Capture| !matches!(capture, Capture::None);
-        let (client, server, tunnels) = (
-            (net.pod("client", 1, client), captured(client)),
-            (net.pod("server", 2, server), captured(server)),
-            (),
-        );
-        let () = tunnels;
+        let (tunnel, server_tunnel) = (captured(client), captured(server));
+        let (client, server) = (net.pod("client", 1, client), net.pod("server", 2, server));
         istiod.workloads(vec![
-            workload("client", client.0.ip, client.1, &[]),
-            workload("server", server.0.ip, server.1, &[(SERVICE, 80, 8080)]),
+            workload("client", client.ip, tunnel, &[]),
+            workload("server", server.ip, server_tunnel, &[(SERVICE, 80, 8080)]),
         ]);
         istiod.services(vec![service(SERVICE, Ipv4Addr::new(10, 98, 0, 1), 80, 8080)]);
         Self {
             net,
             istiod,
-            client: client.0,
-            server: server.0,
+            client,
+            server,
         }
     }
 

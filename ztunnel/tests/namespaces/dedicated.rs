@@ -6,6 +6,10 @@ use cairn_hbone::{Destination, Peer, ServerSettings, drain};
 use cairn_identity::{Identity, ServerTerms, peer_id};
 use cairn_proto::istio::security::{Address, Match, StringMatch, string_match::MatchType};
 use cairn_ztunnel::authorization;
+use hickory_proto::{
+    op::{Message, Query, ResponseCode},
+    rr::{Name, RecordType},
+};
 use http::HeaderMap;
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -225,14 +229,23 @@ async fn an_application_that_is_gone_resets_its_clients_and_is_counted() {
     );
 }
 
-/// What a waypoint does at layer 4: takes tunnels for the service, remembers what they asked for, and goes on to the server's pod.
-fn waypoint(cluster: &Cluster, pod: &Pod) -> Arc<Mutex<Vec<(String, HeaderMap)>>> {
+/// Where a gateway goes on to.
+#[derive(Clone, Copy)]
+enum On {
+    /// To the server's pod, in a tunnel of its own: a waypoint.
+    Tunnel,
+    /// To the server's proxy as it is, for there is a tunnel inside: the gateway of a network.
+    Within,
+}
+
+/// What a gateway does at layer 4: takes tunnels, remembers what they asked for, and goes on to the server.
+fn gateway(cluster: &Cluster, pod: &Pod, on: On) -> Arc<Mutex<Vec<(String, HeaderMap)>>> {
     let id = "spiffe://cluster.local/ns/default/sa/waypoint";
     let identity = Identity::fixed(cluster.istiod.credentials(id));
     let pool = pod.tunnels(identity.clone());
     let listener = pod.listen(15008);
     let asked = Arc::new(Mutex::new(Vec::new()));
-    let (log, server) = (asked.clone(), cluster.server.ip);
+    let (log, server, here) = (asked.clone(), cluster.server.ip, pod.clone());
     tokio::spawn(async move {
         loop {
             let (tcp, source) = listener.accept().await.unwrap();
@@ -248,24 +261,30 @@ fn waypoint(cluster: &Cluster, pod: &Pod) -> Arc<Mutex<Vec<(String, HeaderMap)>>
                 local_address: source,
                 local_id: None,
             };
-            let (log, pool) = (log.clone(), pool.clone());
+            let (log, pool, here) = (log.clone(), pool.clone(), here.clone());
             tokio::spawn(async move {
                 let (_trigger, watch) = drain::channel();
                 let settings = ServerSettings::default();
                 let _ = cairn_hbone::serve(tls, Arc::new(peer), &settings, watch, |connect| {
                     log.lock().push((connect.authority.to_string(), connect.headers.clone()));
-                    let pool = pool.clone();
+                    let (pool, here) = (pool.clone(), here.clone());
                     tokio::spawn(async move {
-                        let destination = Destination {
-                            address: (server, 15008).into(),
-                            trust: 0,
-                        };
-                        let opened = pool
-                            .open(&destination, &address(server, 8080), HeaderMap::new())
-                            .await
-                            .unwrap();
-                        let (mut near, mut far) = (connect.accept(HeaderMap::new()).unwrap(), opened.stream);
-                        let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                        let mut near = connect.accept(HeaderMap::new()).unwrap();
+                        match on {
+                            On::Tunnel => {
+                                let destination = Destination {
+                                    address: (server, 15008).into(),
+                                    trust: 0,
+                                };
+                                let opened = pool.open(&destination, &address(server, 8080), HeaderMap::new()).await;
+                                let mut far = opened.unwrap().stream;
+                                let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                            }
+                            On::Within => {
+                                let mut far = here.connect(&address(server, 15008)).await.unwrap();
+                                let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                            }
+                        }
                     });
                 })
                 .await;
@@ -279,7 +298,7 @@ fn waypoint(cluster: &Cluster, pod: &Pod) -> Arc<Mutex<Vec<(String, HeaderMap)>>
 async fn a_service_with_a_waypoint_is_reached_through_it_and_who_goes_around_is_seen() {
     let mut cluster = Cluster::dedicated(Capture::Nftables).await;
     let pod = cluster.net.pod("waypoint", 3, Capture::None);
-    let asked = waypoint(&cluster, &pod);
+    let asked = gateway(&cluster, &pod, On::Tunnel);
     let mut behind = workload("waypoint", pod.ip, true, &[(WAYPOINT, 15008, 15008)]);
     behind.native_tunnel = true;
     cluster.istiod.workloads(vec![behind]);
@@ -323,4 +342,141 @@ async fn a_service_with_a_waypoint_is_reached_through_it_and_who_goes_around_is_
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(cluster.client.say(WEB, "x").await.is_err());
     until_logged(&cluster.log(&cluster.client, 0), &["nothing goes around it"]).await;
+}
+
+/// A question over UDP; the code and the records of the answer.
+async fn ask(pod: &Pod, name: &str, kind: RecordType) -> (ResponseCode, Vec<String>) {
+    let socket = pod.namespace.run(|| std::net::UdpSocket::bind("0.0.0.0:0")).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let socket = tokio::net::UdpSocket::from_std(socket).unwrap();
+    let mut question = Message::query();
+    question.metadata.recursion_desired = true;
+    question.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
+    // Whoever is asked: the question is redirected.
+    socket.send_to(&question.to_vec().unwrap(), "10.99.0.77:53").await.unwrap();
+    let mut answer = [0; 4096];
+    let (length, from) = tokio::time::timeout(Duration::from_secs(20), socket.recv_from(&mut answer))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(from.to_string(), "10.99.0.77:53");
+    let answer = Message::from_vec(&answer[..length]).unwrap();
+    assert_eq!(answer.metadata.id, question.metadata.id);
+    (
+        answer.metadata.response_code,
+        answer.answers.iter().map(|record| record.data.to_string()).collect(),
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_of_the_mesh_are_answered_and_garbage_is_not() {
+    let mut cluster = Cluster::new(Capture::Nftables, Capture::None);
+    let client = cluster.client.clone();
+    cluster.proxy(&client, &[("DNS_PROXY", "true")]);
+    client.ready().await;
+    let yes = (ResponseCode::NoError, vec!["10.98.0.1".to_owned()]);
+    assert_eq!(ask(&client, "web.", RecordType::A).await, yes);
+    assert_eq!(ask(&client, "web.default.svc.cluster.local.", RecordType::A).await, yes);
+    assert_eq!(
+        ask(&client, "web.", RecordType::AAAA).await,
+        (ResponseCode::NoError, Vec::new())
+    );
+    // Garbage deserves no answer and harms nobody.
+    let socket = client.namespace.run(|| std::net::UdpSocket::bind("0.0.0.0:0")).unwrap();
+    for bytes in [&b""[..], b"x", &[0xff; 600], &[0; 12]] {
+        socket.send_to(bytes, "10.99.0.77:53").unwrap();
+    }
+    assert_eq!(ask(&client, "web.", RecordType::A).await, yes);
+    let (_, metrics) = client.page(15020, "/metrics").await;
+    assert!(metrics.contains("istio_dns_requests_total 8\n"), "{metrics}");
+    // The same over TCP, by the port itself.
+    let mut question = Message::query();
+    question.add_query(Query::query(Name::from_ascii("web.").unwrap(), RecordType::A));
+    let question = question.to_vec().unwrap();
+    let stream = client
+        .namespace
+        .run(|| std::net::TcpStream::connect("127.0.0.1:15053"))
+        .unwrap();
+    stream.set_nonblocking(true).unwrap();
+    let mut stream = tokio::net::TcpStream::from_std(stream).unwrap();
+    stream.write_u16(question.len() as u16).await.unwrap();
+    stream.write_all(&question).await.unwrap();
+    let mut answer = vec![0; usize::from(stream.read_u16().await.unwrap())];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(Message::from_vec(&answer).unwrap().answers.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socks_client_reaches_services_by_name() {
+    let mut cluster = Cluster::new(Capture::None, Capture::Nftables);
+    let (client, server) = (cluster.client.clone(), cluster.server.clone());
+    cluster.istiod.workloads(vec![workload("client", client.ip, true, &[])]);
+    cluster.proxy(&client, &[("UNSTABLE_ENABLE_SOCKS5", "true")]);
+    cluster.proxy(&server, &[]);
+    client.ready().await;
+    server.ready().await;
+    server.echo(8080);
+    let stream = client
+        .namespace
+        .run(|| std::net::TcpStream::connect("127.0.0.1:15080"))
+        .unwrap();
+    stream.set_nonblocking(true).unwrap();
+    let mut stream = tokio::net::TcpStream::from_std(stream).unwrap();
+    let name = b"web.default.svc.cluster.local";
+    let mut head = vec![5, 1, 0, 5, 1, 0, 3, name.len() as u8];
+    head.extend(name);
+    head.extend(80_u16.to_be_bytes());
+    stream.write_all(&head).await.unwrap();
+    let mut reply = [0; 12];
+    stream.read_exact(&mut reply).await.unwrap();
+    assert_eq!(reply[..4], [5, 0, 5, 0]);
+    let mut greeting = [0; 9];
+    stream.read_exact(&mut greeting).await.unwrap();
+    assert_eq!(&greeting, b"10.99.0.1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_network_is_reached_by_a_tunnel_inside_one_to_its_gateway() {
+    let mut cluster = Cluster::dedicated(Capture::Nftables).await;
+    let pod = cluster.net.pod("gateway", 3, Capture::None);
+    let asked = gateway(&cluster, &pod, On::Within);
+    // For the client the server is elsewhere; the server's own proxy knows it as it was.
+    let mut there = workload(
+        "remote",
+        "10.99.0.2".parse().unwrap(),
+        true,
+        &[("default/far.default.svc.cluster.local", 80, 8080)],
+    );
+    there.service_account = "server".into();
+    there.network = "other".into();
+    there.network_gateway = through(WAYPOINT);
+    let mut server = workload(
+        "server",
+        cluster.server.ip,
+        true,
+        &[(SERVICE, 80, 8080), ("default/far.default.svc.cluster.local", 80, 8080)],
+    );
+    server.capacity = Some(0);
+    cluster.istiod.workloads(vec![
+        workload("waypoint", pod.ip, true, &[(WAYPOINT, 15008, 15008)]),
+        there,
+        server,
+    ]);
+    let far = service("default/far.default.svc.cluster.local", Ipv4Addr::new(10, 98, 0, 7), 80, 8080);
+    cluster
+        .istiod
+        .services(vec![service(WAYPOINT, Ipv4Addr::new(10, 98, 0, 9), 15008, 15008), far]);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let (mut line, greeting) = cluster.client.say_eventually("10.98.0.7:80", "hello").await;
+    assert_eq!(greeting, pod.ip.to_string());
+    assert_eq!(asked.lock().last().unwrap().0, "far.default.svc.cluster.local:80");
+    assert_eq!(line.say("again").await.unwrap(), "again");
+    drop(line);
+    // The server's proxy has seen the client itself, not the gateway.
+    let words = [
+        "direction=\"inbound\"",
+        "src.identity=\"spiffe://cluster.local/ns/default/sa/client\"",
+        "far.default",
+    ];
+    until_logged(&cluster.log(&cluster.server, 1), &words).await;
 }

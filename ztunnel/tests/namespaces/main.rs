@@ -3,6 +3,8 @@
 //! The namespaces, their bridge and their rules are made by each test and gone with it; nothing of the machine's own network is touched.
 //! It needs the right to make namespaces.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "what fails here fails the test")]
+
 mod cluster;
 mod dedicated;
 mod hostile;

@@ -148,12 +148,6 @@ impl Net {
         rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
     }
 
-    /// Ends one at once.
-    pub fn kill(&mut self, index: usize) {
-        self.children[index].kill().unwrap();
-        self.children[index].wait().unwrap();
-    }
-
     /// Whether one has ended.
     pub fn has_ended(&mut self, index: usize) -> bool {
         self.children[index].try_wait().unwrap().is_some()

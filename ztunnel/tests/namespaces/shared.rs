@@ -239,3 +239,51 @@ async fn an_account_that_gets_no_certificate_is_alone_with_it() {
     )
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_instance_takes_over_and_the_older_one_keeps_what_is_open() {
+    let (mut cluster, node, cni, old) = node().await;
+    let all = |connection: &Connection| {
+        assert_eq!(connection.add("u1", "client", &cluster.client), "");
+        assert_eq!(connection.add("u2", "server", &cluster.server), "");
+        assert_eq!(connection.say(Payload::SnapshotSent(SnapshotSent {})), "");
+    };
+    all(&old);
+    node.ready().await;
+    let (mut line, _) = cluster.client.say_eventually(WEB, "hello").await;
+    let client = cluster.client.clone();
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stopped = stop.clone();
+    let load = tokio::spawn(async move {
+        let mut done = 0;
+        while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
+            client.say(WEB, "under load").await.unwrap();
+            done += 1;
+        }
+        done
+    });
+    let newer = cluster.net.pod("newer", 8, Capture::None);
+    run(&mut cluster, &newer, &cni);
+    let new = cni.accept().await;
+    assert_eq!(new.add("u1", "client", &cluster.client), "");
+    assert_eq!(new.add("u2", "server", &cluster.server), "");
+    assert_eq!(new.say(Payload::SnapshotSent(SnapshotSent {})), "");
+    newer.ready().await;
+    // Both serve, then only the newer one.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    cluster.net.signal(0);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(line.say("still here").await.unwrap(), "still here");
+    assert!(!cluster.net.has_ended(0), "it keeps what is open");
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert!(load.await.unwrap() > 10, "no connection failed meanwhile");
+    let (_, dump) = newer.page(15000, "/config_dump").await;
+    assert!(dump.contains("\"u2\""));
+    drop(line);
+    let begin = clock::now();
+    while !cluster.net.has_ended(0) {
+        assert!(begin.elapsed() < PATIENCE, "it ends with the last connection");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    cluster.client.say(WEB, "hello").await.unwrap();
+}
