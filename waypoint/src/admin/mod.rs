@@ -6,7 +6,7 @@
 //! * `exchanges`: the last exchanges, and why they were decided so;
 //! * [`agent`]: health, metrics and drain as pilot-agent's (15020), readiness (15021) and metrics (15090);
 //! * [`readiness`]: whether the proxy is ready, and in words why not;
-//! * [`metrics`] and `stats`: numbers for Prometheus, and Envoy's names for a few of them;
+//! * [`metrics`] and [`stats`]: numbers for Prometheus, and Envoy's names for a few of them;
 //!
 //! The HTTP server with its limits is [`cairn_agent::server`].
 
@@ -17,7 +17,7 @@ mod exchanges;
 pub mod metrics;
 mod pages;
 pub mod readiness;
-mod stats;
+pub mod stats;
 
 #[cfg(test)]
 mod tests;

@@ -59,6 +59,7 @@ async fn proxy() -> Proxy {
         .istiod(status)
         .logging(logging::Handle::detached())
         .shutdown(control);
+    stats::register(&pages);
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
     Proxy {
         admin: serve(any, pages.clone()).await.unwrap(),
@@ -228,6 +229,11 @@ async fn metrics_show_what_happens() {
         "cairn_xds_nacks_total{type=\"lds\"} 0",
         "cairn_unsupported_items{effect=\"refused\"} 0",
         "istio_build{component=\"proxy\",tag=\"1.31.0\"} 1",
+        "envoy_server_live 0",
+        "envoy_server_state 2",
+        "envoy_cluster_manager_active_clusters 0",
+        "# TYPE envoy_listener_manager_lds_update_rejected counter",
+        "envoy_listener_manager_lds_update_rejected 0",
     ] {
         assert!(text.lines().any(|shown| shown == line), "{line} is not in\n{text}");
     }

@@ -140,6 +140,7 @@ async fn run(settings: Settings, arguments: &Arguments, logging: logging::Handle
         .istiod(status.clone())
         .logging(logging)
         .shutdown(control);
+    admin::stats::register(&pages);
     serve_pages(&settings.ports, &pages).await?;
 
     tokio::spawn(client.run(pending()));
