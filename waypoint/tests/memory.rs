@@ -63,6 +63,7 @@ async fn slope(kind: &str, authority: &str, count: usize) -> usize {
     outside.ask(&format!("{kind} {authority} {WARM}"));
     until("warm", || reached(WARM)).await;
     *rig.told.lock() = Vec::new();
+    let tunnels = live.tunnels.load(Ordering::SeqCst);
     let before = allocated();
     outside.ask(&format!("{kind} {authority} {count}"));
     until("begun", || reached(WARM + count)).await;
@@ -70,7 +71,10 @@ async fn slope(kind: &str, authority: &str, count: usize) -> usize {
     let each = allocated().saturating_sub(before) / count;
     eprintln!("{kind}: {each} bytes each");
     outside.ask("drop");
-    until("ended", || live.streams.load(Ordering::SeqCst) == 0).await;
+    until("ended", || {
+        live.streams.load(Ordering::SeqCst) == 0 && (kind != "tunnels" || live.tunnels.load(Ordering::SeqCst) <= tunnels)
+    })
+    .await;
     // Nothing stays but what the pool of tunnels to pods keeps.
     let left = allocated().saturating_sub(before) / count;
     eprintln!("{kind}: {left} bytes each are left at the end");

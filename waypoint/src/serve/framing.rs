@@ -102,6 +102,12 @@ impl Framing {
                     if self.partial.is_empty() {
                         let blank = data.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
                         data = data.get(blank..).unwrap_or_default();
+                        // Most heads come whole: nothing is copied, and no buffer kept.
+                        if let Some((head, rest)) = blank_line(data).and_then(|end| data.split_at_checked(end)) {
+                            (self.state, self.undecided) = after_head(head)?;
+                            data = rest;
+                            continue;
+                        }
                     }
                     let Some(head) = self.take_until(&mut data, BLANK_LINE - 1, blank_line, max_head) else {
                         continue;

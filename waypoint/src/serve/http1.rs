@@ -67,8 +67,8 @@ pub fn serve(inner: Arc<Inner>, io: InnerIo) -> impl Future<Output = ()> + Send 
                         return;
                     }
                     connection.as_mut().graceful_shutdown();
-                    // It may be in the middle of a head.
-                    match timeout(open::GOODBYE, connection.as_mut()).await {
+                    // It may be in the middle of a head. Boxed: only the end of a connection needs the place.
+                    match Box::pin(timeout(open::GOODBYE, connection.as_mut())).await {
                         Ok(ended) => break ended,
                         Err(_) => return,
                     }

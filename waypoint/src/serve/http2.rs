@@ -89,7 +89,7 @@ async fn run(inner: Arc<Inner>, io: InnerIo) -> Result<(), h2::Error> {
                 );
                 connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
                 let closed = poll_fn(|cx| connection.poll_closed(cx));
-                return timeout(open::GOODBYE, closed).await.unwrap_or(Ok(()));
+                return Box::pin(timeout(open::GOODBYE, closed)).await.unwrap_or(Ok(()));
             }
             () = poll_fn(|cx| inner.changes.poll_ended(cx)) => {
                 if inner.is_busy() {
@@ -99,7 +99,7 @@ async fn run(inner: Arc<Inner>, io: InnerIo) -> Result<(), h2::Error> {
                     connection.graceful_shutdown();
                 }
                 let closed = poll_fn(|cx| connection.poll_closed(cx));
-                return timeout(open::GOODBYE, closed).await.unwrap_or(Ok(()));
+                return Box::pin(timeout(open::GOODBYE, closed)).await.unwrap_or(Ok(()));
             }
         };
         match accepted {

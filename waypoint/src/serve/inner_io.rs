@@ -57,11 +57,11 @@ pub struct InnerIo {
 struct Watch {
     framing: Framing,
     /// Read behind a request for another protocol: what it is, that request's answer decides.
-    behind: Bytes,
+    behind: Option<Box<Bytes>>,
     line: Arc<Line>,
     max_head: usize,
     /// Time for a head to arrive.
-    head_timeout: Option<Duration>,
+    head_timeout: u32,
     /// Runs while a head has begun and not ended.
     head_timer: Option<Pin<Box<Sleep>>>,
     /// Bytes of ours of which a part was written.
@@ -142,10 +142,10 @@ impl InnerIo {
     pub fn watched(mut self, max_head: usize, head_timeout: Option<Duration>, line: Arc<Line>) -> Self {
         let mut watch = Watch {
             framing: Framing::default(),
-            behind: Bytes::new(),
+            behind: None,
             line,
             max_head,
-            head_timeout,
+            head_timeout: head_timeout.map_or(0, |limit| u32::try_from(limit.as_millis()).unwrap_or(u32::MAX)),
             head_timer: None,
             writing: Bytes::new(),
             refused: false,
@@ -180,8 +180,11 @@ impl InnerIo {
     pub fn into_parts(mut self, taken: Bytes) -> Option<(TunnelStream, Bytes)> {
         let stream = self.stream.take()?;
         let held = std::mem::take(&mut self.held);
-        let behind = self.watch.as_mut().map(|watch| std::mem::take(&mut watch.behind));
-        Some((stream, join(join(taken, held), behind.unwrap_or_default())))
+        let behind = self.watch.as_mut().and_then(|watch| watch.behind.take());
+        Some((
+            stream,
+            join(join(taken, held), behind.map_or_else(Bytes::new, |behind| *behind)),
+        ))
     }
 
     /// Learns what an answer has decided. Nothing behind its request is read before.
@@ -235,9 +238,9 @@ impl InnerIo {
             return Poll::Ready(Ok(Bytes::new()));
         }
         ready!(self.poll_decided(cx));
-        let waiting = self.watch.as_mut().map(|watch| std::mem::take(&mut watch.behind));
-        let mut data = match waiting.filter(|behind| !behind.is_empty()) {
-            Some(behind) => behind,
+        let waiting = self.watch.as_mut().and_then(|watch| watch.behind.take());
+        let mut data = match waiting {
+            Some(behind) => *behind,
             None => match ready!(self.poll_stream(cx))? {
                 Some(data) => data,
                 None => return Poll::Ready(Ok(Bytes::new())),
@@ -307,7 +310,10 @@ impl Watch {
     /// Looks at what came; a request that may not pass takes everything with it.
     fn observe(&mut self, data: &mut Bytes) {
         match self.framing.observe(data, self.max_head) {
-            Ok(passes) => self.behind = data.split_off(passes.min(data.len())),
+            Ok(passes) => {
+                let behind = data.split_off(passes.min(data.len()));
+                self.behind = (!behind.is_empty()).then(|| Box::new(behind));
+            }
             Err(violation) => {
                 *data = Bytes::new();
                 self.refused = true;
@@ -322,10 +328,11 @@ impl Watch {
 
     /// Completes when a head that has begun does not end in time; then it has been answered.
     fn poll_head_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(limit) = self.head_timeout.filter(|_| self.framing.is_in_head()) else {
+        if self.head_timeout == 0 || !self.framing.is_in_head() {
             self.head_timer = None;
             return Poll::Pending;
-        };
+        }
+        let limit = Duration::from_millis(self.head_timeout.into());
         let timer = self.head_timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
         ready!(timer.as_mut().poll(cx));
         self.refused = true;

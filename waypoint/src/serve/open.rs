@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 use tokio::time::sleep;
 
 pub use changes::Changes;
+use changes::Service;
 pub use decide::Asked;
 pub use vigil::{Over, Standing, Vigil};
 
@@ -95,8 +96,13 @@ impl OpenConnections {
         if inner.proxy.settings.open_connections == OnChange::Continue {
             return;
         }
-        if let Some(since) = inner.changes.look(inner, snapshot) {
-            self.gone.lock().push((since, Arc::downgrade(inner)));
+        match inner.changes.look(inner, snapshot) {
+            Service::AsBefore => {}
+            Service::Gone => self.gone.lock().push((clock::now(), Arc::downgrade(inner))),
+            Service::Back => self
+                .gone
+                .lock()
+                .retain(|(_, gone)| !std::ptr::eq(gone.as_ptr(), Arc::as_ptr(inner))),
         }
     }
 
@@ -110,12 +116,12 @@ impl OpenConnections {
                 if *since + drain > now {
                     return inner.strong_count() > 0;
                 }
-                late.extend(inner.upgrade().map(|inner| (*since, inner)));
+                late.extend(inner.upgrade());
                 false
             });
         }
-        for (since, inner) in late {
-            inner.changes.end(&inner, since);
+        for inner in late {
+            inner.changes.end(&inner);
         }
     }
 }

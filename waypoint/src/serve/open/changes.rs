@@ -12,7 +12,6 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use cairn_exchange::clock::{self, Instant};
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 
@@ -24,13 +23,13 @@ use crate::snapshot::{Chain, Serves, Snapshot, Unserved};
 pub struct Changes {
     /// The version of the configuration that changed the connection's chain last, as far as it has been looked at.
     version: AtomicU64,
+    /// The service is gone.
+    gone: AtomicBool,
     /// The service was gone for too long.
     ended: AtomicBool,
     /// The connection's own task.
     connection: AtomicWaker,
-    /// Requests that are tasks of their own.
-    requests: Mutex<Places>,
-    seen: Mutex<Seen>,
+    state: Mutex<State>,
 }
 
 /// What a request remembers of its place; nothing is number 0.
@@ -43,55 +42,57 @@ struct Places {
     free: Vec<u32>,
 }
 
-/// What was found when it was looked last.
+/// Small, since every connection has one.
 #[derive(Default)]
-struct Seen {
+struct State {
+    /// What was found when it was looked last.
     chain: Option<Arc<Chain>>,
-    gone: Option<Instant>,
+    /// Requests that are tasks of their own, once there was one.
+    requests: Option<Box<Places>>,
+}
+
+/// What became of the connection's service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Service {
+    /// It is there, or gone, as it was before.
+    AsBefore,
+    /// It is gone now.
+    Gone,
+    /// It is back.
+    Back,
 }
 
 // === impl Changes ===
 
 impl Changes {
-    /// Looks at what the configuration says of the connection now, and tells what is open on it. Returns since when the service is
-    /// gone, if it was there until now.
-    pub(super) fn look(&self, inner: &Inner, snapshot: &Snapshot) -> Option<Instant> {
+    /// Looks at what the configuration says of the connection now, and tells what is open on it.
+    pub(super) fn look(&self, inner: &Inner, snapshot: &Snapshot) -> Service {
         let serves = snapshot.serves(&inner.facts());
-        let mut seen = self.seen.lock();
+        let gone = matches!(serves, Serves::Nobody(Unserved::NoService));
         match serves {
             Serves::Http(chain) | Serves::Tcp(chain) => {
-                seen.gone = None;
-                if seen.chain.as_ref().is_some_and(|known| Arc::ptr_eq(known, &chain)) {
-                    return None;
+                let mut state = self.state.lock();
+                if !state.chain.as_ref().is_some_and(|known| Arc::ptr_eq(known, &chain)) {
+                    state.chain = Some(chain);
+                    drop(state);
+                    self.version.store(snapshot.version, Ordering::Release);
+                    self.wake();
                 }
-                seen.chain = Some(chain);
-                drop(seen);
-                self.version.store(snapshot.version, Ordering::Release);
-                self.wake();
-                None
             }
-            Serves::Nobody(Unserved::NoService) => {
-                // The old chain comes back as another.
-                seen.chain = None;
-                if seen.gone.is_some() {
-                    return None;
-                }
-                seen.gone = Some(clock::now());
-                seen.gone
-            }
+            // The old chain comes back as another.
+            Serves::Nobody(Unserved::NoService) => self.state.lock().chain = None,
             // It speaks another protocol now, or cannot be applied: nobody has denied anything.
-            Serves::Detect | Serves::Nobody(_) => {
-                seen.gone = None;
-                None
-            }
+            Serves::Detect | Serves::Nobody(_) => {}
+        }
+        match (self.gone.swap(gone, Ordering::AcqRel), gone) {
+            (false, true) => Service::Gone,
+            (true, false) => Service::Back,
+            _ => Service::AsBefore,
         }
     }
 
-    /// Ends the connection, if its service has been gone since then.
-    pub(super) fn end(&self, inner: &Inner, since: Instant) {
-        if self.seen.lock().gone != Some(since) {
-            return;
-        }
+    /// Ends the connection, whose service has been gone for too long.
+    pub(super) fn end(&self, inner: &Inner) {
         if inner.is_busy() {
             tracing::info!(
                 authority = %inner.connection.authority,
@@ -122,7 +123,8 @@ impl Changes {
 
     /// Wakes this task at a change; for requests that are tasks of their own.
     pub(super) fn wait(&self, place: &Place, cx: &Context<'_>) {
-        let mut places = self.requests.lock();
+        let mut state = self.state.lock();
+        let places = state.requests.get_or_insert_default();
         let number = match place.0.load(Ordering::Relaxed) {
             0 => {
                 let number = places.take();
@@ -144,15 +146,19 @@ impl Changes {
         if number == 0 {
             return;
         }
-        let mut places = self.requests.lock();
+        let mut state = self.state.lock();
+        let Some(places) = &mut state.requests else { return };
         let waker = places.at(number).and_then(Option::take);
         places.free.push(number);
-        drop((places, waker));
+        drop((state, waker));
     }
 
     fn wake(&self) {
         self.connection.wake();
-        let waiting: Vec<_> = self.requests.lock().wakers.iter_mut().filter_map(Option::take).collect();
+        let waiting: Vec<_> = match &mut self.state.lock().requests {
+            Some(places) => places.wakers.iter_mut().filter_map(Option::take).collect(),
+            None => return,
+        };
         waiting.into_iter().for_each(Waker::wake);
     }
 }
@@ -202,7 +208,7 @@ mod tests {
         changes.leave(&first);
         wait(&third, &stayed);
         assert_eq!(
-            changes.requests.lock().wakers.len(),
+            changes.state.lock().requests.as_ref().unwrap().wakers.len(),
             2,
             "the first one's place went to the third"
         );
@@ -211,6 +217,6 @@ mod tests {
         for place in [&first, &second, &third, &second] {
             changes.leave(place);
         }
-        assert_eq!(changes.requests.lock().free.len(), 2);
+        assert_eq!(changes.state.lock().requests.as_ref().unwrap().free.len(), 2);
     }
 }
