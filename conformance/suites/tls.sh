@@ -13,7 +13,7 @@ authority() {
 	mkdir -p "$1/issued"
 	touch "$1/index.txt"
 	echo 1000 >"$1/serial"
-	echo 1 >"$1/crlnumber"
+	echo 01 >"$1/crlnumber"
 	cat >"$1/ca.cnf" <<-TEXT
 		[ca]
 		default_ca = here
