@@ -207,9 +207,11 @@ mod tests {
     use super::*;
     use crate::upstream::{Health, Locality};
 
-    /// Endpoints by number and weight, in groups by priority and zone.
-    fn assignment(groups: &[(usize, u8, Vec<(u8, u32)>)]) -> Assignment {
-        let group = |(priority, zone, endpoints): &(usize, u8, Vec<(u8, u32)>)| Group {
+    /// Priority, zone, and endpoints by number and weight.
+    type Told = (usize, u8, Vec<(u8, u32)>);
+
+    fn assignment(groups: &[Told]) -> Assignment {
+        let group = |(priority, zone, endpoints): &Told| Group {
             priority: *priority,
             locality: Arc::new(Locality {
                 zone: zone.to_string().into(),
@@ -253,7 +255,7 @@ mod tests {
         lists.iter().map(|list| list.iter().map(tell).collect()).collect()
     }
 
-    fn groups() -> impl Strategy<Value = Vec<(usize, u8, Vec<(u8, u32)>)>> {
+    fn groups() -> impl Strategy<Value = Vec<Told>> {
         let endpoints = prop::collection::vec((0..12_u8, 1..3_u32), 0..10);
         prop::collection::vec((0..2_usize, 0..2_u8, endpoints), 0..4)
     }

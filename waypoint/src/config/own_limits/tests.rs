@@ -151,8 +151,8 @@ fn a_limit_of_one_route_counts_there_alone() {
     let ChainKind::Http(http) = &chain.kind else {
         panic!("it is HTTP")
     };
-    let names = http.routes.hosts()[0].routes.iter().filter_map(|route| route.name.clone());
-    let name = names.last().unwrap();
+    let mut names = http.routes.hosts()[0].routes.iter().filter_map(|route| route.name.clone());
+    let name = names.next_back().unwrap();
     let object = format!("[{{route: '{name}', local: {{requests: 5, per: 1s}}}}]");
     bench.compiler.limit(Some(&object)).unwrap();
     assert_eq!(bench.own(WEB).len(), 1);
