@@ -8,6 +8,7 @@
 
 mod certs;
 mod client;
+mod delivered;
 mod destination;
 mod envoy;
 mod load;

@@ -22,7 +22,7 @@ use crate::destination::{Destination, ECHO};
 use crate::load::{Entry, one_cold};
 use crate::mesh::{self, TCP_AUTHORITY};
 use crate::proxy::Process;
-use crate::{envoy, report};
+use crate::{delivered, envoy, report};
 
 /// How long a proxy may take from its start to the first answer.
 const READY_DEADLINE: Duration = Duration::from_secs(30);
@@ -138,8 +138,7 @@ impl Rig {
 
     async fn cairn(&self) -> Result<Proxy> {
         let listen = free_port().await?;
-        let config = self.folder.join("config_dump.json");
-        write_json(&config, &self.dump)?;
+        let config = delivered::write(&self.dump, &self.folder)?;
         let mut arguments: Vec<String> = [
             "run",
             "--config",
